@@ -1,0 +1,112 @@
+"""The server's configuration: one TOML file, every key with a default.
+
+`mta.core.settings` checks names and types; an unknown key or a value of the wrong type is one line
+that names file, key and value (exit status 2).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mta.core.concurrency import ConcurrencySettings
+from mta.core.limits import Limits
+from mta.core.retry import RetrySettings
+
+
+@dataclass(slots=True)
+class SmtpConfig:
+    """The door."""
+
+    listen: str = "127.0.0.1:2525"
+    """Address and port to accept SMTP on."""
+    relay_networks: list[str] = field(default_factory=lambda: ["127.0.0.0/8", "::1/128"])
+    """Networks whose clients may send to any domain; others get 550 5.7.1."""
+
+
+@dataclass(slots=True)
+class RelayConfig:
+    """The relaying agent."""
+
+    port: int = 25
+    """Port of remote hosts; a test-bed's world listens on an unprivileged one."""
+    allow: Literal["loopback", "any"] = "loopback"
+    """Which addresses may be connected to. `loopback` cannot leak mail."""
+    smart_host: str = ""
+    """Host name or address that takes everything; empty to follow MX records."""
+
+
+@dataclass(slots=True)
+class DnsConfig:
+    """The resolver."""
+
+    nameserver: str = ""
+    """``address:port``; empty to use the system's."""
+    timeout_s: float = 5.0
+    """Longest wait for one query."""
+    lifetime_s: float = 15.0
+    """Longest wait for one look-up with its retries."""
+    cache_max: int = 10_000
+    """Domains kept."""
+    ttl_min_s: float = 5.0
+    """An answer is kept at least so long."""
+    ttl_max_s: float = 86_400.0
+    """An answer is kept at most so long."""
+    negative_ttl_s: float = 60.0
+    """A failure is kept so long."""
+    cname_max: int = 8
+    """Aliases followed in one look-up. Ours; see also limits.mta.max_mx and max_addresses."""
+
+
+@dataclass(slots=True)
+class QueueConfig:
+    """The durable queue."""
+
+    directory: Path = Path("var/queue")
+    """Made if it is missing, mode 0700; locked while the server runs."""
+
+
+@dataclass(slots=True)
+class ControlConfig:
+    """What the operator talks to."""
+
+    socket: Path = Path("var/control.sock")
+    """Unix socket of `mtactl`, mode 0600."""
+    metrics: str = ""
+    """``address:port`` of /metrics for Prometheus; empty for none."""
+
+
+@dataclass(slots=True)
+class LogConfig:
+    """Where to write what."""
+
+    file: Path | None = None
+    """Log file; standard error if absent."""
+    verbose: bool = False
+    """Log debug lines too (`mtactl log verbose`)."""
+    trace: list[str] = field(default_factory=list)
+    """Subsystems traced from the start (`mtactl trace`)."""
+    stimuli: Path | None = None
+    """JSON Lines file of every stimulus, for calibration and replay; none if absent."""
+
+
+@dataclass(slots=True)
+class Config:
+    """Everything that `mta serve` can be told."""
+
+    hostname: str = "localhost.localdomain"
+    """Name in the greeting, in Received and in bounces."""
+    envelope: Literal["whole", "full", "slim", "packed"] = "slim"
+    """How envelopes are kept in memory."""
+    seed: int = 0
+    """Seed of all random choices (MX order, jitter); 0 draws one and logs it."""
+    drain_s: float = 30.0
+    """How long SIGTERM waits for transactions to end."""
+    smtp: SmtpConfig = field(default_factory=SmtpConfig)
+    relay: RelayConfig = field(default_factory=RelayConfig)
+    dns: DnsConfig = field(default_factory=DnsConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
+    limits: Limits = field(default_factory=Limits)

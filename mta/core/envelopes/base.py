@@ -1,0 +1,259 @@
+"""What an envelope is at the door, and what the core asks of whoever keeps it in memory.
+
+An accepted message arrives as one `Transaction` and its `Recipient`s. How much of that stays in
+memory, and in which shape, is the business of an `EnvelopeStore`: the scheduler and the relays hold
+opaque handles, and no other part of the server knows which representation is on.
+
+A handle is in exactly one place at a time: in the agenda (pending), in one `EnvelopeList` (scheduled
+or held), or in none (in flight). Times are seconds since the epoch; instants that a store keeps are
+multiples of `TICK`, so that all representations agree to the last bit.
+"""
+
+import enum
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+
+from mta.core.ids import EvpId, MsgId, SessionId
+
+TICK = 1 / 64
+"""Grain of every instant that a store keeps, in seconds; a power of two, so floats hold it exactly."""
+
+Handle: TypeAlias = Any
+"""An envelope in a store: an object in one representation, a row number in another. Opaque."""
+
+
+def to_tick(instant: float) -> float:
+    """Return the first multiple of `TICK` that is not before ``instant``."""
+    return math.ceil(instant * 64) / 64
+
+
+class EnvelopeState(enum.IntEnum):
+    """Where an envelope stands. Words of OpenSMTPD, scheduler_ramqueue.c."""
+
+    PENDING = 0
+    """Waits for its next try."""
+    SCHEDULED = 1
+    """Due, waits for a slot."""
+    IN_FLIGHT = 2
+    """Handed to its relay; the outcome is unknown."""
+    HELD = 3
+    """Parked because its relay is at high water."""
+
+
+class Flag(enum.IntFlag):
+    """Bits that every representation keeps for each envelope."""
+
+    NONE = 0
+    SUSPENDED = 1
+    """Parked by the operator (`mtactl pause envelope`)."""
+    NO_BOUNCE = 2
+    """The null sender, or NOTIFY=NEVER: nobody may be told of a failure (RFC 5321 4.5.5, RFC 3461)."""
+
+
+class Transaction(NamedTuple):
+    """What the recipients of one message have in common, as the door learnt it."""
+
+    sender: str
+    """Reverse-path; empty for ``<>``."""
+    size: int
+    """Bytes of header and body as accepted, line ends counted as CRLF."""
+    session: SessionId = SessionId(0)
+    helo: str = ""
+    peer_address: str = ""
+    peer_name: str = ""
+    tls: str = ""
+    """Protocol and cipher, or empty."""
+    auth_user: str = ""
+    smtputf8: bool = False
+    """The client asked for SMTPUTF8 (RFC 6531)."""
+    body_type: str = ""
+    """``8BITMIME``, ``7BIT`` or empty, as the client said (RFC 6152)."""
+    ret: str = ""
+    """RET of RFC 3461: ``FULL``, ``HDRS`` or empty."""
+    envid: str = ""
+    """ENVID of RFC 3461."""
+    declared_size: int = 0
+    """What the client said with SIZE= (RFC 1870); 0 if it did not."""
+    esmtp: bool = True
+    """The client said EHLO."""
+
+
+class Recipient(NamedTuple):
+    """One recipient, as the door learnt it."""
+
+    address: str
+    """Forward-path, ``local@domain``."""
+    domain: str
+    """The relay's key: the part after @, lower case, A-labels."""
+    notify: str = ""
+    """NOTIFY of RFC 3461, or empty."""
+    orcpt: str = ""
+    """ORCPT of RFC 3461, or empty."""
+
+
+class MtaEnvelope(NamedTuple):
+    """All that the relaying agent needs to try one envelope; OpenSMTPD's ``struct mta_envelope``."""
+
+    sender: str
+    """Shared by all recipients of a message."""
+    rcpt: str
+    created_at: float
+    size: int
+    options: tuple[str, ...] = ()
+    """ESMTP and DSN parameters as ``KEY=value``, in order; empty for plain mail.
+    Parameters of MAIL have no prefix; those of RCPT begin with ``RCPT:``."""
+
+
+def mta_envelope(
+    transaction: Transaction, recipient: Recipient, *, created_at: float
+) -> MtaEnvelope:
+    """Return what the relaying agent needs of an accepted envelope."""
+    options: list[str] = []
+    if transaction.body_type == "8BITMIME":
+        options.append("BODY=8BITMIME")
+    if transaction.smtputf8:
+        options.append("SMTPUTF8")
+    if transaction.ret:
+        options.append(f"RET={transaction.ret}")
+    if transaction.envid:
+        options.append(f"ENVID={transaction.envid}")
+    if recipient.notify:
+        options.append(f"RCPT:NOTIFY={recipient.notify}")
+    if recipient.orcpt:
+        options.append(f"RCPT:ORCPT={recipient.orcpt}")
+    return MtaEnvelope(
+        transaction.sender, recipient.address, created_at, transaction.size, tuple(options)
+    )
+
+
+class EnvelopeList(Protocol):
+    """A first-in first-out list of handles, linked through the store; every operation is O(1)."""
+
+    def append(self, handle: Handle) -> None:
+        """Put a handle that is nowhere at the end; its state becomes that of the list."""
+        ...
+
+    def popleft(self) -> Handle | None:
+        """Take the oldest handle out, or return None; its state becomes IN_FLIGHT."""
+        ...
+
+    def remove(self, handle: Handle) -> None:
+        """Take one handle out, wherever it is in this list; its state becomes IN_FLIGHT."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Handle]:
+        """Iterate from the oldest; the list must not change meanwhile."""
+        ...
+
+
+class EnvelopeStore(Protocol):
+    """The envelopes that the queue knows, in one representation.
+
+    `add` and `discard` are the only ways in and out. All times are absolute seconds and multiples of
+    `TICK` (see `to_tick`).
+    """
+
+    name: ClassVar[str]
+    """What the configuration calls it."""
+    keeps_envelopes: ClassVar[bool]
+    """True if `mta_envelope_of` answers for every envelope: after a restart the queue must be read whole."""
+    keeps_bodies: ClassVar[bool]
+    """True if `body_of` answers for every message."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Handle]:
+        """Iterate over all handles, in no promised order; nothing may change meanwhile."""
+        ...
+
+    def add(
+        self,
+        evpid: EvpId,
+        recipient: Recipient,
+        transaction: Transaction,
+        *,
+        created_at: float,
+        expires_at: float,
+        attempts: int = 0,
+        flags: int = 0,
+        body: bytes | None = None,
+    ) -> Handle:
+        """Keep a new envelope and return its handle: IN_FLIGHT until it is put somewhere."""
+        ...
+
+    def discard(self, handle: Handle) -> None:
+        """Forget an envelope that is in flight; its handle is dead from now on."""
+        ...
+
+    def find(self, evpid: EvpId) -> Handle | None:
+        """Return the handle of an envelope, or None if the store does not know it."""
+        ...
+
+    def of_message(self, msgid: MsgId) -> list[Handle]:
+        """Return the handles of a message's envelopes, in the order of their ids."""
+        ...
+
+    def evpid_of(self, handle: Handle) -> EvpId: ...
+
+    def domain_of(self, handle: Handle) -> str: ...
+
+    def state_of(self, handle: Handle) -> EnvelopeState: ...
+
+    def created_at_of(self, handle: Handle) -> float: ...
+
+    def expires_at_of(self, handle: Handle) -> float: ...
+
+    def attempts_of(self, handle: Handle) -> int: ...
+
+    def flags_of(self, handle: Handle) -> int: ...
+
+    def set_flags(self, handle: Handle, flags: int) -> None: ...
+
+    def due_at_of(self, handle: Handle) -> float:
+        """Return when a PENDING envelope is next due; meaningless in other states."""
+        ...
+
+    def defer(self, handle: Handle, *, due_at: float, attempts: int) -> None:
+        """Put a handle that is in flight into the agenda: PENDING until ``due_at``.
+
+        What only the relaying agent needed may be dropped here.
+        """
+        ...
+
+    def pop_due(self, now: float) -> Handle | None:
+        """Take out the first envelope with ``due_at <= now``, or return None; it is IN_FLIGHT then.
+
+        The order is (due_at, evpid).
+        """
+        ...
+
+    def unschedule(self, handle: Handle) -> None:
+        """Take a PENDING envelope out of the agenda before it is due; it is IN_FLIGHT then."""
+        ...
+
+    def next_due(self) -> float | None:
+        """Return when `pop_due` is next worth a call; never later than the first due envelope."""
+        ...
+
+    def new_list(self, state: EnvelopeState) -> EnvelopeList:
+        """Return an empty list whose members are in ``state`` (SCHEDULED or HELD)."""
+        ...
+
+    def note(self, handle: Handle, status: str) -> None:
+        """Remember the last reply, if this representation has a place for it."""
+        ...
+
+    def mta_envelope_of(self, handle: Handle) -> MtaEnvelope | None:
+        """Return what the relaying agent needs, or None if it has to be read from the queue."""
+        ...
+
+    def body_of(self, msgid: MsgId) -> bytes | None:
+        """Return the message's bytes, or None if they have to be read from the queue."""
+        ...
+
+    def validate(self) -> None:
+        """Assert that every link, index and count is consistent. O(n); for tests."""
+        ...

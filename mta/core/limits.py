@@ -1,0 +1,152 @@
+"""Every cap and every gap: name, default, unit and where the default comes from.
+
+The names are OpenSMTPD's (smtpd.conf, limit.c, config.c) where it has the limit. Caps count things;
+gaps are seconds. A cap of 0 is not "unlimited": there is no unlimited.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class SmtpLimits:
+    """What one client, and all clients together, may do at the door."""
+
+    max_conn: int = 1000
+    """Open inbound connections. OpenSMTPD: half of the descriptors; Postfix: 100 processes."""
+    max_conn_per_client: int = 500
+    """Open inbound connections from one address. Postfix: 50, loopback exempt; here loopback is all there is."""
+    max_mails: int = 10_000
+    """Messages per inbound connection. OpenSMTPD: 100; ten thousand so that kept connections measure the queue."""
+    max_rcpt: int = 1000
+    """Recipients per message. OpenSMTPD ``smtp limit max-rcpt``, Postfix ``smtpd_recipient_limit``."""
+    max_message_size: int = 35 * 1024 * 1024
+    """Bytes of header and body. OpenSMTPD ``smtp max-message-size``."""
+    max_line: int = 2048
+    """Bytes of a command line; OpenSMTPD's LINE_MAX; RFC 5321 4.5.3.1.4 asks for 512."""
+    max_text_line: int = 65_536
+    """Bytes of a line of the message. OpenSMTPD: 65,535; RFC 5321 4.5.3.1.6 lets clients use 1,000."""
+    max_errors: int = 20
+    """Rejected commands per connection. Postfix ``smtpd_hard_error_limit``."""
+    max_junk: int = 100
+    """NOOP, RSET, VRFY and EHLO per connection between messages. Postfix ``smtpd_junk_command_limit``."""
+    max_hops: int = 100
+    """Received headers. RFC 5321 6.3; OpenSMTPD MAX_HOPS_COUNT."""
+    timeout_s: float = 300.0
+    """Idle time before an inbound connection is closed. RFC 5321 4.5.3.2.7, OpenSMTPD, Postfix."""
+    max_session_s: float = 3600.0
+    """Lifetime of an inbound connection, whatever it does; stops a client that says NOOP for ever."""
+    max_bytes_in_memory: int = 256 * 1024 * 1024
+    """Bytes of all messages that are being received and are not durable yet; over it 452 4.3.1."""
+
+
+@dataclass(slots=True)
+class MtaLimits:
+    """What the relaying agent may do. Names and caps: OpenSMTPD limit.c."""
+
+    max_conn_per_host: int = 10
+    """Open connections to one address."""
+    max_conn_per_route: int = 5
+    """Open connections between one source and one address."""
+    max_conn_per_source: int = 100
+    """Open connections from one local address."""
+    max_conn_per_connector: int = 20
+    """Open connections of one (source, relay)."""
+    max_conn_per_relay: int = 100
+    """Open connections of one relay."""
+    max_conn_per_domain: int = 100
+    """Open connections to one destination domain."""
+    max_conn: int = 500
+    """Open outbound connections in all. Ours: OpenSMTPD bounds this by descriptors only."""
+    conn_delay_host_s: float = 0.0
+    """Least gap between two connects to one host."""
+    conn_delay_route_s: float = 0.0
+    """Least gap between two connects on one route. OpenSMTPD: 5 s, which holds a single
+    destination at 16 messages/s on loopback; here the window of the concurrency policy ramps up."""
+    conn_delay_source_s: float = 0.0
+    """Least gap between two connects from one source."""
+    conn_delay_connector_s: float = 0.0
+    """Least gap between two connects of one connector."""
+    conn_delay_relay_s: float = 0.0
+    """Least gap between two connects of one relay. OpenSMTPD: 2 s; see ``conn_delay_route_s``."""
+    conn_delay_domain_s: float = 0.0
+    """Least gap between two connects to one domain."""
+    reconn_delay_route_s: float = 0.0
+    """Least gap between a disconnect and the next connect on a route. OpenSMTPD: 3 s."""
+    route_delay_base_s: float = 15.0
+    """A route that failed rests for base * penalty**2 seconds. OpenSMTPD DELAY_ROUTE_BASE."""
+    route_delay_max_s: float = 3600.0
+    """Longest rest of a route. OpenSMTPD DELAY_ROUTE_MAX."""
+    session_mail_max: int = 100
+    """Messages per outbound connection."""
+    session_keepalive_s: float = 10.0
+    """How long an idle outbound connection is kept."""
+    session_timeout_s: float = 300.0
+    """Longest wait for one reply. OpenSMTPD; RFC 5321 4.5.3.2 has 2 to 10 minutes."""
+    connect_timeout_s: float = 30.0
+    """Longest wait for TCP. Postfix ``smtp_connect_timeout``."""
+    max_failures_per_session: int = 25
+    """Consecutive rejected recipients before the connection is given up."""
+    task_high_water: int = 50
+    """Waiting transactions of a relay at which further envelopes are held."""
+    task_low_water: int = 30
+    """Waiting transactions at which held envelopes are asked back."""
+    task_release: int = 10
+    """Held envelopes that are asked back at once."""
+    max_rcpt_per_task: int = 100
+    """Recipients per transaction. RFC 5321 4.5.3.1.8: any server takes 100."""
+    max_deferred: int = 100
+    """Envelopes remembered per relay and tried at once when it works again. OpenSMTPD ``mta max-deferred``."""
+    max_mx: int = 20
+    """Mail exchangers considered per domain. Ours; Postfix tries 5 addresses."""
+    max_addresses: int = 20
+    """Addresses considered per domain. Ours; Postfix ``smtp_mx_address_limit`` 5."""
+
+
+@dataclass(slots=True)
+class SchedulerLimits:
+    """What the scheduler may hand out. OpenSMTPD config.c, scheduler_ramqueue.c."""
+
+    max_inflight: int = 5000
+    """Envelopes in flight."""
+    max_schedule: int = 10
+    """Envelopes handed out per batch, so that a large due backlog does not stall the event loop."""
+    max_held: int = 1000
+    """Envelopes held per relay. HOLDQ_MAXSIZE; overflow goes back to pending."""
+    envelope_ttl_s: float = 4 * 86_400.0
+    """How long an envelope may stay. OpenSMTPD ``queue ttl``; RFC 5321 4.5.4.1 has 4 to 5 days."""
+    bounce_ttl_s: float = 7 * 86_400.0
+    """How long a bounce may stay. OpenSMTPD, bounce.c."""
+
+
+@dataclass(slots=True)
+class QueueLimits:
+    """What the durable queue may take."""
+
+    max_envelopes: int = 10_000_000
+    """Envelopes in the queue; over it 452 4.3.1."""
+    max_bytes: int = 64 * 1024 * 1024 * 1024
+    """Bytes of messages in the queue; over it 452 4.3.1."""
+    min_free_bytes: int = 64 * 1024 * 1024
+    """Free space that must remain on the queue's file system. Exim ``check_spool_space`` 10 MiB."""
+    min_free_ratio: float = 0.0
+    """The same as a share of the file system. OpenSMTPD: 0.05, on OpenBSD only."""
+    commit_batch_max: int = 256
+    """Submissions and removals per commit."""
+    max_waiting: int = 4096
+    """Submissions that wait for a commit; over it 452 4.3.1."""
+    body_file_bytes: int = 64 * 1024
+    """Messages from this size on go to a file of their own, not into the database."""
+    cache_envelopes: int = 1024
+    """Envelopes kept ready for their first attempt. OpenSMTPD's envelope cache (queue.c)."""
+    cache_bytes: int = 64 * 1024 * 1024
+    """Bytes of messages kept ready for their first attempt."""
+
+
+@dataclass(slots=True)
+class Limits:
+    """All limits of a server."""
+
+    smtp: SmtpLimits = field(default_factory=SmtpLimits)
+    mta: MtaLimits = field(default_factory=MtaLimits)
+    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
+    queue: QueueLimits = field(default_factory=QueueLimits)

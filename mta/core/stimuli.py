@@ -1,0 +1,170 @@
+"""What has happened: everything that the core is ever told, in the past tense.
+
+Stimuli are named tuples, because one is made for each step of each message and nothing makes an
+immutable record with fields more cheaply.
+"""
+
+import enum
+from typing import NamedTuple, TypeAlias
+
+from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.ids import EvpId, MsgId, SessionId
+from mta.core.reply import Outcome
+from mta.core.routing import Resolution
+
+
+class MessageSubmitted(NamedTuple):
+    """A message is durable in the queue; its recipients are numbered from 1 in this order."""
+
+    msgid: MsgId
+    transaction: Transaction
+    recipients: tuple[Recipient, ...]
+    body: bytes | None = None
+    """Header and body, if the representation wants them; else None."""
+
+
+class EnvelopeRestored(NamedTuple):
+    """An envelope was found in the durable queue after a start."""
+
+    evpid: EvpId
+    recipient: Recipient
+    """Only `domain` is needed unless the store keeps envelopes."""
+    transaction: Transaction
+    created_at: float
+    expires_at: float
+    attempts: int
+    due_at: float
+    flags: int = 0
+    body: bytes | None = None
+
+
+class TimeReached(NamedTuple):
+    """The instant that `next_wakeup` named has come."""
+
+
+class DomainResolved(NamedTuple):
+    """The answer to `ResolveDomain`."""
+
+    domain: str
+    resolution: Resolution
+
+
+class ConnectionReady(NamedTuple):
+    """A connection was opened, greeted, and its EHLO was accepted: it can take a transaction."""
+
+    session: SessionId
+
+
+class ConnectionFailed(NamedTuple):
+    """A connection did not become ready: refused, timed out, or a bad greeting."""
+
+    session: SessionId
+    reason: str
+    """For the log and the bounce: the reply, or the network error in words."""
+
+
+class Result(NamedTuple):
+    """What became of one envelope in a transaction."""
+
+    evpid: EvpId
+    outcome: Outcome
+    status: str
+    """The remote host's reply in one line."""
+
+
+class TransactionDone(NamedTuple):
+    """A transaction ended; every envelope of it has a result."""
+
+    session: SessionId
+    results: tuple[Result, ...]
+    usable: bool
+    """The connection can take another transaction."""
+
+
+class ConnectionClosed(NamedTuple):
+    """A connection that had been ready is gone.
+
+    If a transaction was running, its envelopes fail temporarily with this reason.
+    """
+
+    session: SessionId
+    reason: str
+
+
+class Agent(enum.Enum):
+    """What the operator can stop as a whole."""
+
+    MTA = "mta"
+
+
+class Selector(NamedTuple):
+    """Which envelopes the operator means: one, those of a message, or (both None) all."""
+
+    evpid: EvpId | None = None
+    msgid: MsgId | None = None
+
+
+class ScheduleRequested(NamedTuple):
+    """The operator wants envelopes tried now (`mtactl schedule`)."""
+
+    which: Selector
+
+
+class RemoveRequested(NamedTuple):
+    """The operator wants envelopes gone (`mtactl remove`)."""
+
+    which: Selector
+
+
+class SuspendRequested(NamedTuple):
+    """The operator wants envelopes left alone (`mtactl pause envelope`)."""
+
+    which: Selector
+
+
+class UnsuspendRequested(NamedTuple):
+    """The operator lets suspended envelopes go on (`mtactl resume envelope`)."""
+
+    which: Selector
+
+
+class AgentPaused(NamedTuple):
+    """The operator stopped an agent (`mtactl pause mta`)."""
+
+    agent: Agent = Agent.MTA
+
+
+class AgentResumed(NamedTuple):
+    """The operator started an agent again (`mtactl resume mta`)."""
+
+    agent: Agent = Agent.MTA
+
+
+class RouteEnabled(NamedTuple):
+    """The operator re-enabled a disabled route (`mtactl resume route`)."""
+
+    address: str
+
+
+class DrainRequested(NamedTuple):
+    """The server is about to stop: start nothing new, let what is in flight end."""
+
+
+Stimulus: TypeAlias = (
+    MessageSubmitted
+    | EnvelopeRestored
+    | TimeReached
+    | DomainResolved
+    | ConnectionReady
+    | ConnectionFailed
+    | TransactionDone
+    | ConnectionClosed
+    | ScheduleRequested
+    | RemoveRequested
+    | SuspendRequested
+    | UnsuspendRequested
+    | AgentPaused
+    | AgentResumed
+    | RouteEnabled
+    | DrainRequested
+)

@@ -1,0 +1,429 @@
+"""What an experiment is: a load, a small Internet, a server's settings. Data only.
+
+The bench, the load generator, the scripted world and the model read the same scenario, so that all
+of them mean the same experiment. Nothing here draws, waits or connects. Files are TOML; those that
+ship are in ``sim/scenarios`` and are known by name.
+"""
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from mta.core.settings import ConfigError, build
+
+SIZE_MIN: Final = 512
+"""Bytes of the smallest message: the headers that identify it must fit (`sim.workload`)."""
+
+SIZE_MAX: Final = 1024 * 1024 * 1024
+"""Bytes of the largest message; keeps a slip of the pen from filling memory."""
+
+MESSAGES_MAX: Final = 100_000_000
+"""Messages of a scenario; a schedule takes about 60 bytes each."""
+
+RECIPIENTS_MAX: Final = 100_000
+"""Recipients of a message: far more than any server takes, to see that it does not."""
+
+DESTINATIONS_MAX: Final = 200
+"""Destination i has the address block 127.0.(10 + i).0/24."""
+
+HOSTS_MAX: Final = 254
+"""Host j of a destination has the last octet 1 + j."""
+
+MX_PREFERENCE: Final = 10
+"""All hosts of a destination are equally preferred, so that they share its mail."""
+
+DOMAIN_MAX: Final = 48
+"""Characters of a destination's domain: no header line of a message gets longer than 78."""
+
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.(?:test|example)")
+"""Names that no resolver outside will ever answer for (RFC 2606)."""
+
+Problem: TypeAlias = tuple[str, object, str]
+"""(key, value, what is wrong), as `mta.core.settings` asks for it."""
+
+
+def _in_range(*checks: tuple[str, float, float, float]) -> Iterator[Problem]:
+    """Yield a problem for each (key, value, lowest, highest) that is outside; bounds belong to it."""
+    for key, value, low, high in checks:
+        if not low <= value <= high:
+            yield key, value, f"must be from {low} to {high}"
+
+
+def _domain_problems(key: str, domain: str) -> Iterator[Problem]:
+    if len(domain) > DOMAIN_MAX or not _DOMAIN.fullmatch(domain):
+        yield (
+            key,
+            domain,
+            f"must be a name under .test or .example, {DOMAIN_MAX} characters at most",
+        )
+
+
+@dataclass(slots=True)
+class Sizes:
+    """How large messages are. Results are rounded and clamped to ``min``..``max``."""
+
+    law: Literal["fixed", "histogram", "lognormal", "bounded-pareto"] = "histogram"
+    """``histogram`` is freebsd-net 2002, median 4.2 KiB, mean 53 kB; see `sim.distributions`."""
+    bytes: int = 4096
+    """Size of all messages, for ``fixed``."""
+    median: float = 4096.0
+    """Bytes, for ``lognormal``."""
+    sigma: float = 1.0
+    """Standard deviation of the natural logarithm, for ``lognormal``."""
+    alpha: float = 0.6
+    """Tail index, for ``bounded-pareto``; 0.6 fits freebsd-net from 2 KiB to 1 MiB."""
+    min: int = SIZE_MIN
+    """Smallest size in bytes; the lower bound of ``bounded-pareto``."""
+    max: int = 2 * 1024 * 1024
+    """Largest size in bytes; the upper bound of ``bounded-pareto``."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what has the right type and makes no sense; see `mta.core.settings`."""
+        yield from _in_range(
+            ("bytes", self.bytes, SIZE_MIN, SIZE_MAX),
+            ("min", self.min, SIZE_MIN, SIZE_MAX),
+            ("max", self.max, SIZE_MIN, SIZE_MAX),
+            ("median", self.median, 1, SIZE_MAX),
+            ("sigma", self.sigma, 0, 10),
+            ("alpha", self.alpha, 0.01, 100),
+        )
+        if self.min >= self.max:
+            yield "max", self.max, f"must be above min, which is {self.min}"
+
+
+@dataclass(slots=True)
+class Recipients:
+    """How many recipients a message has, and who they are."""
+
+    law: Literal["fixed", "zipf"] = "zipf"
+    count: int = 1
+    """Recipients of every message, for ``fixed``."""
+    s: float = 2.6
+    """Exponent of ``zipf``: P(k) is proportional to k**-s. 2.6 up to 100 has the mean 1.67 that
+    gimeno.co.uk measured (1.66 over 27 weeks and 10 million mails)."""
+    max: int = 100
+    """Most recipients of a message, for ``zipf``."""
+    mailboxes: int = 100_000
+    """Different mailboxes per domain; a triplet of greylisting comes again sooner if there are few."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what has the right type and makes no sense; see `mta.core.settings`."""
+        yield from _in_range(
+            ("count", self.count, 1, RECIPIENTS_MAX),
+            ("s", self.s, 0, 100),
+            ("max", self.max, 1, RECIPIENTS_MAX),
+            ("mailboxes", self.mailboxes, 1, 1_000_000_000),
+        )
+        most = self.count if self.law == "fixed" else self.max
+        if most > self.mailboxes:
+            yield (
+                "mailboxes",
+                self.mailboxes,
+                f"must be {most} or more: a message's recipients differ",
+            )
+
+
+@dataclass(slots=True)
+class Load:
+    """What is sent, when, and over how many connections."""
+
+    messages: int = 1000
+    """Messages in all."""
+    rate: float = 100.0
+    """Messages per second, whatever the server does (open loop)."""
+    arrivals: Literal["poisson", "constant"] = "poisson"
+    """``constant`` spaces messages evenly."""
+    sessions: int = 20
+    """Connections at a time at most."""
+    keep: bool = False
+    """True sends message after message over kept connections; False makes one for each message."""
+    warm_up_s: float = 0.0
+    """Seconds at the start that statistics leave out. Fill-and-drain experiments leave out nothing."""
+    senders: int = 1000
+    """Different senders."""
+    sender_domain: str = ""
+    """Where bounces go; empty for the domain of the first destination."""
+    sizes: Sizes = field(default_factory=Sizes)
+    recipients: Recipients = field(default_factory=Recipients)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what has the right type and makes no sense; see `mta.core.settings`."""
+        yield from _in_range(
+            ("messages", self.messages, 1, MESSAGES_MAX),
+            ("rate", self.rate, 0.001, 1_000_000),
+            ("sessions", self.sessions, 1, 10_000),
+            ("warm_up_s", self.warm_up_s, 0, 1_000_000),
+            ("senders", self.senders, 1, 1_000_000),
+        )
+        if self.sender_domain:
+            yield from _domain_problems("sender_domain", self.sender_domain)
+
+
+@dataclass(slots=True)
+class Destination:
+    """Domains that share a group of hosts, and how those behave."""
+
+    name: str
+    domain: str
+    """Under ``.test`` or ``.example``."""
+    domains: int = 1
+    """1: ``domain`` itself. More: ``d1.domain`` and so on, all with the same MX hosts."""
+    skew: float = 0.0
+    """Popularity of the domains: the k-th has a share proportional to k**-skew; 0 for all alike."""
+    share: float = 1.0
+    """Part of the recipients, as a weight among all destinations."""
+    hosts: int = 1
+    """MX hosts, all with the same preference."""
+    behaviours: list[dict[str, Any]] = field(default_factory=list)
+    """Each a ``kind`` with its parameters, for `sim.remote`; none for a host that accepts at once."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what has the right type and makes no sense; see `mta.core.settings`."""
+        if not self.name:
+            yield "name", self.name, "must not be empty"
+        yield from _domain_problems("domain", self.domain)
+        yield from _in_range(
+            ("domains", self.domains, 1, 1_000_000),
+            ("skew", self.skew, 0, 10),
+            ("share", self.share, 0, 1_000_000),
+            ("hosts", self.hosts, 1, HOSTS_MAX),
+        )
+        for n, behaviour in enumerate(self.behaviours):
+            if not isinstance(behaviour.get("kind"), str):
+                yield f"behaviours.{n}", behaviour, "must have a kind"
+
+
+@dataclass(slots=True)
+class Scenario:
+    """One experiment."""
+
+    name: str
+    title: str = ""
+    question: str = ""
+    """What it asks."""
+    healthy: str = ""
+    """What a healthy server shows."""
+    seed: int = 1
+    """Root of all streams; see `sim.distributions.stream`."""
+    drain_s: float = 60.0
+    """Longest wait for the queue to become empty after the load."""
+    representations: list[Literal["whole", "full", "slim", "packed"]] = field(
+        default_factory=lambda: ["whole", "full", "slim", "packed"]
+    )
+    """Which envelopes the bench runs, one server process each."""
+    load: Load = field(default_factory=Load)
+    destinations: list[Destination] = field(default_factory=list)
+    server: dict[str, Any] = field(default_factory=dict)
+    """What the server is configured with beyond its defaults; the keys of its own file."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what has the right type and makes no sense; see `mta.core.settings`."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", self.name):
+            yield "name", self.name, "must be lower-case letters, digits and hyphens, 32 at most"
+        if self.seed < 0:
+            yield "seed", self.seed, "must not be negative"
+        if not self.drain_s > 0:
+            yield "drain_s", self.drain_s, "must be above 0"
+        if not self.representations:
+            yield "representations", [], "must name at least one"
+        if len(set(self.representations)) != len(self.representations):
+            yield "representations", self.representations, "names one twice"
+        if not 1 <= len(self.destinations) <= DESTINATIONS_MAX:
+            yield (
+                "destinations",
+                len(self.destinations),
+                f"must be from 1 to {DESTINATIONS_MAX} tables",
+            )
+        for i, each in enumerate(self.destinations):
+            before = self.destinations[:i]
+            if each.name in [other.name for other in before]:
+                yield f"destinations.{i}.name", each.name, "is the name of another destination"
+            if each.domain in [other.domain for other in before]:
+                yield f"destinations.{i}.domain", each.domain, "belongs to another destination"
+        if not any(each.share > 0 for each in self.destinations):
+            yield "destinations.0.share", 0.0, "must be above 0 for one destination at least"
+
+
+def available() -> list[str]:
+    """Return the names of the scenarios that ship, sorted."""
+    folder = resources.files("sim") / "scenarios"
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """Read a scenario by its name, or from a file.
+
+    A string with a slash or that ends in ``.toml`` is a path, anything else a name.
+
+    Args:
+        path_or_name: As ``backlog`` or ``my/own.toml``.
+        overrides: As ``load.rate=500`` or ``server.limits.mta.max_conn_per_host=2``.
+
+    Raises:
+        ConfigError: no such scenario, not readable, not TOML, or a key or value is wrong.
+    """
+    text = str(path_or_name)
+    if isinstance(path_or_name, Path) or "/" in text or text.endswith(".toml"):
+        source, content = text, _read(Path(path_or_name))
+    elif text in available():
+        source = f"{text}.toml"
+        content = (resources.files("sim") / "scenarios" / source).read_bytes()
+    else:
+        known = ", ".join(available())
+        raise ConfigError(
+            "scenario", value=text, problem=f"there is no such scenario; there are {known}"
+        )
+    return parse(content, source=source, overrides=overrides)
+
+
+def parse(content: bytes, *, source: str, overrides: Sequence[str] = ()) -> Scenario:
+    """Build a scenario from the bytes of a TOML file; ``source`` names it in errors.
+
+    Raises:
+        ConfigError: not TOML, or a key or value is wrong.
+    """
+    try:
+        data = tomllib.loads(content.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(source, problem=f"is not TOML: {problem}") from error
+    return build(Scenario, data, source=source, overrides=overrides)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), problem=f"can't be read: {error.strerror}") from error
+
+
+class HostAddress(NamedTuple):
+    """One MX host of the scripted Internet."""
+
+    destination: int
+    """Index into `Scenario.destinations`."""
+    host: str
+    """``mx0.domain`` and so on."""
+    address: str
+    """Of 127.0.0.0/8."""
+
+
+def addresses(scenario: Scenario) -> list[HostAddress]:
+    """Return all hosts: host j of destination i is ``mx<j>.<domain>`` at ``127.0.<10+i>.<1+j>``."""
+    return [
+        HostAddress(i, f"mx{j}.{destination.domain}", f"127.0.{10 + i}.{1 + j}")
+        for i, destination in enumerate(scenario.destinations)
+        for j in range(destination.hosts)
+    ]
+
+
+def domains_of(destination: Destination) -> list[str]:
+    """Return the mail domains of a destination, the most popular first."""
+    if destination.domains == 1:
+        return [destination.domain]
+    return [f"d{k}.{destination.domain}" for k in range(1, destination.domains + 1)]
+
+
+def sender_domain(scenario: Scenario) -> str:
+    """Return the domain of all senders, which is where bounces go."""
+    return scenario.load.sender_domain or domains_of(scenario.destinations[0])[0]
+
+
+class MxAnswer(NamedTuple):
+    """One mail exchanger of a domain."""
+
+    preference: int
+    host: str
+    address: str
+
+
+def mx_records(scenario: Scenario) -> dict[str, tuple[MxAnswer, ...]]:
+    """Return the mail exchangers of every domain, for a name server or a model of one.
+
+    Domains of one destination share the same tuple. A sender domain that is nobody's goes to the
+    first destination, so that bounces have somewhere to arrive.
+    """
+    hosts: dict[int, list[MxAnswer]] = {}
+    for each in addresses(scenario):
+        answer = MxAnswer(MX_PREFERENCE, each.host, each.address)
+        hosts.setdefault(each.destination, []).append(answer)
+    records: dict[str, tuple[MxAnswer, ...]] = {}
+    for i, destination in enumerate(scenario.destinations):
+        answers = tuple(hosts[i])
+        records.update(dict.fromkeys(domains_of(destination), answers))
+    records.setdefault(sender_domain(scenario), tuple(hosts[0]))
+    return records
+
+
+def destination_of(scenario: Scenario) -> dict[str, int]:
+    """Return the index of the destination that each address belongs to."""
+    return {each.address: each.destination for each in addresses(scenario)}
+
+
+def to_dict(scenario: Scenario) -> dict[str, Any]:
+    """Return the scenario as plain tables, lists and scalars: what its file would say in full."""
+    return dataclasses.asdict(scenario)
+
+
+def to_toml(scenario: Scenario) -> str:
+    """Return the text of a file that `load` reads back as an equal scenario; for run directories."""
+    return "\n".join(_table((), to_dict(scenario))).lstrip("\n") + "\n"
+
+
+def _table(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a table: scalars first, since a header ends the table before it."""
+    later: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        if isinstance(value, Mapping) or _is_tables(value):
+            later.append((key, value))
+        else:
+            yield f"{_key(key)} = {_inline(value)}"
+    for key, value in later:
+        inner = (*path, key)
+        name = ".".join(map(_key, inner))
+        if isinstance(value, Mapping):
+            yield from ("", f"[{name}]")
+            yield from _table(inner, value)
+        else:
+            for each in value:
+                yield from ("", f"[[{name}]]")
+                yield from _table(inner, each)
+
+
+def _is_tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _inline(key)
+
+
+def _inline(value: object) -> str:
+    """Return a value as TOML writes it on one line."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str():
+            return '"' + "".join(map(_character, value)) + '"'
+        case list() | tuple():
+            return "[" + ", ".join(map(_inline, value)) + "]"
+        case Mapping():
+            return "{ " + ", ".join(f"{_key(k)} = {_inline(v)}" for k, v in value.items()) + " }"
+        case _:
+            # What a scenario is built from came out of TOML or is a field above.
+            raise AssertionError(f"not a TOML value: {value!r}")
+
+
+def _character(c: str) -> str:
+    if c in '"\\':
+        return "\\" + c
+    return c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}"

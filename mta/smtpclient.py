@@ -1,0 +1,550 @@
+"""The client's half of SMTP, without sockets and without a clock.
+
+`ClientSession` is told what arrived and what time it is; it answers with events, with bytes to send
+and with the instant at which its patience ends. Its rule: a message is delivered only when the
+whole 2xx line that answers the final dot was read. Whatever a host says beside the protocol costs
+that host its connection, never anybody's mail: recipients without a verdict fail temporarily.
+
+Sources: RFC 5321 (SMTP), 2920 (PIPELINING), 1870 (SIZE), 6152 (8BITMIME), 6531 (SMTPUTF8), 3461
+(DSN); OpenSMTPD mta_session.c for what is local failure and for the words.
+"""
+
+import enum
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from mta.core.envelopes.base import MtaEnvelope
+from mta.core.reply import Outcome
+from mta.esmtp import Extensions, read_extensions
+from mta.smtpreply import ReplyReader, status_line
+
+CHUNK_BYTES = 256 * 1024
+"""Most that `ClientSession.data_to_send` gives at once."""
+
+CLOSED_BY_PEER = "Connection closed unexpectedly"
+"""OpenSMTPD mta_session.c, IO_DISCONNECTED."""
+TIMED_OUT = "Connection timeout"
+"""OpenSMTPD mta_session.c, IO_TIMEOUT."""
+TOO_MUCH_DATA = "Remote host sent too much data"
+TOO_MANY_ERRORS = "Too many consecutive errors, closing connection"
+LOOPS_BACK = "Mail loops back to myself"
+"""The peer says that it has our name: 5.4.6 in Postfix smtp_proto.c. It is the route that is wrong,
+not the recipient, so the connection fails and the mail waits."""
+
+_BARE_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+class Timeouts(NamedTuple):
+    """Longest waits, in seconds. The defaults are those of RFC 5321 4.5.3.2."""
+
+    banner: float = 300.0
+    hello: float = 300.0
+    mail: float = 300.0
+    rcpt: float = 300.0
+    data: float = 120.0
+    block: float = 180.0
+    """For the transport to take the next `CHUNK_BYTES` of the message."""
+    dot: float = 600.0
+    """Long, because giving up between the dot and its reply makes a duplicate (RFC 1047)."""
+    reset: float = 300.0
+    quit: float = 5.0
+    """Ours: by then nothing is at stake."""
+    transaction: float = 3600.0
+    """Ours: for one transaction, so that a host that answers each of 1,000 RCPT at the last moment
+    cannot keep a connection for days."""
+
+    @classmethod
+    def scaled(cls, timeout_s: float) -> "Timeouts":
+        """Return the RFC's waits in proportion to ``timeout_s``, which stands for its 5 minutes."""
+        assert timeout_s > 0, timeout_s
+        waits = cls()
+        factor = timeout_s / waits.mail
+        return cls(*(wait * factor for wait in waits))._replace(quit=min(waits.quit, timeout_s))
+
+
+class Ready(NamedTuple):
+    """Greeted and welcomed: a transaction can start."""
+
+    extensions: Extensions
+
+
+class Failed(NamedTuple):
+    """The session ended before it was ready. The last event."""
+
+    reason: str
+
+
+class TransactionResult(NamedTuple):
+    """A transaction ended."""
+
+    results: tuple[tuple[Outcome, str], ...]
+    """One verdict with its reply per envelope, in the order of `ClientSession.start`."""
+    usable: bool
+    """Another transaction can start. If not, `Closed` follows."""
+    ambiguous: bool = False
+    """The end came between the final dot and its reply: the host may have taken the message, and
+    the next try may make a duplicate."""
+
+
+class Closed(NamedTuple):
+    """A session that had been ready is over. The last event."""
+
+    reason: str
+    """``quit`` after a QUIT that was answered."""
+
+
+Event: TypeAlias = Ready | Failed | TransactionResult | Closed
+
+
+class State(enum.Enum):
+    """What the session waits for."""
+
+    BANNER = "banner"
+    EHLO = "ehlo"
+    HELO = "helo"
+    READY = "ready"
+    """Nothing: it is our turn."""
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    DOT = "dot"
+    LONE_DOT = "lone-dot"
+    """The end of a message that nobody gets (RFC 2920 3.1)."""
+    RSET = "rset"
+    QUIT = "quit"
+    CLOSED = "closed"
+
+
+_BEFORE_READY = frozenset((State.BANNER, State.EHLO, State.HELO))
+
+
+class ClientSession:
+    """One SMTP connection as its client sees it. Sans-I/O.
+
+    Call `receive`, `eof` or `lost`, and `timer` when things happen; act on the events that they
+    return; then send what `data_to_send` gives until it gives nothing, and call `timer` when
+    `deadline` has passed. `now` is any clock in seconds that does not go back.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_active",
+        "_at",
+        "_body",
+        "_body_at",
+        "_commands",
+        "_events",
+        "_failures",
+        "_hostname",
+        "_lines",
+        "_mail_refused",
+        "_max_failures",
+        "_out",
+        "_pipelining",
+        "_quit_asked",
+        "_reader",
+        "_results",
+        "_timeouts",
+        "_transaction_deadline",
+        "deadline",
+        "extensions",
+        "messages",
+        "state",
+    )
+
+    def __init__(
+        self,
+        hostname: str,
+        *,
+        now: float,
+        pipelining: bool = True,
+        timeouts: Timeouts | None = None,
+        max_failures: int = 25,
+    ) -> None:
+        """Begin to wait for the greeting.
+
+        Args:
+            hostname: our name, for EHLO.
+            now: the time.
+            pipelining: use PIPELINING if the peer offers it.
+            timeouts: longest waits; the RFC's if None.
+            max_failures: consecutive refused recipients after which the session is given up
+                (OpenSMTPD ``max-failures-per-session``).
+        """
+        self.state = State.BANNER
+        self.extensions = Extensions()
+        self.messages = 0
+        """Messages that the peer took."""
+        self._hostname = hostname
+        self._pipelining = pipelining
+        self._timeouts = timeouts or Timeouts()
+        self._max_failures = max_failures
+        self.deadline: float | None = now + self._timeouts.banner
+        """When `timer` is to be called; None while nothing is expected."""
+        self._reader = ReplyReader()
+        self._events: list[Event] = []
+        self._out = b""
+        self._body = b""
+        self._body_at = 0
+        self._lines: list[bytes] = []
+        self._failures = 0
+        self._quit_asked = False
+        self._results: list[tuple[Outcome, str] | None] = []
+        self._active: list[int] = []
+        self._accepted: list[int] = []
+        self._commands: list[str] = []
+        self._at = 0
+        self._mail_refused = False
+        self._transaction_deadline = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """The last event was returned."""
+        return self.state is State.CLOSED
+
+    # What the caller asks for.
+
+    def start(self, envelopes: Sequence[MtaEnvelope], body: bytes, now: float) -> list[Event]:
+        """Begin one transaction: one message for some recipients, who share sender and options.
+
+        What this peer cannot take is refused here, before MAIL; if nobody is left, the result is
+        returned at once. ``body`` is header and body with CRLF line ends, not dot-stuffed.
+        """
+        assert self.state is State.READY, self.state
+        assert envelopes, "a transaction has recipients"
+        self._events = []
+        first = envelopes[0]
+        extensions = self.extensions
+        refusal = extensions.refusal(first.sender, first.options, body)
+        self._results = [None] * len(envelopes)
+        self._active = []
+        self._commands = []
+        for number, envelope in enumerate(envelopes):
+            why_not = refusal or extensions.recipient_refusal(envelope.rcpt)
+            if why_not is None:
+                self._active.append(number)
+                self._commands.append(extensions.rcpt_command(envelope))
+            else:
+                self._results[number] = (Outcome.PERMFAIL, why_not)
+        if not self._active:
+            return [TransactionResult(self._verdicts(""), usable=True)]
+        self._accepted = []
+        self._at = 0
+        self._mail_refused = False
+        self._body = body
+        mail = extensions.mail_command(envelopes, len(body))
+        if extensions.pipelining and self._pipelining:
+            # RFC 2920: one round trip for the whole envelope. DATA has to be the last of the group.
+            self._out = f"{mail}{''.join(self._commands)}DATA\r\n".encode()
+            self._commands.clear()
+        else:
+            self._out = mail.encode()
+        self._transaction_deadline = now + self._timeouts.transaction
+        self._wait(State.MAIL, now + self._timeouts.mail)
+        return []
+
+    def quit(self, now: float) -> None:
+        """Say QUIT, after the transaction if one is running; `Closed` follows. Idempotent.
+
+        Before the session is ready, it becomes ready first.
+        """
+        if self.state is State.READY:
+            self._say_quit(now)
+        else:
+            self._quit_asked = True
+
+    def data_to_send(self, now: float) -> bytes:
+        """Return the next bytes for the peer, at most about `CHUNK_BYTES`, or none.
+
+        Call it again when the transport has room.
+        """
+        out = self._out
+        if out:
+            self._out = b""
+            return out
+        if self.state is not State.DOT or self._body_at >= len(self._body):
+            return b""
+        chunk = self._body[self._body_at : self._body_at + CHUNK_BYTES]
+        self._body_at += CHUNK_BYTES
+        if self._body_at >= len(self._body):
+            self._body = b""
+            self._body_at = 0
+            self._wait(State.DOT, now + self._timeouts.dot)
+        else:
+            self._wait(State.DOT, now + self._timeouts.block)
+        return chunk
+
+    # What happens.
+
+    def receive(self, data: bytes, now: float) -> list[Event]:
+        """Take bytes from the peer and return what they mean."""
+        if self.closed:
+            return []
+        events: list[Event] = []
+        self._events = events
+        reader = self._reader
+        reader.feed(data)
+        while (line := reader.next_line()) is not None:
+            if self._out and not self.closed:
+                # An answer to what we did not say yet. Nothing that follows can be matched.
+                self._break_off(TOO_MUCH_DATA)
+            if self.closed:
+                break
+            if self.state is State.EHLO:
+                self._lines.append(line)
+            if reader.error:
+                self._break_off(f"Bad response: {reader.error}")
+            elif reader.code:
+                self._answer(reader.code, now)
+        else:
+            if reader.error:
+                self._break_off(f"Bad response: {reader.error}")
+            elif self._out and reader.pending:
+                self._break_off(TOO_MUCH_DATA)
+        return events
+
+    def eof(self, now: float) -> list[Event]:
+        """The peer closed its side."""
+        return self.lost(CLOSED_BY_PEER, now)
+
+    def lost(self, reason: str, now: float) -> list[Event]:
+        """The connection is gone, or is about to be: return the last events."""
+        del now  # the same for every event
+        if self.closed:
+            return []
+        events: list[Event] = []
+        self._events = events
+        self._break_off(reason)
+        return events
+
+    def timer(self, now: float) -> list[Event]:
+        """Return the last events if the deadline has passed, else nothing."""
+        if self.deadline is None or now < self.deadline:
+            return []
+        return self.lost(TIMED_OUT, now)
+
+    # Replies.
+
+    def _answer(self, code: int, now: float) -> None:
+        """Act on one complete reply."""
+        state = self.state
+        if code == 421 and state is not State.QUIT:
+            # RFC 5321 3.8: it may come in answer to anything, and the channel closes after it.
+            self._break_off(self._status(), told=True)
+            return
+        match state:
+            case State.MAIL:
+                self._answer_mail(code, now)
+            case State.RCPT:
+                self._answer_rcpt(code, now)
+            case State.DATA:
+                self._answer_data(code, now)
+            case State.DOT:
+                self._answer_dot(code, now)
+            case State.LONE_DOT:
+                self._end_transaction(now, usable=code // 100 != 3)
+            case State.RSET:
+                self._end_transaction(now, usable=code // 100 == 2)
+            case State.BANNER | State.EHLO | State.HELO:
+                self._answer_hello(code, now)
+            case State.QUIT:
+                self._close("quit")
+            case _:
+                self._break_off(TOO_MUCH_DATA)
+
+    def _answer_hello(self, code: int, now: float) -> None:
+        accepted = code // 100 == 2
+        if self.state is State.BANNER and accepted:
+            self._lines.clear()
+            self._out = f"EHLO {self._hostname}\r\n".encode()
+            self._wait(State.EHLO, now + self._timeouts.hello)
+        elif self.state is State.EHLO and code // 100 == 5:
+            self._lines.clear()
+            self._out = f"HELO {self._hostname}\r\n".encode()
+            self._wait(State.HELO, now + self._timeouts.hello)
+        elif not accepted:
+            self._break_off(self._status())
+        else:
+            lines = [line[4:] for line in self._lines] or [self._reader.text]
+            self._lines = []
+            name = lines[0].split(maxsplit=1)[:1]
+            if name and name[0].lower() == self._hostname.lower().encode():
+                self._break_off(LOOPS_BACK)
+                return
+            self.extensions = read_extensions(lines[1:])
+            self._events.append(Ready(self.extensions))
+            self._become_ready(now)
+
+    def _answer_mail(self, code: int, now: float) -> None:
+        if code // 100 == 3:
+            self._break_off(self._status(), told=True)
+            return
+        if code // 100 != 2:
+            self._mail_refused = True
+            verdict = (_outcome(code), self._status())
+            for number in self._active:
+                self._results[number] = verdict
+            if not self._pipelined:
+                self._end_transaction(now, usable=True)
+                return
+        self._wait(State.RCPT, now + self._timeouts.rcpt)
+        if not self._pipelined:
+            self._out = self._commands[0].encode()
+
+    def _answer_rcpt(self, code: int, now: float) -> None:
+        first = code // 100
+        if first == 3:
+            self._break_off(self._status(), told=True)
+            return
+        number = self._active[self._at]
+        self._at += 1
+        if not self._mail_refused:
+            if first == 2:
+                self._failures = 0
+                self._accepted.append(number)
+            else:
+                self._failures += 1
+                self._results[number] = (_outcome(code), self._status())
+        left = self._at < len(self._active)
+        if self._pipelined:
+            if left:
+                self._wait(State.RCPT, now + self._timeouts.rcpt)
+            else:
+                self._wait(State.DATA, now + self._timeouts.data)
+        elif left and self._failures < self._max_failures:
+            self._out = self._commands[self._at].encode()
+            self._wait(State.RCPT, now + self._timeouts.rcpt)
+        else:
+            for number in self._active[self._at :]:
+                self._results[number] = (Outcome.TEMPFAIL, TOO_MANY_ERRORS)
+            if self._accepted:
+                self._out = b"DATA\r\n"
+                self._wait(State.DATA, now + self._timeouts.data)
+            else:
+                self._reset(now)
+
+    def _answer_data(self, code: int, now: float) -> None:
+        first = code // 100
+        if first == 3 and self._accepted:
+            self._body = end_of_data(self._body)
+            self._body_at = 0
+            self._wait(State.DOT, now + self._timeouts.block)
+        elif first == 3:
+            # The host wants a message that nobody gets: RFC 2920 3.1 says to send an empty one.
+            self._body = b""
+            self._out = b".\r\n"
+            self._wait(State.LONE_DOT, now + self._timeouts.dot)
+        elif first == 2:
+            # Does it wait for the message or not? Nobody can know; the next line would be a guess.
+            self._break_off(self._status(), told=True)
+        else:
+            verdict = (_outcome(code), self._status())
+            for number in self._accepted:
+                self._results[number] = verdict
+            self._reset(now)
+
+    def _answer_dot(self, code: int, now: float) -> None:
+        first = code // 100
+        if self._body and first in (2, 3):
+            # It cannot take responsibility for what it has not got yet.
+            self._break_off(TOO_MUCH_DATA)
+            return
+        verdict = (_outcome(code), self._status())
+        for number in self._accepted:
+            self._results[number] = verdict
+        if self._body or first == 3:
+            # Refused in the middle of the message: the rest would be read as commands.
+            self._break_off(verdict[1], told=True)
+            return
+        if first == 2:
+            self.messages += 1
+        self._end_transaction(now, usable=True)
+
+    # Transitions.
+
+    @property
+    def _pipelined(self) -> bool:
+        return not self._commands
+
+    def _wait(self, state: State, deadline: float) -> None:
+        self.state = state
+        if state not in _BEFORE_READY and deadline > self._transaction_deadline:
+            deadline = self._transaction_deadline
+        self.deadline = deadline
+
+    def _status(self) -> str:
+        return status_line(self._reader.code, self._reader.text)
+
+    def _reset(self, now: float) -> None:
+        """Clear the transaction that the host still has open, before the result is told."""
+        self._out = b"RSET\r\n"
+        self._wait(State.RSET, now + self._timeouts.reset)
+
+    def _say_quit(self, now: float) -> None:
+        self._out = b"QUIT\r\n"
+        self.state = State.QUIT
+        self.deadline = now + self._timeouts.quit
+
+    def _become_ready(self, now: float) -> None:
+        self.state = State.READY
+        self.deadline = None
+        if self._quit_asked:
+            self._say_quit(now)
+
+    def _end_transaction(self, now: float, *, usable: bool) -> None:
+        usable = usable and self._failures < self._max_failures and not self._quit_asked
+        self._events.append(TransactionResult(self._verdicts(""), usable))
+        self._body = b""
+        if not usable:
+            self._quit_asked = True
+        self._become_ready(now)
+
+    def _verdicts(self, reason: str) -> tuple[tuple[Outcome, str], ...]:
+        """Return what is known of each envelope; the others fail temporarily with ``reason``."""
+        unknown = (Outcome.TEMPFAIL, reason)
+        return tuple([result or unknown for result in self._results])
+
+    def _break_off(self, reason: str, *, told: bool = False) -> None:
+        """End the session now. ``told``: the host said so itself, so its verdict is known."""
+        state = self.state
+        if state in _BEFORE_READY:
+            self._events.append(Failed(reason))
+            self.state = State.CLOSED
+            self.deadline = None
+            self._out = b""
+            return
+        if state not in (State.READY, State.QUIT):
+            ambiguous = state is State.DOT and not self._body and not told
+            text = f"{reason} after the final dot" if ambiguous else reason
+            self._events.append(TransactionResult(self._verdicts(text), False, ambiguous))
+        self._close(reason)
+
+    def _close(self, reason: str) -> None:
+        self._events.append(Closed(reason))
+        self.state = State.CLOSED
+        self.deadline = None
+        self._out = self._body = b""
+
+
+def end_of_data(body: bytes) -> bytes:
+    """Return a message as it goes over the wire: dot-stuffed, with the final dot (RFC 5321 4.5.2).
+
+    A CR or LF that stands alone becomes CRLF: the queue should hold none, but one that went out
+    could end the message early for the next host (SMTP smuggling).
+    """
+    ends = body.count(b"\r\n")
+    if body.count(b"\n") != ends or body.count(b"\r") != ends:
+        body = _BARE_LINE_END.sub(b"\r\n", body)
+    if b"\r\n." in body:
+        body = body.replace(b"\r\n.", b"\r\n..")
+    if body.startswith(b"."):
+        body = b"." + body
+    return body + (b".\r\n" if body.endswith(b"\r\n") or not body else b"\r\n.\r\n")
+
+
+def _outcome(code: int) -> Outcome:
+    first = code // 100
+    if first == 2:
+        return Outcome.OK
+    return Outcome.PERMFAIL if first == 5 else Outcome.TEMPFAIL

@@ -1,0 +1,104 @@
+# Two commands to know: `make demo` and `make test`. Both set up .venv first, which needs the network
+# once; later runs compare what is asked for with what was installed, and work offline.
+
+PY := .venv/bin/python
+# Processes for the ordinary tests; `make test JOBS=1` when the machine is shared.
+JOBS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check unit system bench notebooks cover clean
+
+help:
+	@echo 'make demo       run the experiment: load, outage, recovery, memory, model, report'
+	@echo 'make test       everything that must hold: check, tests, tests with real processes'
+	@echo 'make check      format, lint, types, import contracts'
+	@echo 'make bench      measure: speed beside Postfix, memory per envelope, the model, the load'
+	@echo 'make notebooks  run every notebook'
+	@echo 'make cover      branch coverage; mta.core must have all of it'
+	@echo 'make setup      only install into .venv'
+
+# ---- set-up
+
+# The first of these that runs and is 3.11 to 3.13; a newer one if there is nothing else.
+PYTHONS := python3 python3.13 python3.12 python3.11 python3.14
+find-python = for minor in 13 99; do for python in $(PYTHON) $(PYTHONS); do \
+	"$$python" -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $$minor))" 2>/dev/null \
+	&& { echo "$$python"; exit 0; }; done; done; exit 1
+
+# What was asked for, as one line: dependencies, pins, place and Python. Settings of tools are not part.
+define wanted
+import hashlib, pathlib, sys, tomllib
+asked = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
+parts = asked["project"], asked["build-system"], asked["tool"]["setuptools"]
+pins = pathlib.Path("constraints.txt").read_text()
+print(hashlib.sha256(repr((parts, pins, str(pathlib.Path.cwd()), sys.version)).encode()).hexdigest())
+endef
+export wanted
+STAMP := .venv/mta-testbed.installed
+
+setup:
+	@if ! $(PY) -c '' 2>/dev/null; then \
+		if [ -e .venv ]; then echo 'setup: .venv has no working Python: remove it and try again' >&2; exit 2; fi; \
+		python=$$($(find-python)) || { \
+			echo 'setup: no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python3' >&2; exit 2; }; \
+		echo "setup: making .venv with $$($$python -V)"; \
+		"$$python" -m venv .venv || { rm -rf .venv; \
+			echo "setup: $$python cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 2; }; \
+	fi
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "setup: .venv has $$($(PY) -V), 3.11 or newer is needed: remove .venv and try again" >&2; exit 2; }
+	@want=$$($(PY) -c "$$wanted") || exit 2; \
+	if [ "$$want" != "$$(cat $(STAMP) 2>/dev/null)" ]; then \
+		echo 'setup: installing into .venv (once; a few minutes)'; \
+		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip -q || exit 2; \
+		$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks]' || { \
+			echo 'setup: pip failed, see above; it needs the package registry once' >&2; exit 2; }; \
+		echo "$$want" > $(STAMP); \
+	fi
+
+# ---- the experiment
+
+demo: setup
+	@.venv/bin/testbed run backlog
+
+# ---- what must hold
+
+check: setup
+	@echo '--- format, lint, types, import contracts'
+	@$(PY) -m ruff format --check --quiet . || { echo 'check: ruff format . would change these files' >&2; exit 1; }
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports --no-logo
+
+unit: setup
+	@echo '--- tests'
+	@$(PY) -m pytest -q -n $(JOBS) --dist loadfile
+
+system: setup
+	@echo '--- tests with real processes'
+	@$(PY) -m pytest -q -m system --timeout 300
+
+# One after the other, in this order, also under `make -j`.
+test: setup
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory system
+
+bench: setup
+	@$(PY) -m pytest -m benchmark -s -q --timeout 1800
+
+notebooks: setup
+	@echo '--- notebooks'
+	@$(PY) -m pytest -q --nbmake --nbmake-timeout 300 --timeout 600 notebooks
+
+cover: setup
+	@$(PY) -m coverage erase
+	@$(PY) -m coverage run -m pytest -q
+	@$(PY) -m coverage combine -q
+	@$(PY) -m coverage report
+	@echo '--- mta.core, which must have all of it'
+	@$(PY) -m coverage report --include 'mta/core/*' --fail-under 100
+
+clean:
+	@rm -rf build dist .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find mta sim testbed loadtests tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -96,6 +96,9 @@ class MtaLimits:
     """Recipients per transaction. RFC 5321 4.5.3.1.8: any server takes 100."""
     max_deferred: int = 100
     """Envelopes remembered per relay and tried at once when it works again. OpenSMTPD ``mta max-deferred``."""
+    max_relays: int = 20_000
+    """Destinations known at once, dead ones included. Postfix: qmgr_message_recipient_limit sizes its dead list.
+    Over it envelopes go back to pending."""
     max_mx: int = 20
     """Mail exchangers considered per domain. Ours; Postfix tries 5 addresses."""
     max_addresses: int = 20

@@ -1,0 +1,35 @@
+"""How envelopes are kept in memory: one interface, four representations.
+
+    base.py     the interface, and the values that cross it
+    objects.py  what the three object representations share
+    whole.py    envelope and body
+    full.py     every field of the envelope
+    slim.py     a scheduler's record, and the agent's part while it is in flight
+    packed.py   columns of machine integers
+"""
+
+from mta.core.envelopes.base import EnvelopeStore
+from mta.core.envelopes.full import FullStore
+from mta.core.envelopes.packed import PackedStore
+from mta.core.envelopes.slim import SlimStore
+from mta.core.envelopes.whole import WholeStore
+
+REPRESENTATIONS = ("whole", "full", "slim", "packed")
+"""From the fattest to the slimmest; the values of `envelope` in the configuration."""
+
+
+def make_store(name: str, *, epoch: float) -> EnvelopeStore:
+    """Return an empty store in the named representation.
+
+    Args:
+        name: one of `REPRESENTATIONS`.
+        epoch: about now, seconds since the epoch; `packed` counts its ticks from there.
+    """
+    if name == "packed":
+        return PackedStore(epoch=epoch)
+    if name == "slim":
+        return SlimStore()
+    if name == "full":
+        return FullStore()
+    assert name == "whole", name
+    return WholeStore()

@@ -4,8 +4,8 @@ An accepted message arrives as one `Transaction` and its `Recipient`s. How much 
 memory, and in which shape, is the business of an `EnvelopeStore`: the scheduler and the relays hold
 opaque handles, and no other part of the server knows which representation is on.
 
-A handle is in exactly one place at a time: in the agenda (pending), in one `EnvelopeList` (scheduled
-or held), or in none (in flight). Times are seconds since the epoch; instants that a store keeps are
+A handle is in exactly one place at a time: in the agenda (pending), in one `EnvelopeList` (scheduled,
+held or suspended), or in none (in flight). Times are seconds since the epoch; instants that a store keeps are
 multiples of `TICK`, so that all representations agree to the last bit.
 """
 
@@ -39,6 +39,8 @@ class EnvelopeState(enum.IntEnum):
     """Handed to its relay; the outcome is unknown."""
     HELD = 3
     """Parked because its relay is at high water."""
+    SUSPENDED = 4
+    """Parked by the operator; the flag of the same name is its durable form."""
 
 
 class Flag(enum.IntFlag):
@@ -226,7 +228,8 @@ class EnvelopeStore(Protocol):
     def pop_due(self, now: float) -> Handle | None:
         """Take out the first envelope with ``due_at <= now``, or return None; it is IN_FLIGHT then.
 
-        The order is (due_at, evpid).
+        The order is (due_at, evpid). ``now`` never decreases from call to call, and nothing is ever
+        deferred to an instant before the last ``now``.
         """
         ...
 
@@ -239,7 +242,7 @@ class EnvelopeStore(Protocol):
         ...
 
     def new_list(self, state: EnvelopeState) -> EnvelopeList:
-        """Return an empty list whose members are in ``state`` (SCHEDULED or HELD)."""
+        """Return an empty list whose members are in ``state`` (SCHEDULED, HELD or SUSPENDED)."""
         ...
 
     def note(self, handle: Handle, status: str) -> None:

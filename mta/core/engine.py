@@ -1,0 +1,273 @@
+"""The core as drivers see it: stimuli in, instructions out, one clock.
+
+`Engine.handle` is the only way to change anything. It gives the stimulus to the scheduler or to the
+relaying agent, then hands out what is due. The clock is an argument, in seconds since the epoch, and
+never decreases.
+"""
+
+from collections.abc import Callable, Collection
+from random import Random
+from typing import Any
+
+from mta.core.agent import MtaAgent
+from mta.core.concurrency import ConcurrencySettings
+from mta.core.envelopes import make_store
+from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Handle
+from mta.core.ids import SessionId
+from mta.core.instructions import Instruction
+from mta.core.limits import Limits
+from mta.core.retry import RetrySettings, make_retry, overflow_policy
+from mta.core.scheduler import Scheduler
+from mta.core.stimuli import (
+    AgentPaused,
+    AgentResumed,
+    ConnectionClosed,
+    ConnectionFailed,
+    ConnectionReady,
+    DomainResolved,
+    DrainRequested,
+    EnvelopeRestored,
+    MessageSubmitted,
+    RemoveRequested,
+    RouteEnabled,
+    ScheduleRequested,
+    Stimulus,
+    SuspendRequested,
+    TimeReached,
+    TransactionDone,
+    UnsuspendRequested,
+)
+
+
+class Engine:
+    """Scheduler and relaying agent behind one door."""
+
+    def __init__(
+        self,
+        *,
+        representation: str,
+        limits: Limits,
+        retry: RetrySettings,
+        concurrency: ConcurrencySettings,
+        seed: int,
+        now: float,
+        first_session: SessionId = SessionId(0),
+        own_names: Collection[str] = (),
+        own_addresses: Collection[str] = (),
+    ) -> None:
+        """Make an empty core.
+
+        Args:
+            representation: how envelopes are kept, one of `mta.core.envelopes.REPRESENTATIONS`.
+            limits: every cap and gap.
+            retry: when to try again.
+            concurrency: how many connections a destination may have.
+            seed: of the core's two random streams, jitter and MX order.
+            now: the clock, seconds since the epoch.
+            first_session: outbound sessions are numbered from the next one.
+            own_names: host names that are us, lower case: never relayed to (RFC 5321 5.1).
+            own_addresses: addresses that are us.
+        """
+        self.limits = limits
+        self.store: EnvelopeStore = make_store(representation, epoch=now)
+        self.scheduler = Scheduler(
+            self.store,
+            limits=limits.scheduler,
+            retry=make_retry(retry),
+            overflow=overflow_policy(retry),
+            rng=Random(f"{seed}/retry"),
+        )
+        self.agent = MtaAgent(
+            self.scheduler,
+            limits=limits,
+            concurrency=concurrency,
+            rng=Random(f"{seed}/mx"),
+            first_session=first_session,
+            own_names=own_names,
+            own_addresses=own_addresses,
+        )
+        self._now = now
+        self._handlers: dict[type, Callable[[Any, float, list[Instruction]], None]] = {
+            MessageSubmitted: self._submitted,
+            EnvelopeRestored: self._restored,
+            TimeReached: self._time_reached,
+            DomainResolved: self.agent.resolved,
+            ConnectionReady: self._ready,
+            ConnectionFailed: self._failed,
+            TransactionDone: self.agent.done,
+            ConnectionClosed: self._closed,
+            ScheduleRequested: self._schedule,
+            RemoveRequested: self._remove,
+            SuspendRequested: self._suspend,
+            UnsuspendRequested: self._unsuspend,
+            AgentPaused: self._pause,
+            AgentResumed: self._resume,
+            RouteEnabled: self._enable_route,
+            DrainRequested: self._drain,
+        }
+
+    def handle(self, stimulus: Stimulus, *, now: float) -> list[Instruction]:
+        """Take in what has happened; return what to do, in this order.
+
+        Args:
+            stimulus: what has happened.
+            now: when, in seconds since the epoch; never before that of the call before.
+        """
+        assert now >= self._now, (now, self._now)
+        self._now = now
+        out: list[Instruction] = []
+        self._handlers[type(stimulus)](stimulus, now, out)
+        self._hand_out(now, out)
+        return out
+
+    def next_wakeup(self) -> float | None:
+        """Return when `TimeReached` is next wanted, or None; not later than ``now`` means at once."""
+        agent = self.agent
+        agent_at = agent.next_wakeup()
+        if agent.paused or agent.draining:
+            return agent_at
+        scheduler_at = self.scheduler.next_wakeup(self._now)
+        if agent_at is None:
+            return scheduler_at
+        return agent_at if scheduler_at is None else min(scheduler_at, agent_at)
+
+    def _hand_out(self, now: float, out: list[Instruction]) -> None:
+        agent = self.agent
+        if agent.paused or agent.draining:
+            return
+        for handle in self.scheduler.hand_out(now, out):
+            agent.take(handle, now, out)
+
+    # One method per stimulus
+
+    def _submitted(self, stimulus: MessageSubmitted, now: float, out: list[Instruction]) -> None:
+        agent = self.agent
+        for handle in self.scheduler.submit(stimulus, now):
+            if agent.paused or agent.draining:
+                self.scheduler.back_to_scheduled(handle)
+            else:
+                agent.take(handle, now, out)
+
+    def _restored(self, stimulus: EnvelopeRestored, now: float, out: list[Instruction]) -> None:
+        self.scheduler.restore(stimulus, now)
+
+    def _time_reached(self, stimulus: TimeReached, now: float, out: list[Instruction]) -> None:
+        self.agent.time_reached(now, out)
+
+    def _ready(self, stimulus: ConnectionReady, now: float, out: list[Instruction]) -> None:
+        self.agent.ready(stimulus.session, now, out)
+
+    def _failed(self, stimulus: ConnectionFailed, now: float, out: list[Instruction]) -> None:
+        self.agent.failed(stimulus.session, stimulus.reason, now, out)
+
+    def _closed(self, stimulus: ConnectionClosed, now: float, out: list[Instruction]) -> None:
+        self.agent.closed(stimulus.session, stimulus.reason, now, out)
+
+    def _pause(self, stimulus: AgentPaused, now: float, out: list[Instruction]) -> None:
+        self.agent.paused = True
+
+    def _resume(self, stimulus: AgentResumed, now: float, out: list[Instruction]) -> None:
+        self.agent.resume(now, out)
+
+    def _enable_route(self, stimulus: RouteEnabled, now: float, out: list[Instruction]) -> None:
+        self.agent.enable_route(stimulus.address, now, out)
+
+    def _drain(self, stimulus: DrainRequested, now: float, out: list[Instruction]) -> None:
+        self.agent.drain(out)
+
+    # The operator's selections: an envelope may be anywhere
+
+    def _schedule(self, stimulus: ScheduleRequested, now: float, out: list[Instruction]) -> None:
+        scheduler = self.scheduler
+        for handle in scheduler.matching(stimulus.which):
+            state = self.store.state_of(handle)
+            if state is EnvelopeState.PENDING:
+                scheduler.take_out(handle)
+                scheduler.put_scheduled(handle)
+            elif state is EnvelopeState.HELD:
+                self.agent.withdraw(handle, now)
+                scheduler.back_to_scheduled(handle)
+
+    def _remove(self, stimulus: RemoveRequested, now: float, out: list[Instruction]) -> None:
+        scheduler = self.scheduler
+        for handle in scheduler.matching(stimulus.which):
+            if self._is_with_agent(handle):
+                if self.agent.withdraw(handle, now):
+                    scheduler.removed(handle, out)
+                else:
+                    self.agent.doom(handle)
+            else:
+                scheduler.take_out(handle)
+                scheduler.put_removed(handle, out)
+
+    def _suspend(self, stimulus: SuspendRequested, now: float, out: list[Instruction]) -> None:
+        scheduler = self.scheduler
+        for handle in scheduler.matching(stimulus.which):
+            if self.store.state_of(handle) is EnvelopeState.SUSPENDED:
+                continue
+            if not self._is_with_agent(handle):
+                scheduler.take_out(handle)
+                scheduler.set_suspended(handle, True, out)
+                scheduler.put_suspended(handle)
+            elif self.agent.withdraw(handle, now):
+                scheduler.set_suspended(handle, True, out)
+                scheduler.suspended(handle)
+            else:
+                self.agent.suspend_later(handle, True)
+
+    def _unsuspend(self, stimulus: UnsuspendRequested, now: float, out: list[Instruction]) -> None:
+        scheduler = self.scheduler
+        for handle in scheduler.matching(stimulus.which):
+            if self.store.state_of(handle) is EnvelopeState.SUSPENDED:
+                scheduler.take_out(handle)
+                scheduler.set_suspended(handle, False, out)
+                scheduler.put_scheduled(handle)
+            elif self.store.state_of(handle) is EnvelopeState.IN_FLIGHT:
+                self.agent.suspend_later(handle, False)
+
+    def _is_with_agent(self, handle: Handle) -> bool:
+        return self.store.state_of(handle) in (EnvelopeState.IN_FLIGHT, EnvelopeState.HELD)
+
+    # What the operator and the sampler want to know
+
+    def gauges(self) -> dict[str, int]:
+        """Return how many there are of everything now; names of OpenSMTPD's ``show stats``."""
+        scheduler, agent = self.scheduler, self.agent
+        relays = agent.relays.values()
+        return {
+            "scheduler.envelope": len(self.store),
+            "scheduler.envelope.pending": scheduler.count_of(EnvelopeState.PENDING),
+            "scheduler.envelope.scheduled": scheduler.count_of(EnvelopeState.SCHEDULED),
+            "scheduler.envelope.inflight": scheduler.in_flight,
+            "scheduler.envelope.held": scheduler.held,
+            "scheduler.envelope.suspended": scheduler.count_of(EnvelopeState.SUSPENDED),
+            "mta.relay": len(agent.relays),
+            "mta.session": len(agent.sessions),
+            "mta.task": sum(len(relay.tasks) for relay in relays),
+            "mta.task.running": sum(relay.busy for relay in relays),
+            "mta.envelope": scheduler.in_flight,
+            "mta.route": sum(1 for route in agent.routes.values() if route.connections),
+        }
+
+    def counters(self) -> dict[str, int]:
+        """Return how often everything has happened; names of OpenSMTPD's ``show stats``."""
+        counts = self.scheduler.counts
+        return {
+            "scheduler.envelope.enqueued": counts.enqueued,
+            "scheduler.envelope.dequeued": counts.dequeued,
+            "scheduler.envelope.expired": counts.expired,
+            "scheduler.envelope.removed": counts.removed,
+            "scheduler.envelope.updated": counts.updated,
+            "scheduler.delivery.ok": counts.ok,
+            "scheduler.delivery.tempfail": counts.tempfail,
+            "scheduler.delivery.permfail": counts.permfail,
+            "scheduler.ramqueue.hold-overflow": counts.hold_overflow,
+            "queue.bounce": counts.bounced,
+        }
+
+    def validate(self) -> None:
+        """Assert the invariants of everything; O(n), for tests."""
+        self.scheduler.validate()
+        self.agent.validate()
+
+

@@ -1,0 +1,371 @@
+"""The scheduler: which envelope is tried when, and what becomes of it afterwards.
+
+It knows every envelope of the queue. An envelope is pending until it is due, scheduled until there is
+a slot, in flight while the relaying agent has it, held when its relay is at high water, suspended when
+the operator says so. It leaves the queue delivered, bounced, expired or removed; nothing else.
+
+State changes in the methods below, which `mta.core.engine.Engine.handle` calls; each appends
+instructions to the list it is given. Ties are broken by evpid.
+"""
+
+from collections.abc import Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Flag, Handle, to_tick
+from mta.core.ids import EvpId, MsgId, evpid, msgid_of
+from mta.core.instructions import (
+    BounceKind,
+    DeferEnvelope,
+    Instruction,
+    Removal,
+    RemoveEnvelope,
+    SendBounce,
+    SuspendEnvelope,
+)
+
+if TYPE_CHECKING:
+    from mta.core.limits import SchedulerLimits
+    from mta.core.retry import RetryPolicy
+    from mta.core.stimuli import EnvelopeRestored, MessageSubmitted, Selector
+
+EXPIRED_STATUS = "550 5.4.7 Envelope expired"
+"""RFC 3463: delivery time expired. OpenSMTPD logs ``stat=Envelope expired``."""
+
+_IN_FLIGHT = EnvelopeState.IN_FLIGHT
+_PENDING = EnvelopeState.PENDING
+_SCHEDULED = EnvelopeState.SCHEDULED
+_HELD = EnvelopeState.HELD
+_SUSPENDED = EnvelopeState.SUSPENDED
+
+
+class Counts:
+    """What the scheduler has done since the start; each only ever grows."""
+
+    __slots__ = (
+        "bounced",
+        "dequeued",
+        "enqueued",
+        "expired",
+        "hold_overflow",
+        "ok",
+        "permfail",
+        "removed",
+        "tempfail",
+        "updated",
+    )
+
+    def __init__(self) -> None:
+        self.enqueued = self.dequeued = 0
+        self.ok = self.tempfail = self.permfail = 0
+        self.expired = self.removed = self.updated = self.bounced = 0
+        self.hold_overflow = 0
+
+
+class Scheduler:
+    """All envelopes of the queue, by state."""
+
+    def __init__(
+        self,
+        store: EnvelopeStore,
+        *,
+        limits: "SchedulerLimits",
+        retry: "RetryPolicy",
+        overflow: "RetryPolicy",
+        rng: Random,
+    ) -> None:
+        self.store = store
+        self.limits = limits
+        self.counts = Counts()
+        self.in_flight = 0
+        self.held = 0
+        self._retry = retry
+        self._overflow = overflow
+        self._rng = rng
+        self._scheduled = store.new_list(_SCHEDULED)
+        self._suspended = store.new_list(_SUSPENDED)
+
+    # Into the queue
+
+    def submit(self, message: "MessageSubmitted", now: float) -> list[Handle]:
+        """Take a durable message over; return the envelopes that may be tried at once."""
+        add = self.store.add
+        transaction = message.transaction
+        created_at = to_tick(now)
+        limits = self.limits
+        bounce = not transaction.sender
+        ttl = limits.bounce_ttl_s if bounce else limits.envelope_ttl_s
+        expires_at = to_tick(created_at + ttl)
+        self.counts.enqueued += len(message.recipients)
+        ready = []
+        for number, recipient in enumerate(message.recipients, 1):
+            flags = Flag.NO_BOUNCE if bounce or recipient.notify == "NEVER" else 0
+            handle = add(
+                evpid(message.msgid, number),
+                recipient,
+                transaction,
+                created_at=created_at,
+                expires_at=expires_at,
+                flags=flags,
+                body=message.body,
+            )
+            if self.in_flight < limits.max_inflight:
+                self.in_flight += 1
+                ready.append(handle)
+            else:
+                self._scheduled.append(handle)
+        return ready
+
+    def restore(self, found: "EnvelopeRestored", now: float) -> None:
+        """Take over an envelope that the durable queue had at the start."""
+        handle = self.store.add(
+            found.evpid,
+            found.recipient,
+            found.transaction,
+            created_at=to_tick(found.created_at),
+            expires_at=to_tick(found.expires_at),
+            attempts=found.attempts,
+            flags=found.flags,
+            body=found.body,
+        )
+        self.counts.enqueued += 1
+        if found.flags & Flag.SUSPENDED:
+            self._suspended.append(handle)
+        else:
+            due_at = to_tick(max(found.due_at, now))
+            self.store.defer(handle, due_at=due_at, attempts=found.attempts)
+
+    # To the relays
+
+    def hand_out(self, now: float, out: list[Instruction]) -> list[Handle]:
+        """Return the next batch of envelopes to try: due, in order, while there are slots."""
+        store = self.store
+        limits = self.limits
+        scheduled = self._scheduled
+        batch: list[Handle] = []
+        while len(batch) < limits.max_schedule and self.in_flight < limits.max_inflight:
+            handle = scheduled.popleft()
+            if handle is None:
+                handle = store.pop_due(now)
+                if handle is None:
+                    break
+            if store.expires_at_of(handle) <= now:
+                self._expire(handle, out)
+                continue
+            self.in_flight += 1
+            batch.append(handle)
+        return batch
+
+    def next_wakeup(self, now: float) -> float | None:
+        """Return when `hand_out` is next worth a call, or None; ``now`` if it is at once."""
+        if self.in_flight >= self.limits.max_inflight:
+            return None
+        if self._scheduled:
+            return now
+        return self.store.next_due()
+
+    def back_to_scheduled(self, handle: Handle) -> None:
+        """Take an envelope back untried: its agent is paused or draining."""
+        self.in_flight -= 1
+        self._scheduled.append(handle)
+
+    def hold(self, handle: Handle) -> None:
+        """Note that a relay holds an envelope: it gives its slot back."""
+        self.in_flight -= 1
+        self.held += 1
+
+    def release(self, count: int) -> None:
+        """Note that a relay takes held envelopes on: in flight again, even above the limit.
+
+        Why above? They were counted when they were first handed out; making them queue again would
+        let a busy relay starve its own oldest mail.
+        """
+        self.held -= count
+        self.in_flight += count
+
+    # Outcomes of envelopes in flight
+
+    def delivered(self, handle: Handle, status: str, out: list[Instruction]) -> None:
+        """The remote host took the envelope over."""
+        self.counts.ok += 1
+        self._leave(handle)
+        out.append(RemoveEnvelope(self._forget(handle), Removal.DELIVERED, status))
+
+    def tempfailed(self, handle: Handle, status: str, now: float, out: list[Instruction]) -> None:
+        """The envelope failed for now: try again later, or give up if it is too old."""
+        self.counts.tempfail += 1
+        self._leave(handle)
+        self._defer(handle, status, self._retry, now, out)
+
+    def overflowed(self, handle: Handle, now: float, out: list[Instruction]) -> None:
+        """A hold queue was full: the envelope is pending again, soon."""
+        self.counts.hold_overflow += 1
+        self._leave(handle)
+        self._defer(handle, "", self._overflow, now, out)
+
+    def permfailed(
+        self, failures: Sequence[tuple[Handle, str]], out: list[Instruction]
+    ) -> None:
+        """Envelopes of one message failed for good: one bounce tells the sender, if there is one."""
+        self.counts.permfail += len(failures)
+        for handle, _ in failures:
+            self._leave(handle)
+        self._bounce(failures, BounceKind.FAILED, Removal.BOUNCED, out)
+
+    def removed(self, handle: Handle, out: list[Instruction]) -> None:
+        """The operator removed an envelope that was in flight."""
+        self._leave(handle)
+        self._remove(handle, out)
+
+    def suspended(self, handle: Handle) -> None:
+        """The operator suspended an envelope that was in flight."""
+        self._leave(handle)
+        self._suspended.append(handle)
+
+    def expired_in_flight(self, handle: Handle, out: list[Instruction]) -> None:
+        """An envelope became too old while it waited for its transaction."""
+        self._leave(handle)
+        self._expire(handle, out)
+
+    # The operator; envelopes that are in flight or held are the relaying agent's to find
+
+    def matching(self, which: "Selector") -> list[Handle]:
+        """Return the envelopes that the operator means, in the order of their ids."""
+        store = self.store
+        if which.evpid is not None:
+            handle = store.find(which.evpid)
+            return [] if handle is None else [handle]
+        if which.msgid is not None:
+            return store.of_message(which.msgid)
+        return sorted(store, key=store.evpid_of)
+
+    def take_out(self, handle: Handle) -> None:
+        """Take a pending, scheduled or suspended envelope out of its place."""
+        state = self.store.state_of(handle)
+        if state is _PENDING:
+            self.store.unschedule(handle)
+        elif state is _SCHEDULED:
+            self._scheduled.remove(handle)
+        else:
+            assert state is _SUSPENDED, state
+            self._suspended.remove(handle)
+
+    def put_scheduled(self, handle: Handle) -> None:
+        """Make an envelope that is nowhere due now."""
+        self._scheduled.append(handle)
+
+    def put_removed(self, handle: Handle, out: list[Instruction]) -> None:
+        """Remove an envelope that is nowhere, because the operator said so."""
+        self._remove(handle, out)
+
+    def put_suspended(self, handle: Handle) -> None:
+        """Park an envelope that is nowhere."""
+        self._suspended.append(handle)
+
+    def set_suspended(self, handle: Handle, suspended: bool, out: list[Instruction]) -> None:
+        """Set or clear the durable flag."""
+        flags = self.store.flags_of(handle)
+        wanted = flags | Flag.SUSPENDED if suspended else flags & ~Flag.SUSPENDED
+        if wanted != flags:
+            self.store.set_flags(handle, wanted)
+            out.append(SuspendEnvelope(self.store.evpid_of(handle), int(wanted)))
+
+    # What they share
+
+    def _leave(self, handle: Handle) -> None:
+        assert self.store.state_of(handle) is _IN_FLIGHT, handle
+        self.in_flight -= 1
+        assert self.in_flight >= 0
+
+    def _forget(self, handle: Handle) -> EvpId:
+        envelope = self.store.evpid_of(handle)
+        self.store.discard(handle)
+        self.counts.dequeued += 1
+        return envelope
+
+    def _remove(self, handle: Handle, out: list[Instruction]) -> None:
+        self.counts.removed += 1
+        out.append(
+            RemoveEnvelope(self._forget(handle), Removal.REMOVED, "Removed by administrator")
+        )
+
+    def _defer(
+        self,
+        handle: Handle,
+        status: str,
+        policy: "RetryPolicy",
+        now: float,
+        out: list[Instruction],
+    ) -> None:
+        store = self.store
+        expires_at = store.expires_at_of(handle)
+        if expires_at <= now:
+            self._expire(handle, out)
+            return
+        attempts = store.attempts_of(handle) + 1
+        next_at = policy.next_attempt_at(
+            created_at=store.created_at_of(handle), now=now, attempts=attempts, rng=self._rng
+        )
+        # Why at expiry too? Nothing else looks at the envelope then (OpenSMTPD orders by the same).
+        due_at = min(to_tick(next_at), expires_at)
+        store.defer(handle, due_at=due_at, attempts=attempts)
+        if status:
+            store.note(handle, status)
+        self.counts.updated += 1
+        out.append(DeferEnvelope(store.evpid_of(handle), attempts, due_at, status))
+
+    def _expire(self, handle: Handle, out: list[Instruction]) -> None:
+        self.counts.expired += 1
+        failures = ((handle, EXPIRED_STATUS),)
+        self._bounce(failures, BounceKind.EXPIRED, Removal.EXPIRED, out)
+
+    def _bounce(
+        self,
+        failures: Sequence[tuple[Handle, str]],
+        kind: BounceKind,
+        unreported: Removal,
+        out: list[Instruction],
+    ) -> None:
+        """Take failed envelopes of one message out of the queue, and report those that may be."""
+        reported: list[tuple[EvpId, str]] = []
+        message: MsgId | None = None
+        for handle, status in failures:
+            silent = self.store.flags_of(handle) & Flag.NO_BOUNCE
+            envelope = self._forget(handle)
+            assert message is None or message == msgid_of(envelope), failures
+            message = msgid_of(envelope)
+            if silent:
+                out.append(RemoveEnvelope(envelope, unreported, status))
+            else:
+                reported.append((envelope, status))
+        if reported:
+            assert message is not None
+            self.counts.bounced += 1
+            out.append(SendBounce(message, kind, tuple(reported)))
+
+    def count_of(self, state: EnvelopeState) -> int:
+        """Return how many envelopes are in a state."""
+        if state is _SCHEDULED:
+            return len(self._scheduled)
+        if state is _SUSPENDED:
+            return len(self._suspended)
+        if state is _IN_FLIGHT:
+            return self.in_flight
+        if state is _HELD:
+            return self.held
+        others = len(self._scheduled) + len(self._suspended) + self.in_flight + self.held
+        return len(self.store) - others
+
+    def validate(self) -> None:
+        """Assert the invariants; O(n), for tests."""
+        self.store.validate()
+        states = dict.fromkeys(EnvelopeState, 0)
+        for handle in self.store:
+            state = self.store.state_of(handle)
+            states[state] += 1
+            suspended = bool(self.store.flags_of(handle) & Flag.SUSPENDED)
+            assert not suspended or state in (_SUSPENDED, _IN_FLIGHT), state
+        for state, count in states.items():
+            assert self.count_of(state) == count, (state, self.count_of(state), count)
+        counts = self.counts
+        assert counts.enqueued - counts.dequeued == len(self.store)

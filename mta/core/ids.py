@@ -17,11 +17,16 @@ SessionId = NewType("SessionId", int)
 """64-bit id of a connection, inbound or outbound; unique within a run of the server."""
 
 MSGID_MAX = 0xFFFFFFFF
+"""Greatest id of a message; 0 is none."""
+
+NUMBER_MAX = 0xFFFFFFFF
+"""Greatest number of a recipient."""
 
 
 def evpid(msgid: MsgId, number: int) -> EvpId:
     """Return the id of recipient ``number`` (from 1) of a message."""
-    assert 0 < msgid <= MSGID_MAX and 0 < number <= 0xFFFFFFFF, (msgid, number)
+    assert 0 < msgid <= MSGID_MAX, msgid
+    assert 0 < number <= NUMBER_MAX, number
     return EvpId(msgid << 32 | number)
 
 

@@ -1,10 +1,22 @@
 """Every cap and every gap: name, default, unit and where the default comes from.
 
 The names are OpenSMTPD's (smtpd.conf, limit.c, config.c) where it has the limit. Caps count things;
-gaps are seconds. A cap of 0 is not "unlimited": there is no unlimited.
+gaps are seconds. A cap of 0 is not "unlimited": there is no unlimited. Each class says in `problems` what can't
+work together.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
+
+Problem: TypeAlias = tuple[str, object, str]
+"""(key, value, what is wrong with it); see `mta.core.settings`."""
+
+_LINE_MIN = 512
+"""RFC 5321 4.5.3.1.4: every server takes command lines of so many bytes."""
+
+_TEXT_LINE_MIN = 1000
+"""RFC 5321 4.5.3.1.6: every server takes text lines of so many bytes."""
 
 
 @dataclass(slots=True)
@@ -37,6 +49,18 @@ class SmtpLimits:
     """Lifetime of an inbound connection, whatever it does; stops a client that says NOOP for ever."""
     max_bytes_in_memory: int = 256 * 1024 * 1024
     """Bytes of all messages that are being received and are not durable yet; over it 452 4.3.1."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield every value that contradicts itself or another."""
+        yield from _out_of_range(self)
+        if self.max_line < _LINE_MIN:
+            yield "max_line", self.max_line, f"must be at least {_LINE_MIN} (RFC 5321 4.5.3.1.4)"
+        if self.max_text_line < _TEXT_LINE_MIN:
+            problem = f"must be at least {_TEXT_LINE_MIN} (RFC 5321 4.5.3.1.6)"
+            yield "max_text_line", self.max_text_line, problem
+        if self.max_bytes_in_memory < self.max_message_size:
+            problem = f"must not be below max_message_size ({self.max_message_size})"
+            yield "max_bytes_in_memory", self.max_bytes_in_memory, problem
 
 
 @dataclass(slots=True)
@@ -104,6 +128,16 @@ class MtaLimits:
     max_addresses: int = 20
     """Addresses considered per domain. Ours; Postfix ``smtp_mx_address_limit`` 5."""
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield every value that contradicts itself or another."""
+        yield from _out_of_range(self)
+        if self.task_low_water >= self.task_high_water:
+            problem = f"must be below task_high_water ({self.task_high_water})"
+            yield "task_low_water", self.task_low_water, problem
+        if self.route_delay_max_s < self.route_delay_base_s:
+            problem = f"must not be below route_delay_base_s ({self.route_delay_base_s:g})"
+            yield "route_delay_max_s", self.route_delay_max_s, problem
+
 
 @dataclass(slots=True)
 class SchedulerLimits:
@@ -119,6 +153,10 @@ class SchedulerLimits:
     """How long an envelope may stay. OpenSMTPD ``queue ttl``; RFC 5321 4.5.4.1 has 4 to 5 days."""
     bounce_ttl_s: float = 7 * 86_400.0
     """How long a bounce may stay. OpenSMTPD, bounce.c."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield every value that contradicts itself."""
+        yield from _out_of_range(self)
 
 
 @dataclass(slots=True)
@@ -144,6 +182,12 @@ class QueueLimits:
     cache_bytes: int = 64 * 1024 * 1024
     """Bytes of messages kept ready for their first attempt."""
 
+    def problems(self) -> Iterator[Problem]:
+        """Yield every value that contradicts itself."""
+        yield from _out_of_range(self)
+        if not self.min_free_ratio < 1:
+            yield "min_free_ratio", self.min_free_ratio, "must be below 1"
+
 
 @dataclass(slots=True)
 class Limits:
@@ -153,3 +197,46 @@ class Limits:
     mta: MtaLimits = field(default_factory=MtaLimits)
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield every value that contradicts one of another part."""
+        if self.queue.max_bytes < self.smtp.max_message_size:
+            problem = (
+                f"must not be below limits.smtp.max_message_size ({self.smtp.max_message_size})"
+            )
+            yield "queue.max_bytes", self.queue.max_bytes, problem
+
+
+_MAY_BE_ZERO = frozenset(
+    {
+        "conn_delay_connector_s",
+        "conn_delay_domain_s",
+        "conn_delay_host_s",
+        "conn_delay_relay_s",
+        "conn_delay_route_s",
+        "conn_delay_source_s",
+        "reconn_delay_route_s",
+        "session_keepalive_s",
+        "task_low_water",
+        "max_deferred",
+        "min_free_bytes",
+        "min_free_ratio",
+        "body_file_bytes",
+        "cache_envelopes",
+        "cache_bytes",
+    }
+)
+"""Gaps, reserves and caches: none is a sensible amount. All others would stop mail at 0."""
+
+
+def _out_of_range(
+    limits: SmtpLimits | MtaLimits | SchedulerLimits | QueueLimits,
+) -> Iterator[Problem]:
+    for field_ in fields(limits):
+        value = getattr(limits, field_.name)
+        # Not `value < 0`: that would let NaN pass.
+        if field_.name in _MAY_BE_ZERO:
+            if not value >= 0:
+                yield field_.name, value, "must not be negative"
+        elif not value > 0:
+            yield field_.name, value, "must be above 0; a cap of 0 is not unlimited"

@@ -50,4 +50,5 @@ class Reply(NamedTuple):
         return Outcome.PERMFAIL if first == 5 else Outcome.TEMPFAIL
 
     def __str__(self) -> str:
+        """Return the reply as it is sent: ``250 2.0.0 Ok``, parts that are empty left out."""
         return " ".join(part for part in (f"{self.code:03d}", self.enhanced, self.text) if part)

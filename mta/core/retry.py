@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from mta.core.envelopes.base import TICK
-
 if TYPE_CHECKING:
     from random import Random
+
+SHORTEST_S = 1 / 64
+"""Shortest wait, in seconds: the grain of the queue's times, `mta.core.envelopes.base.TICK`."""
 
 
 @dataclass(slots=True)
@@ -41,8 +42,8 @@ class RetrySettings:
         """Yield (key, value, problem) for every value that no policy can work with."""
         for key in ("base_s", "overflow_base_s", "min_s", "max_s"):
             value = getattr(self, key)
-            if not value >= TICK:
-                yield key, value, f"must be at least {TICK} s, the grain of the queue's times"
+            if not value >= SHORTEST_S:
+                yield key, value, f"must be at least {SHORTEST_S} s, the grain of the queue's times"
         if not self.max_s >= self.min_s:
             yield "max_s", self.max_s, f"must not be below min_s ({self.min_s:g})"
         if not self.factor > 1:
@@ -52,7 +53,9 @@ class RetrySettings:
 class RetryPolicy(Protocol):
     """Decides when an envelope is due again."""
 
-    def next_attempt_at(self, *, created_at: float, now: float, attempts: int, rng: "Random") -> float:
+    def next_attempt_at(
+        self, *, created_at: float, now: float, attempts: int, rng: "Random"
+    ) -> float:
         """Return the instant of the next attempt, in seconds since the epoch, after ``now``.
 
         Args:
@@ -75,14 +78,16 @@ class QuadraticRetry:
     __slots__ = ("_base_s",)
 
     def __init__(self, base_s: float) -> None:
-        assert base_s >= TICK, base_s
+        assert base_s >= SHORTEST_S, base_s
         self._base_s = base_s
 
-    def next_attempt_at(self, *, created_at: float, now: float, attempts: int, rng: "Random") -> float:
+    def next_attempt_at(
+        self, *, created_at: float, now: float, attempts: int, rng: "Random"
+    ) -> float:
         """Return the first slot after ``now`` that is not before slot ``attempts``."""
         assert attempts >= 0, attempts
         base_s = self._base_s
-        # Start one slot early: a square root that was rounded up must not skip a slot.
+        # The last slot that has passed, or its neighbour if the division was rounded: two or three turns.
         age = now - created_at
         step = max(attempts, math.isqrt(int(age / base_s)) if age > 0 else 0)
         while (at := created_at + base_s * step * step) <= now:
@@ -101,11 +106,13 @@ class AgeClampedRetry:
     __slots__ = ("_max_s", "_min_s")
 
     def __init__(self, min_s: float, max_s: float) -> None:
-        assert TICK <= min_s <= max_s, (min_s, max_s)
+        assert SHORTEST_S <= min_s <= max_s, (min_s, max_s)
         self._min_s = min_s
         self._max_s = max_s
 
-    def next_attempt_at(self, *, created_at: float, now: float, attempts: int, rng: "Random") -> float:
+    def next_attempt_at(
+        self, *, created_at: float, now: float, attempts: int, rng: "Random"
+    ) -> float:
         """Return ``now`` plus the age of the envelope, clamped."""
         assert attempts >= 0, attempts
         return now + min(max(now - created_at, self._min_s), self._max_s)
@@ -121,7 +128,7 @@ class ExponentialRetry:
     __slots__ = ("_base_s", "_factor", "_max_s", "_steps")
 
     def __init__(self, base_s: float, max_s: float, factor: float) -> None:
-        assert min(base_s, max_s) >= TICK, (base_s, max_s)
+        assert min(base_s, max_s) >= SHORTEST_S, (base_s, max_s)
         assert factor > 1, factor
         self._base_s = base_s
         self._max_s = max_s
@@ -129,14 +136,16 @@ class ExponentialRetry:
         # From this step on the bound is max_s; not computed then, as it would overflow a float.
         self._steps = math.log(max_s / base_s) / math.log(factor)
 
-    def next_attempt_at(self, *, created_at: float, now: float, attempts: int, rng: "Random") -> float:
-        """Return ``now`` plus the drawn wait, which is at least one `TICK`."""
+    def next_attempt_at(
+        self, *, created_at: float, now: float, attempts: int, rng: "Random"
+    ) -> float:
+        """Return ``now`` plus the drawn wait, which is at least one `SHORTEST_S`."""
         assert attempts >= 0, attempts
         step = max(attempts - 1, 0)
         bound = self._max_s
         if step < self._steps:
             bound = min(bound, self._base_s * self._factor**step)
-        return now + max(rng.uniform(0.0, bound), TICK)
+        return now + max(rng.uniform(0.0, bound), SHORTEST_S)
 
 
 class JitteredRetry:
@@ -147,10 +156,14 @@ class JitteredRetry:
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
 
-    def next_attempt_at(self, *, created_at: float, now: float, attempts: int, rng: "Random") -> float:
-        """Return a drawn instant, at least one `TICK` after ``now``."""
-        at = self._policy.next_attempt_at(created_at=created_at, now=now, attempts=attempts, rng=rng)
-        return now + max(rng.uniform(0.0, at - now), TICK)
+    def next_attempt_at(
+        self, *, created_at: float, now: float, attempts: int, rng: "Random"
+    ) -> float:
+        """Return a drawn instant, at least one `SHORTEST_S` after ``now``."""
+        at = self._policy.next_attempt_at(
+            created_at=created_at, now=now, attempts=attempts, rng=rng
+        )
+        return now + max(rng.uniform(0.0, at - now), SHORTEST_S)
 
 
 def make_retry(settings: RetrySettings) -> RetryPolicy:

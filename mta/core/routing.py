@@ -1,7 +1,15 @@
 """Which hosts to try for a domain, and in which order (RFC 5321 5.1)."""
 
 import enum
-from typing import NamedTuple
+import itertools
+from collections.abc import Collection
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, NamedTuple
+
+from mta.core.reply import Outcome
+
+if TYPE_CHECKING:
+    from random import Random
 
 
 class ResolutionStatus(enum.Enum):
@@ -36,3 +44,118 @@ class Resolution(NamedTuple):
     """How long the answer holds."""
     text: str = ""
     """For the log and the bounce."""
+
+
+class Target(NamedTuple):
+    """One address to try."""
+
+    preference: int
+    host: str
+    """Name of the MX that the address belongs to."""
+    address: str
+
+
+LOOPS_BACK = (Outcome.PERMFAIL, "554 5.4.6 Mail loops back to myself")
+"""What `order_targets` means with an empty answer. RFC 5321 5.1: we are the best mail exchanger, but we do
+not deliver to this domain. Postfix: status=bounced, dsn=5.4.6 (mail for ... loops back to myself)."""
+
+_FAILURES: dict[ResolutionStatus, tuple[Outcome, str]] = {
+    ResolutionStatus.RETRY: (Outcome.TEMPFAIL, "451 4.4.3 Temporary failure in MX lookup"),
+    ResolutionStatus.NO_DOMAIN: (Outcome.PERMFAIL, "550 5.1.2 Domain does not exist"),
+    ResolutionStatus.NO_MX: (Outcome.PERMFAIL, "550 5.4.4 No MX found for domain"),
+    ResolutionStatus.NULL_MX: (Outcome.PERMFAIL, "556 5.1.10 Domain does not accept mail"),
+}
+"""Texts of OpenSMTPD (mta.c, ``mta_on_mx``); codes of RFC 3463, RFC 7504 and RFC 7505."""
+
+_NO_ADDRESS = (Outcome.TEMPFAIL, "451 4.4.4 No address found for any mail exchanger")
+"""The MX records are there, what they point to is not. RFC 5321 5.1 wants an error, but not which: zones
+that are being edited are common enough to wait for."""
+
+
+def failure_of(resolution: Resolution) -> tuple[Outcome, str] | None:
+    """Return why a domain can't be delivered to, or None if it has addresses.
+
+    The status has the form of a reply, as it stands in the log and in the bounce. After None,
+    `order_targets` can come out empty for one reason only: `LOOPS_BACK`.
+    """
+    if resolution.status is not ResolutionStatus.OK:
+        return _FAILURES[resolution.status]
+    if not any(host.addresses for host in resolution.hosts):
+        return _NO_ADDRESS
+    return None
+
+
+def order_targets(
+    resolution: Resolution,
+    *,
+    own_names: Collection[str],
+    own_addresses: Collection[str],
+    max_mx: int,
+    max_addresses: int,
+    rng: "Random",
+) -> tuple[Target, ...]:
+    """Return the addresses to try, best first (RFC 5321 5.1).
+
+    Hosts of one preference are shuffled; the addresses of a host keep the order of the name server. If
+    we are among the hosts, by name or by address, only hosts of strictly better preference remain,
+    so that mail can't go round between backup exchangers. An address counts once, where it is best.
+
+    Args:
+        resolution: what the resolver answered.
+        own_names: names of ours, as in the greeting.
+        own_addresses: addresses that we take mail on.
+        max_mx: exchangers considered, ours not counted; at least 1.
+        max_addresses: addresses considered; at least 1.
+        rng: shuffles. Same seed, same order, in whatever order the name server lists the records.
+    """
+    assert min(max_mx, max_addresses) >= 1, (max_mx, max_addresses)
+    names = {_name(name) for name in own_names}
+    addresses = {_address(address) for address in own_addresses}
+    hosts = sorted((host for host in resolution.hosts if host.addresses), key=_by_preference)
+    own = [host.preference for host in hosts if _is_own(host, names, addresses)]
+    if own:
+        hosts = [host for host in hosts if host.preference < min(own)]
+    targets: list[Target] = []
+    seen: set[str] = set()
+    considered = 0
+    for _, group in itertools.groupby(hosts, key=lambda host: host.preference):
+        level = list(group)
+        rng.shuffle(level)
+        for host in level:
+            considered += 1
+            if considered > max_mx:
+                return tuple(targets)
+            for address in host.addresses:
+                canonical = _address(address)
+                if canonical in seen:
+                    continue
+                if len(targets) == max_addresses:
+                    return tuple(targets)
+                seen.add(canonical)
+                targets.append(Target(host.preference, host.name, address))
+    return tuple(targets)
+
+
+def _by_preference(host: MxHost) -> tuple[int, str, tuple[str, ...]]:
+    return host.preference, _name(host.name), host.addresses
+
+
+def _is_own(host: MxHost, names: Collection[str], addresses: Collection[str]) -> bool:
+    return _name(host.name) in names or any(
+        _address(address) in addresses for address in host.addresses
+    )
+
+
+def _name(name: str) -> str:
+    """Return a host name in the form in which names are compared."""
+    return name.lower().removesuffix(".")
+
+
+def _address(address: str) -> str:
+    """Return an address in the form in which addresses are compared: ``::1``, not ``0:0:0::1``."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address.lower()
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return str(parsed if mapped is None else mapped)

@@ -38,7 +38,9 @@ ABSENT = _Absent()
 class ConfigError(Exception):
     """What the operator said can't be used. ``str()`` is one line; the commands exit with status 2."""
 
-    def __init__(self, source: str, key: str = "", value: object = ABSENT, problem: str = "invalid") -> None:
+    def __init__(
+        self, source: str, key: str = "", value: object = ABSENT, problem: str = "invalid"
+    ) -> None:
         """Make an error.
 
         Args:
@@ -66,7 +68,9 @@ def show(value: object) -> str:
     return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
 
 
-def build(cls: type[T], data: Mapping[str, object], *, source: str, overrides: Sequence[str] = ()) -> T:
+def build(
+    cls: type[T], data: Mapping[str, object], *, source: str, overrides: Sequence[str] = ()
+) -> T:
     """Return an instance of a settings class.
 
     Args:
@@ -107,7 +111,9 @@ def changed(settings: T, default: T) -> dict[str, object]:
     """Return the values of ``settings`` that ``default`` does not have, by their dotted keys."""
     before = flatten(default)
     return {
-        key: value for key, value in flatten(settings).items() if key not in before or before[key] != value
+        key: value
+        for key, value in flatten(settings).items()
+        if key not in before or before[key] != value
     }
 
 
@@ -202,7 +208,10 @@ class _Builder:
         for name, field in fields.items():
             if name in value:
                 arguments[name] = self._value(hints[name], value[name], _join(key, name))
-            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            elif (
+                field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            ):
                 raise self._error(_join(key, name), ABSENT, "missing")
         built = cls(**arguments)
         for name, wrong, problem in _problems(built):
@@ -237,7 +246,10 @@ class _Builder:
             if not isinstance(table, Mapping):
                 raise self._error(key, value, "must be a table")
             _, item = get_args(hint) or (str, Any)
-            return {str(name): self._value(item, one, _join(key, str(name))) for name, one in table.items()}
+            return {
+                str(name): self._value(item, one, _join(key, str(name)))
+                for name, one in table.items()
+            }
         return self._scalar(hint, origin, value, key)
 
     def _items(self, value: object, key: str) -> Iterator[tuple[str, object]]:
@@ -253,7 +265,9 @@ class _Builder:
             return tuple(self._value(hints[0], one, at) for at, one in items)
         if len(items) != len(hints):
             raise self._error(key, value, f"must have {len(hints)} items")
-        return tuple(self._value(hint, one, at) for hint, (at, one) in zip(hints, items, strict=True))
+        return tuple(
+            self._value(hint, one, at) for hint, (at, one) in zip(hints, items, strict=True)
+        )
 
     def _union(self, hints: tuple[Any, ...], value: object, key: str) -> object:
         """Return the value as the first member that takes it."""
@@ -400,7 +414,9 @@ def _one_line(text: str) -> str:
     """Return a text with everything that is not printable escaped."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
 
 
 def _show(value: object) -> str:

@@ -29,6 +29,7 @@ from mta.core.stimuli import (
     Result,
     TransactionDone,
 )
+from mta.effects import NotLoopbackError
 from mta.smtpclient import (
     ClientSession,
     Closed,
@@ -43,6 +44,7 @@ from mta.smtpclient import (
 CONNECT_TIMED_OUT = "Connection timed out"
 LOCAL_FAULT = "Local resource shortage"
 """What a reply, a bounce or a log says when we could not connect for a reason of our own."""
+NOT_LOOPBACK = "Not a loopback address, and relay.allow is loopback"
 STOPPED = "Server is stopping"
 
 _NETWORK_ERRNOS = frozenset(
@@ -76,8 +78,9 @@ class ConnectEffects(Protocol):
         address: str,
         port: int,
         *,
-        source: str,
         timeout_s: float,
+        source: str = "",
+        site: str,
     ) -> Any:
         """Connect.
 
@@ -207,6 +210,7 @@ class Outbound:
                     self.port,
                     source=instruction.source,
                     timeout_s=timeout_s,
+                    site="outbound",
                 )
         except TimeoutError:
             reason = CONNECT_TIMED_OUT
@@ -571,6 +575,8 @@ def network_error(error: OSError) -> str:
     """Return an error of the network in words; faults of this machine all look alike."""
     if isinstance(error, TimeoutError):
         return CONNECT_TIMED_OUT
+    if isinstance(error, NotLoopbackError):
+        return NOT_LOOPBACK
     # asyncio raises one OSError without errno when several attempts failed.
     with contextlib.suppress(TypeError, ValueError):
         if error.errno in _NETWORK_ERRNOS:

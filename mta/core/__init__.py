@@ -1,0 +1,19 @@
+"""The decisions: what to try, when, how many at once, what to hold, what to answer.
+
+The contract, in five lines: `Engine.handle(stimulus, now=)` takes in what has happened and returns
+instructions, to be carried out in order. `Engine.next_wakeup()` says when `TimeReached` is wanted next.
+The core does no I/O, reads no clock and rolls no dice of its own; it breaks its own ties, by evpid.
+Times are seconds since the epoch and never decrease. `Engine.validate()` asserts the invariants.
+`mta.driver` carries instructions out on real sockets and disks, `sim.driver` with sampled durations.
+
+A map:
+
+- values: ids, address, reply, limits, settings (checked configuration)
+- stimuli, instructions: all that crosses the border
+- envelopes/: how envelopes are kept in memory, four representations behind one interface
+- engine: the door; gives each stimulus to one of the two machines behind it
+- scheduler: pending, scheduled, in flight, held, suspended; expiry
+- agent, relay, holdqueue: who may connect to whom, now; back-pressure
+- retry, concurrency, routing, admission, bounce: policies, each by name
+- metrics, records: names and shapes that both shells fill
+"""

@@ -187,8 +187,7 @@ class MtaAgent:
         relay = session.relay
         relay.connecting -= 1
         session.route.succeed()
-        if relay.policy.dead:
-            relay.policy.revive()
+        relay.policy.revive()
         self._to_idle(session, now)
         self._pump(relay, now, out)
 
@@ -205,8 +204,7 @@ class MtaAgent:
         limits = self.limits
         if relay.busy or relay.idle:
             # Why not rest? Others get through on this destination: it is our number that it minds.
-            if relay.policy.dead:
-                relay.policy.revive()
+            relay.policy.revive(busy=relay.busy)
             self._pause_relay(relay, now + limits.route_delay_base_s)
         elif route.enabled_at <= now:
             # Why only then? Connections that fail together are one piece of news, not many.
@@ -508,7 +506,7 @@ class MtaAgent:
         if not relay.policy.dead:
             return
         if relay.busy or relay.idle:
-            relay.policy.revive()
+            relay.policy.revive(busy=relay.busy)
             return
         until = now + self.limits.route_delay_base_s
         self._fail_relay(relay, status or _NETWORK_ERROR, until, now, out)

@@ -38,6 +38,8 @@ from mta.core.stimuli import (
     UnsuspendRequested,
 )
 
+_FIRST_SESSION = SessionId(0)
+
 
 class Engine:
     """Scheduler and relaying agent behind one door."""
@@ -51,7 +53,7 @@ class Engine:
         concurrency: ConcurrencySettings,
         seed: int,
         now: float,
-        first_session: SessionId = SessionId(0),
+        first_session: SessionId = _FIRST_SESSION,
         own_names: Collection[str] = (),
         own_addresses: Collection[str] = (),
     ) -> None:

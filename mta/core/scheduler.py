@@ -13,7 +13,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Flag, Handle, to_tick
-from mta.core.ids import EvpId, MsgId, evpid, msgid_of
+from mta.core.bounce import Failure, flags_for, settle
+from mta.core.ids import EvpId, evpid
 from mta.core.instructions import (
     BounceKind,
     DeferEnvelope,
@@ -96,10 +97,12 @@ class Scheduler:
         bounce = not transaction.sender
         ttl = limits.bounce_ttl_s if bounce else limits.envelope_ttl_s
         expires_at = to_tick(created_at + ttl)
+        plain = flags_for(transaction.sender)
         self.counts.enqueued += len(message.recipients)
         ready = []
         for number, recipient in enumerate(message.recipients, 1):
-            flags = Flag.NO_BOUNCE if bounce or recipient.notify == "NEVER" else 0
+            # Without NOTIFY, which is nearly always, only the null sender counts.
+            flags = flags_for(transaction.sender, recipient.notify) if recipient.notify else plain
             handle = add(
                 evpid(message.msgid, number),
                 recipient,
@@ -210,7 +213,7 @@ class Scheduler:
         self.counts.permfail += len(failures)
         for handle, _ in failures:
             self._leave(handle)
-        self._bounce(failures, BounceKind.FAILED, Removal.BOUNCED, out)
+        self._bounce(failures, BounceKind.FAILED, out)
 
     def removed(self, handle: Handle, out: list[Instruction]) -> None:
         """The operator removed an envelope that was in flight."""
@@ -316,32 +319,25 @@ class Scheduler:
 
     def _expire(self, handle: Handle, out: list[Instruction]) -> None:
         self.counts.expired += 1
-        failures = ((handle, EXPIRED_STATUS),)
-        self._bounce(failures, BounceKind.EXPIRED, Removal.EXPIRED, out)
+        self._bounce(((handle, EXPIRED_STATUS),), BounceKind.EXPIRED, out)
 
     def _bounce(
         self,
         failures: Sequence[tuple[Handle, str]],
         kind: BounceKind,
-        unreported: Removal,
         out: list[Instruction],
     ) -> None:
-        """Take failed envelopes of one message out of the queue, and report those that may be."""
-        reported: list[tuple[EvpId, str]] = []
-        message: MsgId | None = None
-        for handle, status in failures:
-            silent = self.store.flags_of(handle) & Flag.NO_BOUNCE
-            envelope = self._forget(handle)
-            assert message is None or message == msgid_of(envelope), failures
-            message = msgid_of(envelope)
-            if silent:
-                out.append(RemoveEnvelope(envelope, unreported, status))
-            else:
-                reported.append((envelope, status))
-        if reported:
-            assert message is not None
-            self.counts.bounced += 1
-            out.append(SendBounce(message, kind, tuple(reported)))
+        """Take failed envelopes out of the queue, and report those that may be reported."""
+        gone = [
+            Failure(self.store.evpid_of(handle), self.store.flags_of(handle), status)
+            for handle, status in failures
+        ]
+        for handle, _ in failures:
+            self._forget(handle)
+        for instruction in settle(gone, kind):
+            if type(instruction) is SendBounce:
+                self.counts.bounced += 1
+            out.append(instruction)
 
     def count_of(self, state: EnvelopeState) -> int:
         """Return how many envelopes are in a state."""

@@ -1,11 +1,11 @@
 """How envelopes are kept in memory: one interface, four representations.
 
-    base.py     the interface, and the values that cross it
-    objects.py  what the three object representations share
-    whole.py    envelope and body
-    full.py     every field of the envelope
-    slim.py     a scheduler's record, and the agent's part while it is in flight
-    packed.py   columns of machine integers
+- base.py: the interface, and the values that cross it
+- objects.py: what the three object representations share
+- whole.py: envelope and body
+- full.py: every field of the envelope
+- slim.py: a scheduler's record, and the agent's part while it is in flight
+- packed.py: columns of machine integers
 """
 
 from mta.core.envelopes.base import EnvelopeStore

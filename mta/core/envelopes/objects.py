@@ -275,12 +275,12 @@ class ObjectStore(Generic[R]):
     def validate(self) -> None:
         agenda = set(self._agenda)
         pending = 0
-        for evpid, record in self._records.items():
-            assert record.evpid == evpid
-            assert (record.state is _PENDING) == (record.agenda_key != 0), evpid
+        for identity, record in self._records.items():
+            assert record.evpid == identity
+            assert (record.state is _PENDING) == (record.agenda_key != 0), identity
             if record.agenda_key:
                 pending += 1
-                assert record.agenda_key in agenda, evpid
-                assert record.agenda_key & _EVPID_MASK == evpid
+                assert record.agenda_key in agenda, identity
+                assert record.agenda_key & _EVPID_MASK == identity
                 assert record.prev is None and record.next is None
         assert len(self._agenda) == pending + self._stale, (len(self._agenda), pending, self._stale)

@@ -191,19 +191,17 @@ class FeedbackConcurrency:
 
 def make_concurrency(settings: ConcurrencySettings) -> ConcurrencyPolicy:
     """Return a new window, for one relay."""
-    match settings.policy:
-        case "fixed":
-            return FixedConcurrency(settings)
-        case "feedback":
-            return FeedbackConcurrency(settings)
+    if settings.policy == "fixed":
+        return FixedConcurrency(settings)
+    assert settings.policy == "feedback", settings
+    return FeedbackConcurrency(settings)
 
 
 def _value(feedback: Feedback, window: int) -> float:
     """Return how much one delivery counts at this window. Source: qmgr.h, QMGR_FEEDBACK_VAL."""
-    match feedback:
-        case "1":
-            return 1.0
-        case "1/concurrency":
-            return 1 / window
-        case "1/sqrt_concurrency":
-            return 1 / math.sqrt(window)
+    if feedback == "1":
+        return 1.0
+    if feedback == "1/concurrency":
+        return 1 / window
+    assert feedback == "1/sqrt_concurrency", feedback
+    return 1 / math.sqrt(window)

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from mta.core.envelopes.base import TICK
+
 if TYPE_CHECKING:
     from random import Random
-
-SHORTEST_S = 1 / 64
-"""Shortest wait, in seconds: the grain of the queue's times, `mta.core.envelopes.base.TICK`."""
 
 
 @dataclass(slots=True)
@@ -42,8 +41,8 @@ class RetrySettings:
         """Yield (key, value, problem) for every value that no policy can work with."""
         for key in ("base_s", "overflow_base_s", "min_s", "max_s"):
             value = getattr(self, key)
-            if not value >= SHORTEST_S:
-                yield key, value, f"must be at least {SHORTEST_S} s, the grain of the queue's times"
+            if not value >= TICK:
+                yield key, value, f"must be at least {TICK} s, the grain of the queue's times"
         if not self.max_s >= self.min_s:
             yield "max_s", self.max_s, f"must not be below min_s ({self.min_s:g})"
         if not self.factor > 1:
@@ -78,7 +77,7 @@ class QuadraticRetry:
     __slots__ = ("_base_s",)
 
     def __init__(self, base_s: float) -> None:
-        assert base_s >= SHORTEST_S, base_s
+        assert base_s >= TICK, base_s
         self._base_s = base_s
 
     def next_attempt_at(
@@ -106,7 +105,7 @@ class AgeClampedRetry:
     __slots__ = ("_max_s", "_min_s")
 
     def __init__(self, min_s: float, max_s: float) -> None:
-        assert SHORTEST_S <= min_s <= max_s, (min_s, max_s)
+        assert TICK <= min_s <= max_s, (min_s, max_s)
         self._min_s = min_s
         self._max_s = max_s
 
@@ -128,7 +127,7 @@ class ExponentialRetry:
     __slots__ = ("_base_s", "_factor", "_max_s", "_steps")
 
     def __init__(self, base_s: float, max_s: float, factor: float) -> None:
-        assert min(base_s, max_s) >= SHORTEST_S, (base_s, max_s)
+        assert min(base_s, max_s) >= TICK, (base_s, max_s)
         assert factor > 1, factor
         self._base_s = base_s
         self._max_s = max_s
@@ -139,13 +138,13 @@ class ExponentialRetry:
     def next_attempt_at(
         self, *, created_at: float, now: float, attempts: int, rng: "Random"
     ) -> float:
-        """Return ``now`` plus the drawn wait, which is at least one `SHORTEST_S`."""
+        """Return ``now`` plus the drawn wait, which is at least one `TICK`."""
         assert attempts >= 0, attempts
         step = max(attempts - 1, 0)
         bound = self._max_s
         if step < self._steps:
             bound = min(bound, self._base_s * self._factor**step)
-        return now + max(rng.uniform(0.0, bound), SHORTEST_S)
+        return now + max(rng.uniform(0.0, bound), TICK)
 
 
 class JitteredRetry:
@@ -159,23 +158,23 @@ class JitteredRetry:
     def next_attempt_at(
         self, *, created_at: float, now: float, attempts: int, rng: "Random"
     ) -> float:
-        """Return a drawn instant, at least one `SHORTEST_S` after ``now``."""
+        """Return a drawn instant, at least one `TICK` after ``now``."""
         at = self._policy.next_attempt_at(
             created_at=created_at, now=now, attempts=attempts, rng=rng
         )
-        return now + max(rng.uniform(0.0, at - now), SHORTEST_S)
+        return now + max(rng.uniform(0.0, at - now), TICK)
 
 
 def make_retry(settings: RetrySettings) -> RetryPolicy:
     """Return the policy that the settings name."""
+    if settings.policy == "exponential":
+        return ExponentialRetry(settings.base_s, settings.max_s, settings.factor)
     policy: RetryPolicy
-    match settings.policy:
-        case "exponential":
-            return ExponentialRetry(settings.base_s, settings.max_s, settings.factor)
-        case "age-clamped":
-            policy = AgeClampedRetry(settings.min_s, settings.max_s)
-        case "quadratic":
-            policy = QuadraticRetry(settings.base_s)
+    if settings.policy == "age-clamped":
+        policy = AgeClampedRetry(settings.min_s, settings.max_s)
+    else:
+        assert settings.policy == "quadratic", settings
+        policy = QuadraticRetry(settings.base_s)
     return policy if settings.jitter == "none" else JitteredRetry(policy)
 
 

@@ -84,6 +84,8 @@ def build(
     Raises:
         ConfigError: unknown key, wrong type, number out of range, or a problem that a class found.
     """
+    if not isinstance(data, Mapping):
+        raise ConfigError(source, value=data, problem="must be a table")
     said = _Said(data, overrides)
     try:
         built: T = _Builder(cls, source, said).build()
@@ -202,7 +204,7 @@ class _Builder:
         fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
         for name in value:
             if name not in fields:
-                hint = self._hint(str(name), key, fields)
+                hint = self._hint(str(name), fields)
                 raise self._error(_join(key, str(name)), value[name], f"unknown key{hint}")
         arguments: dict[str, object] = {}
         for name, field in fields.items():
@@ -218,13 +220,12 @@ class _Builder:
             raise self._error(_join(key, name), wrong, problem)
         return built
 
-    def _hint(self, name: str, key: str, fields: Mapping[str, object]) -> str:
+    def _hint(self, name: str, fields: Mapping[str, object]) -> str:
         """Return what the operator may have meant: a sibling, or the same name elsewhere."""
         near = difflib.get_close_matches(name, fields, n=1)
         if not near:
-            everywhere = list(_schema(self._cls, ""))
-            near = [path for path in everywhere if path.rpartition(".")[2] == name][:1]
-            near = near or difflib.get_close_matches(_join(key, name), everywhere, n=1)
+            everywhere = {path.rpartition(".")[2]: path for path in _schema(self._cls, "")}
+            near = [everywhere[last] for last in difflib.get_close_matches(name, everywhere, n=1)]
         return f" (did you mean {near[0]}?)" if near else ""
 
     def _value(self, hint: Any, value: object, key: str) -> object:
@@ -384,6 +385,8 @@ def _schema(cls: type[Any], key: str) -> Iterator[str]:
     """Yield every dotted key that a settings class has, tables too."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
         path = _join(key, field.name)
         yield path
         hint = hints[field.name]

@@ -6,7 +6,9 @@ PY := .venv/bin/python
 JOBS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit system bench notebooks cover clean
+# One after the other and in the order written, also under `make -j`; pytest is parallel by itself.
+.NOTPARALLEL:
+.PHONY: help setup demo test check format lint types imports unit system bench notebooks cover clean
 
 help:
 	@echo 'make demo       run the experiment: load, outage, recovery, memory, model, report'
@@ -63,11 +65,21 @@ demo: setup
 
 # ---- what must hold
 
+# All four, also when one fails: whoever mends one wants to see the others.
 check: setup
-	@echo '--- format, lint, types, import contracts'
-	@$(PY) -m ruff format --check --quiet . || { echo 'check: ruff format . would change these files' >&2; exit 1; }
+	@$(MAKE) --no-print-directory --keep-going format lint types imports
+
+format: setup
+	@echo '--- format'
+	@$(PY) -m ruff format --check --output-format concise .
+lint: setup
+	@echo '--- lint'
 	@$(PY) -m ruff check .
+types: setup
+	@echo '--- types'
 	@$(PY) -m mypy
+imports: setup
+	@echo '--- who may import whom'
 	@.venv/bin/lint-imports --no-logo
 
 unit: setup
@@ -78,11 +90,7 @@ system: setup
 	@echo '--- tests with real processes'
 	@$(PY) -m pytest -q -m system --timeout 300
 
-# One after the other, in this order, also under `make -j`.
-test: setup
-	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory system
+test: check unit system
 
 bench: setup
 	@$(PY) -m pytest -m benchmark -s -q --timeout 1800

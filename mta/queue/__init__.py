@@ -1,0 +1,1 @@
+"""The durable queue: one interface, `base`, and SQLite behind it, `sqlite`."""

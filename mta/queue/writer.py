@@ -1,0 +1,445 @@
+"""The writer: one thread that commits whatever waits, and nobody else writes.
+
+It takes what has gathered while the last commit was on its way to the disk, commits it in one
+transaction, and tells the event loop once. What it keeps: a submission is answered after its commit
+and never before; what lags (removals, deferrals, flags, the mark) is never forgotten, it goes with a
+later commit; after a failed commit nothing is accepted until a fresh connection has committed a probe.
+
+Why not simply commit again after an error? Linux marks pages clean whose write-back failed, so a
+second fsync succeeds without having written them (Rebello et al., USENIX ATC 2020). A new connection
+writes new pages.
+"""
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final, NamedTuple, TypeAlias, TypeVar
+
+from mta.core.ids import EvpId, MsgId
+from mta.effects import Effects
+from mta.queue.base import QueueUnavailableError
+from mta.queue.database import Batch, Database, QueueCorruptError, Removed
+from mta.queue.schema import Row
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+PROBE_FIRST_S: Final = 1.0
+"""Seconds after a failed commit before the first probe; doubled after each probe that fails."""
+PROBE_MAX_S: Final = 30.0
+IDLE_CHECKPOINT_S: Final = 5.0
+"""Seconds without work after which the log is copied into the database."""
+DEFERS_MAX: Final = 65_536
+"""Deferrals remembered while the disk takes nothing; the oldest go first: each is one early retry."""
+
+_DATA_ERRORS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+    UnicodeEncodeError,
+)
+"""What the database says about what it was given, not about its own state."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A submission on its way to the disk."""
+
+    msgid: MsgId
+    message: Row
+    body: bytes | None
+    """None if it is in a file."""
+    size_bytes: int
+    envelopes: list[Row]
+    replaces: tuple[EvpId, ...]
+    error: Exception | None = None
+    """Why it was not kept; set before `done`."""
+
+
+@dataclass(slots=True, eq=False)
+class Marker:
+    """Stands in the line of submissions: all that was asked for before it goes into this commit."""
+
+    error: Exception | None = None
+
+
+Waiting: TypeAlias = Item | Marker
+
+
+class Lagging(NamedTuple):
+    """What goes with some later commit. Dicts, because they keep their order."""
+
+    removes: dict[EvpId, None]
+    defers: dict[EvpId, Row]
+    """(evpid, attempts, due_at, status)."""
+    flags: dict[EvpId, int]
+
+    def count_all(self) -> int:
+        """Return how many things lag."""
+        return len(self.removes) + len(self.defers) + len(self.flags)
+
+
+class Commit(NamedTuple):
+    """What one turn of the writer did, told to the event loop."""
+
+    items: Sequence[Waiting]
+    removed: Removed
+    seconds: float
+    """From BEGIN to the end of COMMIT."""
+    lagging: int
+    """Removals, deferrals and flags in it."""
+    problem: str
+    """Empty, or why nothing of it was kept."""
+
+
+@dataclass(slots=True)
+class _Load:
+    """What the writer took for one commit."""
+
+    items: list[Waiting] = field(default_factory=list)
+    lagging: Lagging = field(default_factory=lambda: Lagging({}, {}, {}))
+    mark: tuple[int, bool] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.items or any(self.lagging) or self.mark is not None)
+
+
+class Writer:
+    """The thread and what waits for it. Public methods are for the event loop's thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        reopen: Callable[[], Database],
+        *,
+        effects: Effects,
+        batch_max: int,
+        on_commit: Callable[[Commit], None],
+        on_health: Callable[[bool, str], None],
+        remove_bodies: Callable[[Sequence[int]], None],
+    ) -> None:
+        """Get ready; `start` begins.
+
+        The callbacks are called on the writer's thread; they must not raise.
+        """
+        self._database: Database | None = database
+        self._reopen = reopen
+        self._effects = effects
+        self._batch_max = batch_max
+        self._on_commit = on_commit
+        self._on_health = on_health
+        self._remove_bodies = remove_bodies
+        self._inbox: deque[Waiting] = deque()
+        self._lagging = Lagging({}, {}, {})
+        self._committing = Lagging({}, {}, {})
+        self._mark: tuple[int, bool] | None = None
+        # Why a mutex? The loop adds to what lags while the writer takes it; both are short.
+        self._mutex = threading.Lock()
+        # A binary semaphore: locked means that there is nothing to do.
+        self._bell = threading.Lock()
+        self._bell.acquire()
+        self._stopping = False
+        self._suspicion = ""
+        self._thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
+
+    # ---- the loop's side
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, item: Waiting) -> None:
+        """Add a submission or a marker; `ring` follows. May be called on any thread."""
+        self._inbox.append(item)
+
+    def remove(self, evpid: EvpId) -> int:
+        """Forget an envelope with some later commit; return how many removals wait."""
+        with self._mutex:
+            lagging = self._lagging
+            lagging.removes[evpid] = None
+            lagging.defers.pop(evpid, None)
+            lagging.flags.pop(evpid, None)
+            return len(lagging.removes)
+
+    def defer(self, row: Row) -> int:
+        """Write a deferral down with some later commit; return how many wait."""
+        with self._mutex:
+            defers = self._lagging.defers
+            defers.pop(row[0], None)
+            defers[row[0]] = row
+            if len(defers) > DEFERS_MAX:
+                del defers[next(iter(defers))]
+            return len(defers)
+
+    def set_flags(self, evpid: EvpId, flags: int) -> int:
+        """Write flags down with some later commit; return how many wait."""
+        with self._mutex:
+            self._lagging.flags[evpid] = flags
+            return len(self._lagging.flags)
+
+    def set_mark(self, mark: int, *, wrapped: bool) -> None:
+        """Write down with the next commit that message ids below ``mark`` are spoken for."""
+        with self._mutex:
+            self._mark = (mark, wrapped)
+
+    def sicken(self, problem: str) -> None:
+        """Have the disk probed: somebody else met an I/O error."""
+        self._suspicion = problem
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake the writer. May be called on any thread."""
+        try:
+            if self._bell.locked():
+                self._bell.release()
+        except RuntimeError:
+            pass  # somebody else rang between the two
+
+    def is_removed(self, evpid: EvpId) -> bool:
+        """Say whether a removal waits or is being committed."""
+        return evpid in self._lagging.removes or evpid in self._committing.removes
+
+    def deferral(self, evpid: EvpId) -> Row | None:
+        """Return the deferral that waits or is being committed."""
+        return self._lagging.defers.get(evpid) or self._committing.defers.get(evpid)
+
+    def flags(self, evpid: EvpId) -> int | None:
+        """Return the flags that wait or are being committed."""
+        flags = self._lagging.flags.get(evpid)
+        return self._committing.flags.get(evpid) if flags is None else flags
+
+    @property
+    def lagging(self) -> int:
+        """How many removals, deferrals and flags wait."""
+        return self._lagging.count_all()
+
+    def stop(self) -> None:
+        """Let the thread commit what waits, and end."""
+        self._stopping = True
+        self.ring()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread's end, and return whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # ---- the writer's side
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001  # the thread's last words: nobody else hears it
+            self._stopping = True
+            self._on_health(False, f"writer: internal error: {error!r}")
+            self._fail_inbox("the queue's writer has died")
+        finally:
+            if self._database is not None:
+                self._database.close()
+
+    def _work(self) -> None:
+        while self._database is not None or self._recover():
+            has_log = self._database is not None and self._database.has_log
+            rung = self._bell.acquire(timeout=IDLE_CHECKPOINT_S if has_log else -1)
+            # Read before the last look at what waits: what was asked for before `stop` is done.
+            stopping = self._stopping
+            if self._suspicion:
+                problem, self._suspicion = self._suspicion, ""
+                self._sicken(problem)
+            self._commit_all()
+            if stopping or not rung:
+                self._checkpoint(always=True)
+            if stopping:
+                self._fail_inbox("the queue is closed")
+                return
+
+    def _commit_all(self) -> None:
+        """Commit until nothing waits or the disk fails."""
+        while self._database is not None:
+            load = self._take()
+            if not load:
+                return
+            self._commit(load)
+            self._checkpoint()
+
+    def _take(self) -> _Load:
+        """Take what waits, as much as one commit may have."""
+        load = _Load()
+        count: int | None = None if self._stopping else self._batch_max
+        while self._inbox and len(load.items) < self._batch_max:
+            item = self._inbox.popleft()
+            load.items.append(item)
+            if isinstance(item, Marker):
+                count = None
+                break
+        with self._mutex:
+            lagging = self._lagging
+            load.lagging = Lagging(
+                _first(lagging.removes, count),
+                _first(lagging.defers, count),
+                _first(lagging.flags, count),
+            )
+            load.mark, self._mark = self._mark, None
+            # In this order: a reader looks into what waits first, so it finds a thing in one of them.
+            self._committing = load.lagging
+            self._lagging = Lagging(
+                _without(lagging.removes, load.lagging.removes),
+                _without(lagging.defers, load.lagging.defers),
+                _without(lagging.flags, load.lagging.flags),
+            )
+        return load
+
+    def _commit(self, load: _Load) -> None:
+        """Commit a load, and tell everybody; afterwards there is no database if that failed."""
+        assert self._database is not None
+        began = self._effects.monotonic()
+        try:
+            removed = self._database.commit(_batch(load))
+        except _DATA_ERRORS as error:
+            # Why apart? Nothing that a client sends may get here, but if it does, it must not
+            # take its neighbours with it, nor what lags, again and again.
+            parts = _apart(load)
+            if len(parts) < 2:
+                self._refuse(load, f"not storable: {error!r}", began)
+                return
+            for part in parts:
+                if self._database is None:
+                    self._give_back(part, "the queue's disk failed", began)
+                else:
+                    self._commit(part)
+        except (sqlite3.Error, OSError, MemoryError) as error:
+            self._sicken(f"commit: {error}")
+            self._give_back(load, f"commit: {error}", began)
+        except BaseException as error:
+            self._give_back(load, f"commit: {error!r}", began)
+            raise
+        else:
+            seconds = self._effects.monotonic() - began
+            lagging = load.lagging.count_all()
+            self._on_commit(Commit(load.items, removed, seconds, lagging, ""))
+            if removed.files:
+                self._remove_bodies(removed.files)
+
+    def _give_back(self, load: _Load, problem: str, began: float) -> None:
+        """Fail a load's submissions, and keep what lags for later."""
+        with self._mutex:
+            removes, defers, flags = self._lagging
+            kept = load.lagging
+            self._lagging = Lagging(
+                kept.removes | removes, kept.defers | defers, kept.flags | flags
+            )
+            if self._mark is None:
+                self._mark = load.mark
+        self._refuse(_Load(load.items), problem, began)
+
+    def _refuse(self, load: _Load, problem: str, began: float) -> None:
+        for item in load.items:
+            item.error = QueueUnavailableError(problem)
+        seconds = self._effects.monotonic() - began
+        self._on_commit(Commit(load.items, Removed(0, 0, 0, ()), seconds, 0, problem))
+        self._remove_bodies(
+            [item.msgid for item in load.items if isinstance(item, Item) and item.body is None]
+        )
+
+    def _fail_inbox(self, problem: str) -> None:
+        began = self._effects.monotonic()
+        items: list[Waiting] = []
+        while self._inbox:
+            items.append(self._inbox.popleft())
+        if items:
+            self._refuse(_Load(items), problem, began)
+
+    def _checkpoint(self, *, always: bool = False) -> None:
+        """Copy the log into the database if it is long, or ``always``."""
+        if self._database is None or not (always or self._database.checkpoint_is_due):
+            return
+        try:
+            self._database.checkpoint()
+        except (sqlite3.Error, OSError, MemoryError) as error:
+            self._sicken(f"checkpoint: {error}")
+
+    # ---- sickness
+
+    def _sicken(self, problem: str) -> None:
+        """Stop trusting the connection, and say so before anybody learns of a failed submission."""
+        assert self._database is not None
+        self._database.close()
+        self._database = None
+        self._on_health(False, problem)
+
+    def _recover(self) -> bool:
+        """Wait until a new connection commits a probe; return False if the queue closes instead."""
+        delay = PROBE_FIRST_S
+        while True:
+            probe_at = self._effects.monotonic() + delay
+            while not self._stopping and (left := probe_at - self._effects.monotonic()) > 0:
+                self._bell.acquire(timeout=left)
+                self._fail_inbox("the queue's disk failed")
+            self._fail_inbox("the queue's disk failed")
+            if self._probe():
+                self._on_health(True, "")
+                self.ring()
+                return True
+            if self._stopping:
+                return False
+            delay = min(delay * 2, PROBE_MAX_S)
+
+    def _probe(self) -> bool:
+        try:
+            database = self._reopen()
+        except (sqlite3.Error, OSError, MemoryError, QueueCorruptError):
+            return False
+        try:
+            database.probe()
+        except (sqlite3.Error, OSError, MemoryError):
+            database.close()
+            return False
+        self._database = database
+        return True
+
+
+def _first(things: dict[_K, _V], count: int | None) -> dict[_K, _V]:
+    """Return the ``count`` oldest; the same dict if that is all."""
+    if count is None or len(things) <= count:
+        return things
+    return dict(islice(things.items(), count))
+
+
+def _without(things: dict[_K, _V], taken: dict[_K, _V]) -> dict[_K, _V]:
+    """Return what `_first` left, as a dict that nobody else has."""
+    if taken is things:
+        return {}
+    for key in taken:
+        del things[key]
+    return things
+
+
+def _batch(load: _Load) -> Batch:
+    batch = Batch(
+        defers=list(load.lagging.defers.values()),
+        flags=list(load.lagging.flags.items()),
+        mark=load.mark,
+    )
+    removes = list(load.lagging.removes)
+    for item in load.items:
+        if isinstance(item, Marker):
+            continue
+        batch.messages.append(item.message)
+        batch.envelopes += item.envelopes
+        if item.body is not None:
+            batch.bodies.append((item.msgid, item.body))
+        removes += item.replaces
+    batch.removes = removes
+    return batch
+
+
+def _apart(load: _Load) -> list[_Load]:
+    """Split into what lags, first, and each submission alone."""
+    parts = (
+        [_Load([], load.lagging, load.mark)] if any(load.lagging) or load.mark is not None else []
+    )
+    return parts + [_Load([item]) for item in load.items]

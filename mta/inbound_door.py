@@ -1,0 +1,112 @@
+"""What a session at the door needs of the server behind it.
+
+The session speaks SMTP; the door decides whom to admit, owns every commit, and keeps the accounts that
+all sessions share. None of these may block. A `Reply` that a method returns is sent as it is.
+"""
+
+import asyncio
+from typing import Protocol
+
+from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.ids import MsgId, SessionId
+from mta.core.limits import SmtpLimits
+from mta.core.reply import Reply
+
+
+class Door(Protocol):
+    """The server, as one inbound session sees it.
+
+    If a method raises, the client gets a 4xx and the transaction is dropped: a local fault is never
+    the client's.
+    """
+
+    hostname: str
+    limits: SmtpLimits
+    tracing: bool
+    """The operator traces ``smtp``: call `trace` for every line sent and received."""
+
+    def next_session(self) -> SessionId:
+        """Return an id for a new session."""
+        ...
+
+    def next_msgid(self) -> MsgId:
+        """Return a message id that was never used; called at DATA, so that Received can name it."""
+        ...
+
+    def now(self) -> float:
+        """Return the seconds since the epoch."""
+        ...
+
+    def connect(self, peer: str) -> Reply | None:
+        """Decide on a connection: `mta.core.admission.on_connect`.
+
+        If the answer is None it is counted, and `disconnect` will be called once; else it is not.
+        """
+        ...
+
+    def disconnect(self, peer: str) -> None:
+        """Uncount a connection; exactly once for each `connect` that returned None."""
+        ...
+
+    def begin(self, declared_size: int, messages: int) -> Reply | None:
+        """Decide on MAIL: `mta.core.admission.on_mail`.
+
+        Args:
+            declared_size: what SIZE= said, or 0.
+            messages: messages that this connection has sent already.
+        """
+        ...
+
+    def recipient(self, peer: str, recipient: Recipient, recipients: int) -> Reply | None:
+        """Decide on RCPT: `mta.core.admission.on_recipient`.
+
+        Args:
+            peer: address of the client.
+            recipient: who the mail is for.
+            recipients: those accepted in this transaction so far.
+        """
+        ...
+
+    def message(self, *, size: int, recipients: int, received: int) -> Reply | None:
+        """Decide on a whole message, after the dot: `mta.core.admission.on_message`.
+
+        Args:
+            size: bytes as the client sent them, without our Received field.
+            recipients: envelopes that it becomes.
+            received: its Received fields, without ours.
+        """
+        ...
+
+    def reserve(self, size: int) -> bool:
+        """Take bytes of the budget of messages being received; False and nothing taken if it is spent."""
+        ...
+
+    def release(self, size: int) -> None:
+        """Give back what `reserve` took."""
+        ...
+
+    def submit(
+        self,
+        msgid: MsgId,
+        transaction: Transaction,
+        recipients: tuple[Recipient, ...],
+        body: bytes,
+    ) -> asyncio.Future[Reply | None]:
+        """Make a message durable. The future's result is None when it is, or why it is not.
+
+        The commit belongs to the door: nobody here cancels the future, and it goes on if the client
+        goes away. A future that raises or is cancelled means that nothing was promised: a 4xx.
+        """
+        ...
+
+    def rejected(self, reply: Reply) -> None:
+        """Count a refused command or message."""
+        ...
+
+    def log(self, line: str) -> None:
+        """Write a line to the log; never raises."""
+        ...
+
+    def trace(self, subsystem: str, line: str) -> None:
+        """Write a line to the trace; never raises."""
+        ...

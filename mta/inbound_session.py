@@ -1,0 +1,441 @@
+"""One connection at the door: bytes in, commands out; replies in, bytes out; and time.
+
+The half of the door that knows the transport. It cuts input into commands and obeys them one by one,
+without suspending; their replies go out in one write when no complete command is left (RFC 2920).
+Input behind a command that must be the last of its group comes from a client that doesn't listen: it is
+told 554 5.5.0 and sent away, as Postfix 3.9 does (``smtpd_forbid_unauth_pipelining``). It may be a web
+browser or a smuggler; it is no mail client.
+
+Everything has a limit, and nothing waits without a timer.
+"""
+
+import asyncio
+import enum
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar, Final, cast
+
+from aiosmtpd.smtp import SMTP
+
+from mta.core import admission
+from mta.core.ids import SessionId, show_session
+from mta.core.reply import Reply
+from mta.inbound_data import BARE_LF
+from mta.inbound_door import Door
+from mta.queue.base import QueueUnavailableError
+
+LINGER_S: Final = 1.0
+"""How long a client that was sent away may take to read why, before the connection is reset."""
+LINGER_BYTES: Final = 1024 * 1024
+"""How much it may still send meanwhile."""
+
+_GOODBYE: Final = Reply(421, *admission.LOCAL_ERROR[1:])
+_OUT_OF_STEP: Final = Reply(554, "5.5.0", "SMTP protocol synchronization")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LAST_OF_GROUP: Final = frozenset({b"EHLO", b"HELO", b"DATA", b"VRFY", b"HELP", b"QUIT"})
+"""Commands that nothing may follow unasked. RFC 2920 3.1, with Postfix's leniency for NOOP and EXPN."""
+_OTHER_PROTOCOLS: Final = frozenset({b"GET", b"POST", b"CONNECT", b"HEAD", b"PUT", b"OPTIONS"})
+"""Postfix ``smtpd_forbidden_commands``: a browser that was talked into talking to a mail server."""
+_LOGGED_MAX: Final = 200
+
+
+class Phase(enum.Enum):
+    """What the next byte from the client is."""
+
+    COMMAND = "command"
+    MESSAGE = "message"
+    COMMIT = "commit"
+    """Nothing is read: the last message is being made durable."""
+    CLOSING = "closing"
+    """Whatever comes is thrown away."""
+
+
+def quote_for_log(text: str) -> str:
+    """Return client text for a quoted value: no control characters, no quotes, bounded."""
+    printable = "".join(
+        letter if letter.isprintable() and letter != '"' else f"\\x{ord(letter):02x}"
+        for letter in text[:_LOGGED_MAX]
+    )
+    return printable if len(text) <= _LOGGED_MAX else printable + "..."
+
+
+def reply_to_fault(error: BaseException) -> Reply:
+    """Return what the client is told of a fault of ours: temporary, and nothing of its cause."""
+    if isinstance(error, QueueUnavailableError | OSError | MemoryError):
+        return admission.NO_STORAGE
+    return admission.LOCAL_ERROR
+
+
+class Session(SMTP):
+    """One connection with one client, from greeting to goodbye; `Inbound` adds the commands."""
+
+    _verbs: ClassVar[dict[bytes, Callable[..., Coroutine[Any, Any, None]]]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._verbs = cls._find_verbs()
+
+    @classmethod
+    def _find_verbs(cls) -> dict[bytes, Callable[..., Coroutine[Any, Any, None]]]:
+        """Return what aiosmtpd's constructor looks for, once per class and not per connection."""
+        return {
+            name.removeprefix("smtp_").encode(): getattr(cls, name)
+            for name in dir(cls)
+            if name.startswith("smtp_")
+        }
+
+    def __init__(self, door: Door, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Prepare a session; `connection_made` starts it.
+
+        aiosmtpd's constructor is not called: it inspects the whole class for every connection and makes
+        a StreamReader, a Session and an Envelope that nothing here uses.
+        """
+        self.loop = loop or asyncio.get_running_loop()
+        self.session = None
+        self.envelope = None
+        self.transport = None
+        self.hostname = door.hostname
+        self.door = door
+        self.limits = door.limits
+        self.session_id = SessionId(0)
+        self.peer = "unknown"
+        """Address of the client."""
+        self.helo = ""
+        self.esmtp = False
+        self.phase = Phase.COMMAND
+        self.messages = 0
+        """Messages accepted."""
+        self.errors = 0
+        """Rejected commands since the last accepted message."""
+        self.started_at = 0.0
+        self._id = ""
+        self._wire: asyncio.Transport | None = None
+        self._welcome = False
+        self._junk = 0
+        self._input = b""
+        self._output: list[bytes] = []
+        self._line = b""
+        self._ended = False
+        self._draining = False
+        self._read_paused = False
+        self._write_paused = False
+        self._discarded = 0
+        self._reason = "disconnect"
+        self._timer: asyncio.TimerHandle | None = None
+        self._active_at = 0.0
+        self._deadline = 0.0
+
+    def _receive(self, data: bytes) -> None:
+        """Take a piece of a message."""
+        raise NotImplementedError
+
+    def _reset(self) -> None:
+        """Drop the transaction; idempotent, and never while its message is being committed."""
+        raise NotImplementedError
+
+    # -- the transport calls these ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet the client, or tell it to come back later."""
+        # uvloop's transports are Transports by behaviour only.
+        wire = self.transport = self._wire = cast("asyncio.Transport", transport)
+        peername = wire.get_extra_info("peername")
+        if isinstance(peername, tuple) and peername:
+            self.peer = str(peername[0]).removeprefix("::ffff:")
+        now = self._active_at = self.loop.time()
+        self._deadline = now + self.limits.max_session_s
+        self._arm(min(self.limits.timeout_s, self.limits.max_session_s))
+        refusal: Reply | None
+        try:
+            self.session_id = self.door.next_session()
+            self._id = show_session(self.session_id)
+            self.started_at = self.door.now()
+            refusal = self.door.connect(self.peer)
+            self._welcome = refusal is None
+        except Exception as error:  # noqa: BLE001 - our fault, whatever it is, is a 421 for the client
+            self._log_fault("connect", error)
+            refusal = _GOODBYE
+        if refusal is not None:
+            self.door.log(f'{self._id} smtp refused address={self._address()} result="{refusal}"')
+            self.door.rejected(refusal)
+            self._reason = "refused"
+            self._abandon(refusal)
+            return
+        self.door.log(f"{self._id} smtp connected address={self._address()} host={self._name()}")
+        self._output.append(f"220 {self.hostname} ESMTP\r\n".encode())
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Take input; in the phase COMMAND it is commands, in MESSAGE a message."""
+        phase = self.phase
+        if phase is Phase.MESSAGE:
+            self._active_at = self.loop.time()
+            self._receive(data)
+        elif phase is Phase.CLOSING:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES and self._wire is not None:
+                self._wire.abort()
+        elif phase is Phase.COMMIT or self._write_paused:
+            # Not more than one read's worth: the client pipelines, and may wait.
+            self._input += data
+            self._pause_reading()
+        else:
+            self._obey(self._input + data if self._input else data)
+
+    def eof_received(self) -> bool:
+        """Keep the connection for writing if an answer is due."""
+        self._ended = True
+        return self.phase is Phase.COMMIT
+
+    def pause_writing(self) -> None:
+        """Stop obeying a client that doesn't read the answers."""
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        """Go on with what waited."""
+        self._write_paused = False
+        if self.phase is Phase.COMMAND:
+            self._go_on()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the session. A commit that is under way goes on without it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.transport = self._wire = None
+        if self.phase is not Phase.COMMIT:
+            self._reset()
+        self._input = b""
+        self._output.clear()
+        self.phase = Phase.CLOSING
+        if not self._welcome:
+            return
+        self._welcome = False
+        reason = self._reason
+        if error is not None and reason == "disconnect":
+            reason = f'"io-error: {quote_for_log(str(error))}"'
+        self.door.log(f"{self._id} smtp disconnected reason={reason}")
+        self.door.disconnect(self.peer)
+
+    # -- the server calls these --------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """End the session with 421 as soon as no message is half-way (RFC 5321 3.8). Idempotent."""
+        self._draining = True
+        if self.phase is Phase.COMMAND:
+            self._shut_down()
+
+    # -- time -----------------------------------------------------------------------------------------
+
+    def _arm(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(delay, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        """See whether the client was idle for too long, or is just here for too long.
+
+        One timer per session, set again when it fires too early. What counts as activity is a complete
+        command, or any piece of a message: a client can't stay by sending a command letter by letter.
+        """
+        self._timer = None
+        if self._wire is None:
+            return
+        if self.phase is Phase.CLOSING:
+            self._wire.abort()
+            return
+        now = self.loop.time()
+        due = min(self._active_at + self.limits.timeout_s, self._deadline)
+        if now < due:
+            self._arm(due - now)
+            return
+        self._reason = "timeout"
+        if self.phase is Phase.COMMIT:
+            # The commit may still succeed; then the client's next try is a duplicate, never a loss.
+            self._abandon(_GOODBYE)
+        else:
+            self._abandon(admission.SESSION_TOO_LONG if now >= self._deadline else admission.IDLE)
+
+    # -- input and output -------------------------------------------------------------------------
+
+    def _obey(self, data: bytes) -> None:
+        """Carry out the complete commands in ``data``; keep what is left."""
+        at = 0
+        line_max = self.limits.max_line
+        while self.phase is Phase.COMMAND and not self._write_paused:
+            end = data.find(b"\n", at)
+            if (end if end >= 0 else len(data)) - at > line_max:
+                self._reject_input(Reply(500, "5.5.2", "Line too long"))
+                return
+            if end < 0:
+                break
+            if end == at or data[end - 1] != 13:
+                # After this the two sides may disagree on where commands begin: SMTP smuggling.
+                self._reject_input(BARE_LF)
+                return
+            self._line = data[at : end - 1]
+            at = end + 1
+            self._command(self._line, at < len(data))
+        if self.phase is not Phase.CLOSING:
+            self._input = data[at:]
+        self._flush()
+
+    def _command(self, line: bytes, more: bool) -> None:
+        """Carry out one command; ``more`` input is waiting behind it."""
+        self._active_at = self.loop.time()
+        if self.door.tracing:
+            self.door.trace("smtp", f"{self._id} >>> {quote_for_log(line.decode('latin-1'))}")
+        verb, _, rest = line.partition(b" ")
+        verb = verb.upper()
+        method = self._verbs.get(verb)
+        if method is None and (verb in _OTHER_PROTOCOLS or (verb and not verb[:1].isalpha())):
+            self._reject_input(Reply(421, "4.7.0", "This is a mail server, goodbye"))
+            return
+        if more and (verb in _LAST_OF_GROUP or not self.esmtp):
+            self._reject_input(_OUT_OF_STEP)
+            return
+        if method is None:
+            self.fail(Reply(500, "5.5.1", "Command unrecognized"))
+            return
+        try:
+            text = rest.decode()
+        except UnicodeDecodeError:
+            self.fail(Reply(500, "5.5.2", "Invalid UTF-8"))
+            return
+        if _CONTROL.search(text):
+            self.fail(Reply(501, "5.5.2", "Invalid character in command"))
+            return
+        step = method(self, text.strip(" "))
+        try:
+            step.send(None)
+        except StopIteration:
+            return
+        except Exception as error:  # noqa: BLE001 - our fault, whatever it is, is a 4xx for the client
+            self._reset()
+            self._log_fault(verb.decode("ascii", "replace"), error)
+            self.fail(reply_to_fault(error), is_error=False)
+            return
+        step.close()
+        raise AssertionError(f"{verb!r} waited: nothing would go on with it")
+
+    def _say(self, reply: Reply) -> None:
+        """Add a reply to the output."""
+        self._output.append(f"{reply}\r\n".encode())
+
+    async def push(self, status: Any) -> None:
+        """Add a line to the output. For commands that are aiosmtpd's own."""
+        self._output.append((status if isinstance(status, bytes) else status.encode()) + b"\r\n")
+
+    def fail(self, reply: Reply, *, is_error: bool = True) -> None:
+        """Refuse a command or a message; too many of the client's errors end the session."""
+        self.door.log(
+            f'{self._id} smtp failed-command command="'
+            f'{quote_for_log(self._line.decode("utf-8", "replace"))}" result="{reply}"'
+        )
+        self.door.rejected(reply)
+        if reply.code == 421:
+            self._reason = "refused"
+            self._abandon(reply)
+            return
+        self._say(reply)
+        if is_error:
+            self.errors += 1
+            goodbye = admission.on_error(errors=self.errors, limits=self.limits)
+            if goodbye is not None:
+                self._reason = "errors"
+                self._abandon(goodbye)
+
+    def _reject_input(self, reply: Reply) -> None:
+        """End a session whose input can't be trusted any more."""
+        self.door.log(f'{self._id} smtp bad-input result="{reply}"')
+        self.door.rejected(reply)
+        self._reason = "bad-input"
+        self._abandon(reply)
+
+    def _flush(self) -> None:
+        output = self._output
+        if output and self._wire is not None:
+            data = output[0] if len(output) == 1 else b"".join(output)
+            output.clear()
+            if self.door.tracing:
+                for line in data.decode("utf-8", "replace").splitlines():
+                    self.door.trace("smtp", f"{self._id} <<< {line}")
+            self._wire.write(data)
+
+    def _pause_reading(self) -> None:
+        if not self._read_paused and self._wire is not None and not self._ended:
+            self._read_paused = True
+            self._wire.pause_reading()
+
+    def _go_on(self) -> None:
+        """Read and obey again after a wait."""
+        if self._draining and self.phase is Phase.COMMAND:
+            self._shut_down()
+            return
+        if self._input:
+            if not self.esmtp:
+                # After HELO nobody was offered PIPELINING.
+                self._reject_input(_OUT_OF_STEP)
+                return
+            data, self._input = self._input, b""
+            self._obey(data)
+        else:
+            self._flush()
+        if self._wire is None or self.phase in (Phase.CLOSING, Phase.COMMIT) or self._write_paused:
+            return
+        if self._ended:
+            self._close()
+        elif self._read_paused:
+            self._read_paused = False
+            self._wire.resume_reading()
+
+    def _shut_down(self) -> None:
+        self._reason = "shutdown"
+        self._abandon(admission.SHUTTING_DOWN)
+
+    def _abandon(self, reply: Reply) -> None:
+        """Say a last word and end the session.
+
+        The connection is closed for writing first: closing it with input unread would reset it, and
+        the client might never see the reply.
+        """
+        self._say(reply)
+        self._flush()
+        if self.phase is not Phase.COMMIT:
+            self._reset()
+        self.phase = Phase.CLOSING
+        self._input = b""
+        wire = self._wire
+        if wire is None:
+            return
+        self._arm(LINGER_S)
+        if self._ended or not wire.can_write_eof():
+            wire.close()
+            return
+        wire.write_eof()
+        if self._read_paused:
+            self._read_paused = False
+            wire.resume_reading()
+
+    def _close(self) -> None:
+        """End the session politely."""
+        self._flush()
+        self._reset()
+        self.phase = Phase.CLOSING
+        self._input = b""
+        if self._wire is not None:
+            self._arm(self.limits.timeout_s)
+            self._wire.close()
+
+    def _log_fault(self, where: str, error: BaseException) -> None:
+        self.door.log(
+            f'{self._id} smtp local-error where={where} error="'
+            f'{quote_for_log(f"{type(error).__name__}: {error}")}"'
+        )
+
+    def _address(self) -> str:
+        return f"[{self.peer}]" if ":" in self.peer else self.peer
+
+    def _name(self) -> str:
+        """Return the client's name. No look-up: the test-bed lives on loopback."""
+        return "localhost" if self.peer.startswith("127.") or self.peer == "::1" else "unknown"

@@ -1,0 +1,169 @@
+"""A server behind the door that accepts everything the limits allow, and fails when it is told to."""
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+from mta.core import admission
+from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.ids import MsgId, SessionId
+from mta.core.limits import QueueLimits, SmtpLimits
+from mta.core.reply import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Submitted(NamedTuple):
+    msgid: MsgId
+    transaction: Transaction
+    recipients: tuple[Recipient, ...]
+    body: bytes
+
+    @property
+    def text(self) -> bytes:
+        """What the client sent: the body without our Received field."""
+        return self.body.split(b"\r\n", 3)[3]
+
+
+class FakeDoor:
+    """Implements `mta.inbound_door.Door` in memory.
+
+    Commits succeed at once, unless `hold` is set: then they wait in `commits` for the test to decide.
+    `fault`, if set, is called with the name of each method and may raise.
+    """
+
+    def __init__(self, **limits: float) -> None:
+        self.hostname = "mx.test"
+        self.limits = SmtpLimits(**limits)  # type: ignore[arg-type] # ints among them
+        self.queue_limits = QueueLimits()
+        self.tracing = False
+        self.may_relay = True
+        self.hold = False
+        self.draining = False
+        self.fault: Callable[[str], None] | None = None
+        self.accepted: list[Submitted] = []
+        self.commits: list[tuple[Submitted, asyncio.Future[Reply | None]]] = []
+        self.rejections: list[Reply] = []
+        self.lines: list[str] = []
+        self.traced: list[str] = []
+        self.connections: dict[str, int] = {}
+        self.reserved = 0
+        self.reserved_peak = 0
+        self._sessions = 0
+        self._msgids = 0
+
+    def _point(self, name: str) -> None:
+        if self.fault is not None:
+            self.fault(name)
+
+    def pressure(self) -> admission.Pressure:
+        return admission.Pressure(
+            connections=sum(self.connections.values()),
+            bytes_in_memory=self.reserved,
+            draining=self.draining,
+        )
+
+    def next_session(self) -> SessionId:
+        self._point("next_session")
+        self._sessions += 1
+        return SessionId(self._sessions)
+
+    def next_msgid(self) -> MsgId:
+        self._point("next_msgid")
+        self._msgids += 1
+        return MsgId(self._msgids)
+
+    def now(self) -> float:
+        return 1_700_000_000.0
+
+    def connect(self, peer: str) -> Reply | None:
+        self._point("connect")
+        count = self.connections.get(peer, 0)
+        reply = admission.on_connect(self.pressure(), from_client=count, limits=self.limits)
+        if reply is None:
+            self.connections[peer] = count + 1
+        return reply
+
+    def disconnect(self, peer: str) -> None:
+        self.connections[peer] -= 1
+        assert self.connections[peer] >= 0, "disconnected twice"
+
+    def begin(self, declared_size: int, messages: int) -> Reply | None:
+        self._point("begin")
+        return admission.on_mail(
+            self.pressure(),
+            declared_size=declared_size,
+            messages=messages,
+            limits=self.limits,
+            queue=self.queue_limits,
+        )
+
+    def recipient(self, peer: str, recipient: Recipient, recipients: int) -> Reply | None:
+        self._point("recipient")
+        return admission.on_recipient(
+            self.pressure(),
+            recipients=recipients,
+            may_relay=self.may_relay or recipient.domain == self.hostname,
+            limits=self.limits,
+            queue=self.queue_limits,
+        )
+
+    def message(self, *, size: int, recipients: int, received: int) -> Reply | None:
+        self._point("message")
+        return admission.on_message(
+            self.pressure()._replace(bytes_in_memory=0),
+            size=size,
+            recipients=recipients,
+            received=received,
+            limits=self.limits,
+            queue=self.queue_limits,
+        )
+
+    def reserve(self, size: int) -> bool:
+        self._point("reserve")
+        if self.reserved + size > self.limits.max_bytes_in_memory:
+            return False
+        self.reserved += size
+        self.reserved_peak = max(self.reserved_peak, self.reserved)
+        return True
+
+    def release(self, size: int) -> None:
+        self.reserved -= size
+        assert self.reserved >= 0, "released twice"
+
+    def submit(
+        self,
+        msgid: MsgId,
+        transaction: Transaction,
+        recipients: tuple[Recipient, ...],
+        body: bytes,
+    ) -> asyncio.Future[Reply | None]:
+        self._point("submit")
+        future: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        message = Submitted(msgid, transaction, recipients, body)
+        if self.hold:
+            self.commits.append((message, future))
+        else:
+            self.accepted.append(message)
+            future.set_result(None)
+        return future
+
+    def commit(self, result: Reply | BaseException | None = None) -> None:
+        """Decide the oldest commit that waits."""
+        message, future = self.commits.pop(0)
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+            return
+        if result is None:
+            self.accepted.append(message)
+        future.set_result(result)
+
+    def rejected(self, reply: Reply) -> None:
+        self.rejections.append(reply)
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
+
+    def trace(self, subsystem: str, line: str) -> None:
+        assert subsystem == "smtp", subsystem
+        self.traced.append(line)

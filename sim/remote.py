@@ -1,0 +1,501 @@
+"""How a remote host behaves: one pure state machine per address, composed of behaviours.
+
+The scripted sink puts a `RemoteHost` behind a socket, the model puts one behind an event; both hear
+the same answers. A host reads no clock and owns its chance: `now` is seconds since the start of the
+scenario, never decreasing for one host (negative before the start), and the streams come from the
+scenario's seed and the host's address.
+
+How replies are timed: a command that arrives at ``a`` is answered at
+``max(a + delay_s, when the reply before left) + work_s``. Delays (latency) of commands that arrive at
+the same instant are one draw, so pipelining helps; work (tarpits) is done for one reply after the other.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mta.core.reply import Reply
+from sim.behaviours import read
+from sim.behaviours.base import CONNECT, END_OF_DATA, VERBS, Behaviour, Conn, Parameters, Refusal
+from sim.behaviours.delays import LatencyBehaviour, TarpitBehaviour
+from sim.behaviours.dns import TRUTH, DnsBehaviour, DnsVerdict
+from sim.behaviours.windows import WindowBehaviour
+from sim.distributions import random_stream
+
+if TYPE_CHECKING:
+    from sim.scenario import Scenario
+
+__all__ = [
+    "RECIPIENTS_MAX",
+    "SIZE_MAX",
+    "Conn",
+    "NameServer",
+    "RemoteHost",
+    "TransactionVerdict",
+    "Verdict",
+    "build_host",
+    "build_hosts",
+    "build_name_servers",
+]
+
+RECIPIENTS_MAX: Final = 1000
+"""Recipients of a message that any host takes; Postfix ``smtpd_recipient_limit``."""
+
+SIZE_MAX: Final = 64 * 1024 * 1024
+"""Bytes of a message that any host takes; hosts announce it with SIZE (RFC 1870)."""
+
+GREETING: Final = Reply(220, "", "ESMTP testbed")
+HELLO: Final = Reply(250, "", "testbed")
+SENDER_OK: Final = Reply(250, "2.1.0", "Ok")
+RECIPIENT_OK: Final = Reply(250, "2.1.5", "Ok")
+GO_AHEAD: Final = Reply(354, "", "End data with <CR><LF>.<CR><LF>")
+TAKEN: Final = Reply(250, "2.0.0", "Ok: queued")
+RESET_OK: Final = Reply(250, "2.0.0", "Ok")
+BYE: Final = Reply(221, "2.0.0", "Bye")
+CANNOT_VRFY: Final = Reply(252, "2.0.0", "Cannot VRFY")
+HELLO_FIRST: Final = Reply(503, "5.5.1", "Send EHLO first")
+NESTED: Final = Reply(503, "5.5.1", "Nested MAIL command")
+MAIL_FIRST: Final = Reply(503, "5.5.1", "Need MAIL command")
+NO_RECIPIENTS: Final = Reply(554, "5.5.1", "No valid recipients")
+TOO_MANY: Final = Reply(452, "4.5.3", "Too many recipients")
+TOO_BIG: Final = Reply(552, "5.3.4", "Message too big")
+UNKNOWN: Final = Reply(500, "5.5.2", "Command not recognized")
+
+_PLAIN: Final = {
+    "RSET": RESET_OK,
+    "NOOP": RESET_OK,
+    "VRFY": CANNOT_VRFY,
+    "QUIT": BYE,
+    "HELO": HELLO,
+    "EHLO": HELLO,
+    "DATA": GO_AHEAD,
+    "MAIL": SENDER_OK,
+    "RCPT": RECIPIENT_OK,
+}
+
+_TRANSACTION_VERBS: Final = ("MAIL", "RCPT", "DATA", END_OF_DATA)
+
+
+class Verdict(NamedTuple):
+    """What a host answers to one command.
+
+    ``reply`` None and ``close`` True: the connection is refused or reset. ``reply`` None and
+    ``close`` False: silence; nothing more will ever be said on this connection.
+    """
+
+    reply: Reply | None
+    delay_s: float = 0.0
+    """Seconds from the arrival of the command; counted at the same time for all that wait."""
+    work_s: float = 0.0
+    """Seconds after that and after the reply before; counted for one reply after the other."""
+    close: bool = False
+    """The host closes after the reply. It has forgotten the connection already."""
+
+    def due_at(self, arrived_at: float, before: float) -> float:
+        """Return when the reply leaves, given when the reply before left."""
+        return max(arrived_at + self.delay_s, before) + self.work_s
+
+
+SILENCE: Final = Verdict(None)
+RESET: Final = Verdict(None, close=True)
+
+
+class TransactionVerdict(NamedTuple):
+    """What a client that pipelines MAIL, RCPT and DATA learns in one transaction."""
+
+    duration_s: float
+    """The host's part of the time; inf if it never answers, so that the client's patience decides."""
+    results: tuple[Reply | None, ...]
+    """For each recipient the reply that decided about it; None if the connection broke or hung."""
+    usable: bool
+    """The connection can take another transaction."""
+
+
+class RemoteHost:
+    """One address of the scripted Internet. See the module for its clock.
+
+    A shell calls `connect` for each connection and hands the `Conn` to the other methods until a
+    verdict closes it or `disconnect` was called.
+    """
+
+    def __init__(self, behaviours: Sequence[Behaviour]) -> None:
+        """Compose a host; the order of behaviours that refuse is the order in which they are asked."""
+        self._behaviours = tuple(behaviours)
+        self._windows = tuple(one for one in behaviours if isinstance(one, WindowBehaviour))
+        latencies = [one for one in behaviours if isinstance(one, LatencyBehaviour)]
+        self._samplers = tuple(one.sample for one in latencies)
+        self._sample = self._samplers[0] if len(latencies) == 1 else None
+        self._delayed = {
+            verb: tuple(i for i, one in enumerate(latencies) if verb in one.verbs) for verb in VERBS
+        }
+        tarpits = [one for one in behaviours if isinstance(one, TarpitBehaviour)]
+        self._work_s = {
+            verb: math.fsum(one.delay_s for one in tarpits if verb in one.verbs) for verb in VERBS
+        }
+        self._judges = {
+            verb: tuple(one.judge for one in behaviours if verb in one.judges) for verb in VERBS
+        }
+        self._notified = tuple(
+            one for one in behaviours if type(one).opened is not Behaviour.opened
+        )
+        # What almost every host is almost always: nothing to judge in a transaction, one delay for
+        # every verb, no tarpit. The model spends its time here.
+        self._is_plain = (
+            not any(self._judges[verb] for verb in _TRANSACTION_VERBS)
+            and not any(self._work_s[verb] for verb in _TRANSACTION_VERBS)
+            and (not latencies or (self._sample is not None and latencies[0].verbs >= set(VERBS)))
+        )
+        self._calm_from = math.inf
+        self._calm_until = -math.inf
+        """From one instant until the other no window is open."""
+        self.open_count = 0
+        """Connections that were let in and are not gone."""
+
+    def listening(self, now: float) -> bool:
+        """Return False while connections are refused by the host's kernel, as it were."""
+        return not any(one.mode == "refuse" and one.away(now) for one in self._windows)
+
+    def next_change(self, now: float) -> float | None:
+        """Return the first instant after ``now`` at which the host goes away or comes back."""
+        at = min((one.next_change(now) for one in self._windows), default=math.inf)
+        return at if at < math.inf else None
+
+    def connect(self, peer: str, now: float) -> tuple[Conn, Verdict]:
+        """Answer a new connection from an address.
+
+        The verdict's reply is the greeting, or 421 or 554 with ``close``, or there is none: refused
+        (``close``) or silent.
+        """
+        conn = Conn(peer)
+        refusal = self._away(now) or self._judge(conn, CONNECT, "", 0, now)
+        if refusal is not None and refusal.reply is not None:
+            # RFC 5321 3.1 lets a host that greets with 554 stay for QUIT; few do, and none must.
+            refusal = refusal._replace(close=True)
+        if refusal is None or not refusal.close:
+            self.open_count += 1
+            for one in self._notified:
+                one.opened(conn, now)
+        else:
+            # It was never counted, so that nobody is told that it left.
+            conn.closed = True
+        return conn, self._verdict(conn, CONNECT, refusal, GREETING, now)
+
+    def command(
+        self, conn: Conn, verb: str, argument: str, now: float, *, size: int = 0
+    ) -> Verdict:
+        """Answer one command.
+
+        Args:
+            conn: A connection that is not closed.
+            verb: In upper case; any.
+            argument: The address for MAIL and RCPT, without brackets and parameters; else as it came.
+            now: When it arrived.
+            size: What MAIL declared (RFC 1870), or 0.
+        """
+        assert not conn.closed, verb
+        refusal = self._away(now)
+        if conn.silent and not (refusal is not None and refusal.close):
+            return SILENCE
+        wrong = self._out_of_order(conn, verb, size)
+        if refusal is None and wrong is None:
+            refusal = self._judge(conn, verb, argument, size, now)
+        reply = wrong or _PLAIN[verb]
+        if refusal is None and wrong is None:
+            _advance(conn, verb, argument)
+        verdict = self._verdict(conn, verb, refusal, reply, now)
+        if verb == "QUIT" and not verdict.close and verdict.reply is not None:
+            verdict = verdict._replace(close=True)
+        if verdict.close:
+            self.disconnect(conn, now)
+        return verdict
+
+    def end_of_data(self, conn: Conn, size: int, now: float) -> Verdict:
+        """Answer the final dot of a message of ``size`` bytes; the transaction is over."""
+        assert not conn.closed and conn.rcpts, conn.rcpts
+        refusal = self._away(now)
+        if conn.silent and not (refusal is not None and refusal.close):
+            return SILENCE
+        reply = TAKEN
+        if refusal is None and size > SIZE_MAX:
+            reply = TOO_BIG
+        elif refusal is None:
+            refusal = self._judge(conn, END_OF_DATA, "", size, now)
+        conn.sender = None
+        conn.rcpts = []
+        verdict = self._verdict(conn, END_OF_DATA, refusal, reply, now)
+        if verdict.close:
+            self.disconnect(conn, now)
+        return verdict
+
+    def disconnect(self, conn: Conn, now: float) -> None:
+        """Forget a connection that is gone, whoever ended it. Idempotent."""
+        if conn.closed:
+            return
+        conn.closed = True
+        self.open_count -= 1
+        assert self.open_count >= 0, self
+        for one in self._notified:
+            one.left(conn, now)
+
+    def transaction(
+        self, conn: Conn, sender: str, rcpts: Sequence[str], size: int, now: float
+    ) -> TransactionVerdict:
+        """Answer a whole transaction: MAIL, each RCPT and DATA at once, then the message at once.
+
+        The same verdicts as verb by verb, without the time of the client and the network. A host
+        that goes away meanwhile (`refuse`) resets the connection at that instant, and has not taken
+        a message that it has not acknowledged by then. Connections that are idle at that instant are
+        the shell's to end: see `next_change` and `listening`.
+        """
+        assert conn.greeted and conn.sender is None and not conn.closed, conn.closed
+        if (
+            self._is_plain
+            and self._calm_from <= now < self._calm_until
+            and rcpts
+            and not conn.silent
+            and size <= SIZE_MAX
+            and len(rcpts) <= RECIPIENTS_MAX
+        ):
+            sample = self._sample
+            if sample is None:
+                return TransactionVerdict(0.0, (TAKEN,) * len(rcpts), True)
+            first_s = conn.waves[0] if conn.wave_at == now else sample()
+            data_at = now + first_s
+            # Two instants that are the same to a float are the same to everybody.
+            last_s = sample() if data_at != now else first_s
+            done_at = data_at + last_s
+            if done_at < self._calm_until:
+                conn.wave_at = data_at
+                conn.waves = [last_s]
+                return TransactionVerdict(done_at - now, (TAKEN,) * len(rcpts), True)
+            # A window begins meanwhile. The second draw is lost, which biases nothing.
+            conn.wave_at = now
+            conn.waves = [first_s]
+        return self._verb_by_verb(conn, sender, rcpts, size, now)
+
+    def _verb_by_verb(
+        self, conn: Conn, sender: str, rcpts: Sequence[str], size: int, now: float
+    ) -> TransactionVerdict:
+        results: list[Reply | None] = []
+        left_at = now
+        reset_at = self._next_reset(now)
+        steps = [("MAIL", sender, size), *(("RCPT", rcpt, 0) for rcpt in rcpts), ("DATA", "", 0)]
+        refused: Reply | None = None
+        go_ahead = False
+        for verb, argument, declared in steps:
+            verdict = self.command(conn, verb, argument, now, size=declared)
+            if verdict.reply is None:
+                return _broken(verdict, results, len(rcpts), left_at - now)
+            left_at = verdict.due_at(now, left_at)
+            if left_at >= reset_at:
+                self.disconnect(conn, reset_at)
+                return _broken(RESET, results, len(rcpts), reset_at - now)
+            if verdict.close:
+                # What was not answered has the last answer: 421 is about the whole channel.
+                return _closed(verdict.reply, results, len(rcpts), left_at - now)
+            if verb == "MAIL":
+                refused = verdict.reply if verdict.reply.code >= 400 else None
+            elif verb == "RCPT":
+                results.append(refused or verdict.reply)
+            else:
+                go_ahead = verdict.reply.code == 354
+                refused = refused or verdict.reply
+        if not go_ahead:
+            assert refused is not None, results
+            self._forget_transaction(conn)
+            final = tuple(refused if one is None or one.code < 400 else one for one in results)
+            return TransactionVerdict(left_at - now, final, True)
+        verdict = self.end_of_data(conn, size, left_at)
+        if verdict.reply is None:
+            return _broken(verdict, results, len(rcpts), left_at - now)
+        done_at = verdict.due_at(left_at, left_at)
+        if done_at >= reset_at:
+            # Taking a message and never saying so is what a host does that dies; this one says no
+            # earlier than it takes: what it has not acknowledged it has not got.
+            self.disconnect(conn, reset_at)
+            return _broken(RESET, results, len(rcpts), reset_at - now)
+        final = tuple(verdict.reply if one is None or one.code < 400 else one for one in results)
+        return TransactionVerdict(done_at - now, final, not verdict.close)
+
+    def _forget_transaction(self, conn: Conn) -> None:
+        """Do what the client's RSET would do, without its time: it goes with the next MAIL."""
+        conn.sender = None
+        conn.rcpts = []
+
+    def _out_of_order(self, conn: Conn, verb: str, size: int) -> Reply | None:
+        """Return what any server says to a command that has no place here, or None."""
+        if verb == "RCPT":
+            if conn.sender is None:
+                return MAIL_FIRST
+            return TOO_MANY if len(conn.rcpts) >= RECIPIENTS_MAX else None
+        if verb == "MAIL":
+            if not conn.greeted:
+                return HELLO_FIRST
+            if conn.sender is not None:
+                return NESTED
+            return TOO_BIG if size > SIZE_MAX else None
+        if verb == "DATA":
+            if conn.sender is None:
+                return MAIL_FIRST
+            return None if conn.rcpts else NO_RECIPIENTS
+        return None if verb in _PLAIN else UNKNOWN
+
+    def _away(self, now: float) -> Refusal | None:
+        """Return how the host is away, or None; remembers for how long it surely is not."""
+        if self._calm_from <= now < self._calm_until:
+            return None
+        for one in self._windows:
+            if one.away(now):
+                return one.refusal
+        self._calm_from = now if self._windows else -math.inf
+        self._calm_until = min((one.next_change(now) for one in self._windows), default=math.inf)
+        return None
+
+    def _next_reset(self, now: float) -> float:
+        """Return when the host next resets its connections; inf if never."""
+        refusing = (one for one in self._windows if one.mode == "refuse" and not one.away(now))
+        return min((one.next_change(now) for one in refusing), default=math.inf)
+
+    def _judge(self, conn: Conn, verb: str, argument: str, size: int, now: float) -> Refusal | None:
+        for judge in self._judges.get(verb, ()):
+            refusal = judge(conn, verb, argument, size, now)
+            if refusal is not None:
+                return refusal
+        return None
+
+    def _verdict(
+        self, conn: Conn, verb: str, refusal: Refusal | None, reply: Reply, now: float
+    ) -> Verdict:
+        if refusal is not None:
+            if refusal.reply is None and not refusal.close:
+                conn.silent = True
+            elif refusal.reply is None:
+                return RESET
+        if conn.silent:
+            return SILENCE
+        delay_s = 0.0
+        if self._samplers:
+            if conn.wave_at != now:
+                conn.wave_at = now
+                conn.waves = [sample() for sample in self._samplers]
+            for i in self._delayed.get(verb, ()):
+                delay_s += conn.waves[i]
+        work_s = self._work_s.get(verb, 0.0)
+        if refusal is not None:
+            return Verdict(refusal.reply, delay_s, work_s, refusal.close)
+        return Verdict(reply, delay_s, work_s)
+
+
+def _advance(conn: Conn, verb: str, argument: str) -> None:
+    """Let a connection go on by an accepted command."""
+    if verb == "RCPT":
+        conn.rcpts.append(argument)
+    elif verb == "MAIL":
+        conn.sender = argument
+    elif verb in ("EHLO", "HELO", "RSET"):
+        conn.greeted = conn.greeted or verb != "RSET"
+        conn.sender = None
+        conn.rcpts = []
+
+
+def _broken(
+    verdict: Verdict, results: list[Reply | None], count: int, spent_s: float
+) -> TransactionVerdict:
+    """Return what a client knows when no reply comes: refusals count, the rest is open."""
+    known = [None if one is None or one.code < 400 else one for one in results]
+    known += [None] * (count - len(known))
+    return TransactionVerdict(spent_s if verdict.close else math.inf, tuple(known), False)
+
+
+def _closed(
+    reply: Reply, results: list[Reply | None], count: int, spent_s: float
+) -> TransactionVerdict:
+    """Return what a client knows when a reply closes the channel before the message was sent."""
+    known = [reply if one is None or one.code < 400 else one for one in results]
+    known += [reply] * (count - len(known))
+    return TransactionVerdict(spent_s, tuple(known), False)
+
+
+class NameServer:
+    """What the name servers of one destination answer; the truth unless a behaviour says otherwise."""
+
+    def __init__(self, behaviours: Sequence[DnsBehaviour]) -> None:
+        self._behaviours = tuple(behaviours)
+
+    def decide(self, now: float) -> DnsVerdict:
+        """Return how a query that comes now is answered: by the first behaviour that has its own way.
+
+        Delays add up; the TTL is the first behaviour's.
+        """
+        if not self._behaviours:
+            return TRUTH
+        verdicts = [one.decide(now) for one in self._behaviours]
+        answer = next(
+            (one.answer for one in verdicts if one.answer is not TRUTH.answer), TRUTH.answer
+        )
+        return DnsVerdict(math.fsum(one.delay_s for one in verdicts), answer, verdicts[0].ttl_s)
+
+
+def _make(parameters: Sequence[Parameters], rng: random.Random) -> list[Behaviour]:
+    # Each behaviour has a stream of its own, so that one more of them leaves the others' draws alone.
+    return [one.make(random.Random(rng.getrandbits(64))) for one in parameters]
+
+
+def build_host(
+    behaviours: Sequence[Mapping[str, object]],
+    *,
+    rng: random.Random,
+    source: str = "scenario",
+    key: str = "behaviours",
+) -> RemoteHost:
+    """Return a host in its first state.
+
+    Args:
+        behaviours: As `sim.scenario.Destination.behaviours`.
+        rng: Seeds the host's streams; not kept.
+        source: The scenario's file, for errors.
+        key: Where in the file the behaviours are, for errors.
+
+    Raises:
+        ConfigError: unknown kind, unknown parameter, or a value that makes no sense.
+    """
+    return RemoteHost(_make(read(behaviours, source=source, key=key), rng))
+
+
+def build_hosts(
+    scenario: "Scenario", *, replication: int = 0, source: str = "scenario"
+) -> dict[str, RemoteHost]:
+    """Return every host of a scenario by its address; the same for the sink and the model.
+
+    Raises:
+        ConfigError: a behaviour of a destination is wrong.
+    """
+    from sim.scenario import addresses
+
+    hosts: dict[str, RemoteHost] = {}
+    for each in addresses(scenario):
+        rng = random_stream(scenario.seed, f"remote {each.address}", replication)
+        behaviours = scenario.destinations[each.destination].behaviours
+        key = f"destinations.{each.destination}.behaviours"
+        hosts[each.address] = build_host(behaviours, rng=rng, source=source, key=key)
+    return hosts
+
+
+def build_name_servers(
+    scenario: "Scenario", *, replication: int = 0, source: str = "scenario"
+) -> list[NameServer]:
+    """Return the name server of every destination, in the scenario's order.
+
+    Raises:
+        ConfigError: a behaviour of a destination is wrong.
+    """
+    servers: list[NameServer] = []
+    for number, destination in enumerate(scenario.destinations):
+        rng = random_stream(scenario.seed, f"name server {number}", replication)
+        parameters = read(
+            destination.behaviours, source=source, key=f"destinations.{number}.behaviours"
+        )
+        made = _make(parameters, rng)
+        servers.append(NameServer([one for one in made if isinstance(one, DnsBehaviour)]))
+    return servers

@@ -1,0 +1,183 @@
+"""Tracing at run time, and the record of a run.
+
+`Tracer` is OpenSMTPD's ``smtpctl trace SUBSYSTEM``: what a subsystem does, line by line, into the log and
+to whoever follows. A line that nobody wants costs one attribute test::
+
+    if tracer.smtp:
+        tracer.line("smtp", f"{session:016x} <<< {command}")
+
+`StimulusTrace` writes every stimulus of the core with its instant, so that the model can be calibrated
+with a run and can replay it. The schema is `mta.core.records`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from mta.core.records import GAUGES, LOST, Record, to_record
+from mta.core.stimuli import Stimulus
+from mta.effects import Effects
+from mta.log import LineFile, Log, printable
+
+SUBSYSTEMS: Final = ("smtp", "mta", "scheduler", "queue", "dns", "io", "control", "limits")
+"""What can be traced. smtpctl's words where the subsystem is the same."""
+ALL: Final = "all"
+
+
+class Tracer:
+    """Which subsystems are traced, and to whom the lines go.
+
+    The attributes named like subsystems are read, never written, by everybody else.
+    """
+
+    __slots__ = (*SUBSYSTEMS, "_followers", "_log", "_logged")
+
+    smtp: bool
+    mta: bool
+    scheduler: bool
+    queue: bool
+    dns: bool
+    io: bool
+    control: bool
+    limits: bool
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._logged: frozenset[str] = frozenset()
+        self._followers: dict[object, tuple[frozenset[str], Callable[[str], None]]] = {}
+        self._update()
+
+    def on(self, subsystem: str) -> bool:
+        """Say whether anybody wants the lines of a subsystem."""
+        return bool(getattr(self, subsystem))
+
+    def line(self, subsystem: str, text: str) -> None:
+        """Pass a line on to the log, if the operator traces the subsystem, and to its followers."""
+        if not getattr(self, subsystem):
+            return
+        if subsystem in self._logged:
+            self._log.info(f"trace {subsystem}: {text}")
+        if self._followers:
+            clean = text if text.isprintable() else printable(text)
+            # Why a copy? A follower that fails takes itself off the list.
+            for wanted, write in list(self._followers.values()):
+                if subsystem in wanted:
+                    write(f"{subsystem}: {clean}")
+
+    def set(self, subsystem: str, on: bool) -> None:
+        """Switch the tracing of a subsystem, or of ``all``, into the log.
+
+        Raises:
+            ValueError: there is no such subsystem; the text is one line.
+        """
+        chosen = _subsystems(subsystem)
+        self._logged = self._logged | chosen if on else self._logged - chosen
+        self._update()
+
+    def logged(self) -> list[str]:
+        """Return the subsystems that are traced into the log."""
+        return [name for name in SUBSYSTEMS if name in self._logged]
+
+    def follow(self, subsystem: str, write: Callable[[str], None]) -> Callable[[], None]:
+        """Send the lines of a subsystem, or of ``all``, to ``write`` too, until what is returned is called.
+
+        A subsystem that only followers want does not go into the log. ``write`` must not fail or wait.
+
+        Raises:
+            ValueError: there is no such subsystem.
+        """
+        key = object()
+        self._followers[key] = (_subsystems(subsystem), write)
+        self._update()
+
+        def stop() -> None:
+            if self._followers.pop(key, None) is not None:
+                self._update()
+
+        return stop
+
+    def _update(self) -> None:
+        wanted = self._logged.union(*(chosen for chosen, _ in self._followers.values()))
+        for name in SUBSYSTEMS:
+            setattr(self, name, name in wanted)
+
+
+def _subsystems(name: str) -> frozenset[str]:
+    if name == ALL:
+        return frozenset(SUBSYSTEMS)
+    if name not in SUBSYSTEMS:
+        raise ValueError(f"{name!r} is not a subsystem; there are {', '.join(SUBSYSTEMS)} and all")
+    return frozenset((name,))
+
+
+class _RecordFile(LineFile):
+    """The file of a trace: what is missing is a record."""
+
+    def __init__(self, effects: Effects, path: Path, *, now: Callable[[], float]) -> None:
+        super().__init__(effects, path, site="stimuli", buffer_max=8 << 20, flush_s=0.25)
+        self._now = now
+
+    def missing(self, lines: int) -> bytes:
+        return encode({"t": self._now(), "k": LOST, "lines": lines})
+
+
+class StimulusTrace:
+    """The record of a run, line by line into a file."""
+
+    def __init__(self, effects: Effects, path: Path, header: Record) -> None:
+        """Start a new file; one that is there is replaced, because a trace is of one run.
+
+        Args:
+            effects: how it is written.
+            path: the file.
+            header: what `mta.core.records.header` made.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        effects.write_file(path, encode(header), site="stimuli")
+        self._file = _RecordFile(effects, path, now=effects.now)
+
+    @property
+    def lost(self) -> int:
+        """Lines that could not be written; the file says where."""
+        return self._file.lost
+
+    def stimulus(self, stimulus: Stimulus, now: float) -> None:
+        """Record what the core was told at ``now``."""
+        self._file.add(encode(to_record(stimulus, now)))
+
+    def gauges(self, values: Mapping[str, int | float], now: float) -> None:
+        """Record how many there are of everything at ``now``."""
+        self._file.add(encode({"t": now, "k": GAUGES, **values}))
+
+    def measured(self, kind: str, now: float, **fields: int | float | str) -> None:
+        """Record something that was measured, such as ``commit`` with ``batch`` and ``seconds``.
+
+        Durations are seconds, and the instant is their end.
+        """
+        self._file.add(encode({"t": now, "k": kind, **fields}))
+
+    def flush(self) -> None:
+        """Write what waits."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write what waits and close. Idempotent."""
+        self._file.close()
+
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+def encode(record: Record | Mapping[str, Any]) -> bytes:
+    """Return a record as one line of JSON, whatever text is in it."""
+    try:
+        return _encoder.encode(record) + b"\n"
+    except UnicodeEncodeError:
+        # Half a surrogate pair, from bytes of the network that were no UTF-8. JSON can say it, escaped;
+        # msgspec can't.
+        return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"

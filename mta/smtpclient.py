@@ -279,25 +279,24 @@ class ClientSession:
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take bytes from the peer and return what they mean."""
-        if self.closed:
+        if self.state is State.CLOSED:
             return []
         events: list[Event] = []
         self._events = events
         reader = self._reader
         reader.feed(data)
-        while (line := reader.next_line()) is not None:
-            if self._out and not self.closed:
+        while not self.closed and (line := reader.next_line()) is not None:
+            if self._out:
                 # An answer to what we did not say yet. Nothing that follows can be matched.
                 self._break_off(TOO_MUCH_DATA)
-            if self.closed:
                 break
             if self.state is State.EHLO:
                 self._lines.append(line)
-            if reader.error:
-                self._break_off(f"Bad response: {reader.error}")
-            elif reader.code:
+            if reader.code:
                 self._answer(reader.code, now)
-        else:
+            elif reader.error:
+                break
+        if not self.closed:
             if reader.error:
                 self._break_off(f"Bad response: {reader.error}")
             elif self._out and reader.pending:

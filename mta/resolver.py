@@ -78,6 +78,11 @@ class Resolver:
         """Return how many domains are kept."""
         return len(self._cache)
 
+    @property
+    def pending(self) -> int:
+        """Look-ups under way."""
+        return len(self._running)
+
     async def resolve(self, domain: str) -> Resolution:
         """Return the hosts for a domain, sorted by preference and name.
 

@@ -10,7 +10,6 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from heapq import heappop, heappush
-from random import Random
 from typing import TYPE_CHECKING
 
 from mta.core.concurrency import make_concurrency
@@ -30,6 +29,8 @@ from mta.core.reply import Outcome
 from mta.core.routing import Target, failure_of, order_targets
 
 if TYPE_CHECKING:
+    from random import Random
+
     from mta.core.concurrency import ConcurrencySettings
     from mta.core.limits import Limits
     from mta.core.routing import Resolution
@@ -52,7 +53,7 @@ class MtaAgent:
         *,
         limits: "Limits",
         concurrency: "ConcurrencySettings",
-        rng: Random,
+        rng: "Random",
         first_session: SessionId,
         source: str = "",
         own_names: Collection[str] = (),
@@ -119,7 +120,13 @@ class MtaAgent:
         return relay
 
     def _enlist(
-        self, relay: Relay, handle: Handle, now: float, out: list[Instruction], *, held: bool = False
+        self,
+        relay: Relay,
+        handle: Handle,
+        now: float,
+        out: list[Instruction],
+        *,
+        held: bool = False,
     ) -> bool:
         """Put an envelope into a waiting transaction; hold it instead at high water."""
         store = self.scheduler.store
@@ -131,7 +138,11 @@ class MtaAgent:
                     self.scheduler.overflowed(handle, now, out)
                     return False
                 if not relay.held:
-                    out.append(Note(f"smtp-out: hiwat reached on [relay:{relay.domain}]: holding envelopes"))
+                    out.append(
+                        Note(
+                            f"smtp-out: hiwat reached on [relay:{relay.domain}]: holding envelopes"
+                        )
+                    )
                 self.scheduler.hold(handle)
                 relay.held.hold(handle)
                 return False
@@ -191,7 +202,9 @@ class MtaAgent:
         self._to_idle(session, now)
         self._pump(relay, now, out)
 
-    def failed(self, session_id: SessionId, reason: str, now: float, out: list[Instruction]) -> None:
+    def failed(
+        self, session_id: SessionId, reason: str, now: float, out: list[Instruction]
+    ) -> None:
         """A connection did not become ready."""
         session = self.sessions.get(session_id)
         if session is None:
@@ -208,14 +221,18 @@ class MtaAgent:
             self._pause_relay(relay, now + limits.route_delay_base_s)
         elif route.enabled_at <= now:
             # Why only then? Connections that fail together are one piece of news, not many.
-            delay = route.fail(now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s)
+            delay = route.fail(
+                now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s
+            )
             self.routes[route.address] = route
             out.append(Note(f"smtp-out: Disabling route {_route(route)} for {delay:.0f}s"))
         self._unblock(now, out)
         self._pump(relay, now, out)
         self._forget_if_empty(relay, now)
 
-    def closed(self, session_id: SessionId, reason: str, now: float, out: list[Instruction]) -> None:
+    def closed(
+        self, session_id: SessionId, reason: str, now: float, out: list[Instruction]
+    ) -> None:
         """A connection that had been ready is gone; a running transaction failed with it."""
         session = self.sessions.get(session_id)
         if session is None:

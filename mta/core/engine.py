@@ -6,8 +6,7 @@ never decreases.
 """
 
 from collections.abc import Callable, Collection
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mta.core.agent import MtaAgent
 from mta.core.concurrency import ConcurrencySettings
@@ -38,6 +37,9 @@ from mta.core.stimuli import (
     UnsuspendRequested,
 )
 
+if TYPE_CHECKING:
+    from random import Random
+
 _FIRST_SESSION = SessionId(0)
 
 
@@ -51,7 +53,7 @@ class Engine:
         limits: Limits,
         retry: RetrySettings,
         concurrency: ConcurrencySettings,
-        seed: int,
+        stream: "Callable[[str], Random]",
         now: float,
         first_session: SessionId = _FIRST_SESSION,
         own_names: Collection[str] = (),
@@ -64,7 +66,8 @@ class Engine:
             limits: every cap and gap.
             retry: when to try again.
             concurrency: how many connections a destination may have.
-            seed: of the core's two random streams, jitter and MX order.
+            stream: returns the random stream for a concern: ``retry`` (jitter), ``mx`` (order of hosts
+                with the same preference).
             now: the clock, seconds since the epoch.
             first_session: outbound sessions are numbered from the next one.
             own_names: host names that are us, lower case: never relayed to (RFC 5321 5.1).
@@ -77,13 +80,13 @@ class Engine:
             limits=limits.scheduler,
             retry=make_retry(retry),
             overflow=overflow_policy(retry),
-            rng=Random(f"{seed}/retry"),
+            rng=stream("retry"),
         )
         self.agent = MtaAgent(
             self.scheduler,
             limits=limits,
             concurrency=concurrency,
-            rng=Random(f"{seed}/mx"),
+            rng=stream("mx"),
             first_session=first_session,
             own_names=own_names,
             own_addresses=own_addresses,
@@ -233,30 +236,38 @@ class Engine:
     # What the operator and the sampler want to know
 
     def gauges(self) -> dict[str, int]:
-        """Return how many there are of everything now; names of OpenSMTPD's ``show stats``."""
+        """Return how many there are of everything now, by the names of `mta.core.metrics`."""
         scheduler, agent = self.scheduler, self.agent
         relays = agent.relays.values()
+        used = [route for route in agent.routes.values() if route.connections]
         return {
             "scheduler.envelope": len(self.store),
             "scheduler.envelope.pending": scheduler.count_of(EnvelopeState.PENDING),
             "scheduler.envelope.scheduled": scheduler.count_of(EnvelopeState.SCHEDULED),
             "scheduler.envelope.inflight": scheduler.in_flight,
-            "scheduler.envelope.held": scheduler.held,
             "scheduler.envelope.suspended": scheduler.count_of(EnvelopeState.SUSPENDED),
+            "scheduler.ramqueue.hold": scheduler.held,
+            "scheduler.ramqueue.holdq": sum(1 for relay in relays if relay.held),
+            "mta.connector": sum(1 for relay in relays if relay.sessions),
+            "mta.domain": len(agent.relays),
+            "mta.envelope": scheduler.in_flight,
+            "mta.host": len({route.address for route in used}),
             "mta.relay": len(agent.relays),
+            "mta.route": len(agent.routes),
+            "mta.route.disabled": len(agent.routes) - len(used),
             "mta.session": len(agent.sessions),
+            "mta.source": len({route.source for route in used}),
             "mta.task": sum(len(relay.tasks) for relay in relays),
             "mta.task.running": sum(relay.busy for relay in relays),
-            "mta.envelope": scheduler.in_flight,
-            "mta.route": sum(1 for route in agent.routes.values() if route.connections),
         }
 
     def counters(self) -> dict[str, int]:
-        """Return how often everything has happened; names of OpenSMTPD's ``show stats``."""
+        """Return how often everything has happened, by the names of `mta.core.metrics`."""
         counts = self.scheduler.counts
         return {
-            "scheduler.envelope.enqueued": counts.enqueued,
-            "scheduler.envelope.dequeued": counts.dequeued,
+            "queue.bounce": counts.bounced,
+            "scheduler.envelope.incoming": counts.enqueued,
+            "scheduler.envelope.outgoing": counts.dequeued,
             "scheduler.envelope.expired": counts.expired,
             "scheduler.envelope.removed": counts.removed,
             "scheduler.envelope.updated": counts.updated,
@@ -264,12 +275,9 @@ class Engine:
             "scheduler.delivery.tempfail": counts.tempfail,
             "scheduler.delivery.permfail": counts.permfail,
             "scheduler.ramqueue.hold-overflow": counts.hold_overflow,
-            "queue.bounce": counts.bounced,
         }
 
     def validate(self) -> None:
         """Assert the invariants of everything; O(n), for tests."""
         self.scheduler.validate()
         self.agent.validate()
-
-

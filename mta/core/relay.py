@@ -98,7 +98,17 @@ class Task:
 class Session:
     """One outbound connection."""
 
-    __slots__ = ("failures", "host", "id", "idle_since", "messages", "relay", "route", "state", "task")
+    __slots__ = (
+        "failures",
+        "host",
+        "id",
+        "idle_since",
+        "messages",
+        "relay",
+        "route",
+        "state",
+        "task",
+    )
 
     def __init__(self, session: SessionId, relay: "Relay", route: Route, host: str) -> None:
         self.id = session

@@ -9,11 +9,10 @@ instructions to the list it is given. Ties are broken by evpid.
 """
 
 from collections.abc import Sequence
-from random import Random
 from typing import TYPE_CHECKING
 
-from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Flag, Handle, to_tick
 from mta.core.bounce import Failure, flags_for, settle
+from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Flag, Handle, to_tick
 from mta.core.ids import EvpId, evpid
 from mta.core.instructions import (
     BounceKind,
@@ -26,6 +25,8 @@ from mta.core.instructions import (
 )
 
 if TYPE_CHECKING:
+    from random import Random
+
     from mta.core.limits import SchedulerLimits
     from mta.core.retry import RetryPolicy
     from mta.core.stimuli import EnvelopeRestored, MessageSubmitted, Selector
@@ -73,7 +74,7 @@ class Scheduler:
         limits: "SchedulerLimits",
         retry: "RetryPolicy",
         overflow: "RetryPolicy",
-        rng: Random,
+        rng: "Random",
     ) -> None:
         self.store = store
         self.limits = limits
@@ -206,9 +207,7 @@ class Scheduler:
         self._leave(handle)
         self._defer(handle, "", self._overflow, now, out)
 
-    def permfailed(
-        self, failures: Sequence[tuple[Handle, str]], out: list[Instruction]
-    ) -> None:
+    def permfailed(self, failures: Sequence[tuple[Handle, str]], out: list[Instruction]) -> None:
         """Envelopes of one message failed for good: one bounce tells the sender, if there is one."""
         self.counts.permfail += len(failures)
         for handle, _ in failures:

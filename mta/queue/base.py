@@ -4,6 +4,7 @@ Losing mail is forbidden, duplicates are counted: `submit` completes only when m
 are on stable storage; `remove` may lag, so a crash can only repeat a delivery.
 """
 
+import asyncio
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -58,6 +59,16 @@ class DurableQueue(Protocol):
         """
         ...
 
+    def enqueue(
+        self, submission: Submission, *, replaces: tuple[EvpId, ...] = ()
+    ) -> "asyncio.Future[None]":
+        """Begin `submit`, and return the future of its end. Cancelling that stops nothing.
+
+        Raises:
+            QueueUnavailableError: nothing was begun.
+        """
+        ...
+
     def remove(self, evpid: EvpId) -> None:
         """Forget an envelope, and its message with the last one; durable with some later commit."""
         ...
@@ -76,6 +87,14 @@ class DurableQueue(Protocol):
 
     def mta_envelope(self, evpid: EvpId) -> MtaEnvelope | None:
         """Return what the relaying agent needs of one envelope, or None if it is not there."""
+        ...
+
+    def page(self, *, after: int = 0, limit: int = 256) -> list[StoredEnvelope]:
+        """Return up to ``limit`` envelopes with ids above ``after``, in order of their ids."""
+        ...
+
+    def of_message(self, msgid: MsgId) -> list[StoredEnvelope]:
+        """Return the envelopes of a message, in order of their ids."""
         ...
 
     def body(self, msgid: MsgId) -> bytes:

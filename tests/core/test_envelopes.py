@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mta.core.envelopes import REPRESENTATIONS, make_store
-from mta.core.envelopes.base import EnvelopeState, Flag, Recipient, Transaction, mta_envelope, to_tick
+from mta.core.envelopes.base import (
+    EnvelopeState,
+    Flag,
+    Recipient,
+    Transaction,
+    mta_envelope,
+    to_tick,
+)
 from mta.core.ids import EvpId, MsgId, evpid
 
 EPOCH = 1_700_000_000.0
@@ -61,7 +68,9 @@ class Alike(RuleBasedStateMachine):
     def defer(self, data, delay):
         identity = self.pick(data, EnvelopeState.IN_FLIGHT)
         for store, handle in self.each(identity):
-            store.defer(handle, due_at=to_tick(self.now + delay), attempts=store.attempts_of(handle) + 1)
+            store.defer(
+                handle, due_at=to_tick(self.now + delay), attempts=store.attempts_of(handle) + 1
+            )
         self.states[identity] = EnvelopeState.PENDING
 
     @precondition(lambda self: self.has(EnvelopeState.IN_FLIGHT))
@@ -84,7 +93,8 @@ class Alike(RuleBasedStateMachine):
     @rule()
     def release_first(self):
         ids = {
-            store.evpid_of(held.popleft()) for store, held in zip(self.stores, self.held, strict=True)
+            store.evpid_of(held.popleft())
+            for store, held in zip(self.stores, self.held, strict=True)
         }
         assert len(ids) == 1
         self.states[ids.pop()] = EnvelopeState.IN_FLIGHT
@@ -176,7 +186,12 @@ def store(request):
 
 def put(store, number=1, recipient=1, *, at=EPOCH, transaction=PLAIN, to=TO_TWO):
     return store.add(
-        evpid(MsgId(number), recipient), to, transaction, created_at=at, expires_at=at + 60, body=BODY
+        evpid(MsgId(number), recipient),
+        to,
+        transaction,
+        created_at=at,
+        expires_at=at + 60,
+        body=BODY,
     )
 
 

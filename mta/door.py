@@ -1,0 +1,198 @@
+"""The door's side of the server: whom to admit, what may come in, and whose commit it is.
+
+`mta.inbound` speaks SMTP and asks here; the rules are `mta.core.admission`'s, the measurements are ours.
+"""
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from mta.core import admission
+from mta.core.admission import Pressure
+from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.ids import MsgId, SessionId
+from mta.core.reply import Reply
+from mta.queue.base import QueueUnavailableError
+
+if TYPE_CHECKING:
+    from mta.config import Config
+    from mta.core.metrics import Metrics
+    from mta.driver import Driver
+    from mta.log import Log
+    from mta.queue.sqlite import SqliteQueue
+    from mta.trace import Tracer
+
+
+class ServerDoor:
+    """Implements `mta.inbound_door.Door` for the server."""
+
+    def __init__(
+        self,
+        config: "Config",
+        driver: "Driver",
+        queue: "SqliteQueue",
+        *,
+        log: "Log",
+        tracer: "Tracer",
+        metrics: "Metrics",
+        first_session: SessionId,
+    ) -> None:
+        self.hostname = config.hostname
+        self.limits = config.limits.smtp
+        self.paused = False
+        self.draining = False
+        self.connections = 0
+        self.bytes_in_memory = 0
+        self._queue_limits = config.limits.queue
+        self._networks = admission.parse_networks(config.smtp.relay_networks)
+        self._driver = driver
+        self._queue = queue
+        self._log = log
+        self._tracer = tracer
+        self._metrics = metrics
+        self._next_session = int(first_session)
+        self._clients: Counter[str] = Counter()
+        self._may_relay: dict[str, bool] = {}
+        self.log = log.info
+        self.now = driver.effects.now
+        self.next_msgid = queue.next_msgid
+
+    @property
+    def tracing(self) -> bool:
+        """The operator traces ``smtp``."""
+        return self._tracer.smtp
+
+    def trace(self, subsystem: str, line: str) -> None:
+        """Write a line to the trace."""
+        self._tracer.line(subsystem, line)
+
+    def next_session(self) -> SessionId:
+        """Return an id for a new session: the high half says when the server started."""
+        self._next_session += 1
+        return SessionId(self._next_session)
+
+    def _pressure(self) -> Pressure:
+        queue = self._queue.pressure()
+        return Pressure(
+            connections=self.connections,
+            queued_envelopes=queue.envelopes,
+            queued_bytes=queue.size_bytes,
+            waiting=queue.waiting,
+            bytes_in_memory=self.bytes_in_memory,
+            free_bytes=queue.free_bytes,
+            total_bytes=queue.total_bytes,
+            draining=self.draining,
+            paused=self.paused,
+            healthy=queue.healthy,
+        )
+
+    def connect(self, peer: str) -> Reply | None:
+        """Count a connection, or refuse it."""
+        refused = admission.on_connect(
+            self._pressure(), from_client=self._clients[peer], limits=self.limits
+        )
+        if refused is not None:
+            if not self._clients[peer]:
+                del self._clients[peer]
+            self._metrics.inc("smtp.refused.connection")
+            return refused
+        self._clients[peer] += 1
+        self.connections += 1
+        self._metrics.inc("smtp.session")
+        self._metrics.inc("smtp.session.inet6" if ":" in peer else "smtp.session.inet4")
+        return None
+
+    def disconnect(self, peer: str) -> None:
+        """Uncount a connection."""
+        self.connections -= 1
+        self._clients[peer] -= 1
+        if not self._clients[peer]:
+            del self._clients[peer]
+            self._may_relay.pop(peer, None)
+        self._metrics.dec("smtp.session")
+        self._metrics.inc("smtp.disconnect")
+
+    def begin(self, declared_size: int) -> Reply | None:
+        """Say at MAIL whether a message can be taken now."""
+        if self.draining:
+            return admission.SHUTTING_DOWN
+        return admission.room_for(
+            self._pressure(),
+            size=declared_size,
+            envelopes=1,
+            limits=self.limits,
+            queue=self._queue_limits,
+        )
+
+    def recipient(self, peer: str, recipient: Recipient) -> Reply | None:
+        """Say whether this client may send to this recipient: every domain is a remote one here."""
+        allowed = self._may_relay.get(peer)
+        if allowed is None:
+            allowed = self._may_relay[peer] = admission.is_in(peer, self._networks)
+        if not allowed:
+            return admission.RELAYING_DENIED
+        if self._queue.envelopes >= self._queue_limits.max_envelopes:
+            return admission.NO_STORAGE
+        return None
+
+    def reserve(self, size: int) -> bool:
+        """Take bytes of the budget of messages that are being received."""
+        if self.bytes_in_memory + size > self.limits.max_bytes_in_memory:
+            return False
+        self.bytes_in_memory += size
+        return True
+
+    def release(self, size: int) -> None:
+        """Give back what `reserve` took."""
+        self.bytes_in_memory -= size
+        assert self.bytes_in_memory >= 0, self.bytes_in_memory
+
+    def submit(
+        self,
+        msgid: MsgId,
+        transaction: Transaction,
+        recipients: tuple[Recipient, ...],
+        body: bytes,
+    ) -> "asyncio.Future[Reply | None]":
+        """Make a message durable; the future's result is None when it is, or a 4xx."""
+        answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        refused = self._room_for(len(body), len(recipients))
+        if refused is not None:
+            answer.set_result(refused)
+            return answer
+        try:
+            durable = self._driver.enqueue(msgid, transaction, recipients, body)
+        except QueueUnavailableError:
+            answer.set_result(admission.NO_STORAGE)
+            return answer
+
+        def settled(done: "asyncio.Future[None]") -> None:
+            error = done.exception()
+            if error is None:
+                self._metrics.inc("smtp.message")
+                self._metrics.inc("smtp.message.bytes", len(body))
+            if answer.done():
+                return  # Nobody is there to hear it; the message is in the queue all the same.
+            if error is None:
+                answer.set_result(None)
+            elif isinstance(error, QueueUnavailableError):
+                answer.set_result(admission.NO_STORAGE)
+            else:
+                answer.set_exception(error)
+
+        durable.add_done_callback(settled)
+        return answer
+
+    def _room_for(self, size: int, envelopes: int) -> Reply | None:
+        pressure = self._pressure()._replace(bytes_in_memory=max(0, self.bytes_in_memory - size))
+        return admission.room_for(
+            pressure, size=size, envelopes=envelopes, limits=self.limits, queue=self._queue_limits
+        )
+
+    def rejected(self, reply: Reply) -> None:
+        """Count a refused command or message."""
+        kind = "permanent" if reply.code >= 500 else "temporary"
+        self._metrics.inc(f"smtp.refused.{kind}")
+
+
+__all__ = ["ServerDoor"]

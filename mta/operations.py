@@ -1,0 +1,260 @@
+"""What the operator sees and may do: the server's side of the control socket.
+
+Rows are made from the core, the durable queue and the connections; nothing here waits. Implements
+`mta.control.ControlTarget`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mta.core.envelopes.base import EnvelopeState, Flag
+from mta.core.ids import EvpId, MsgId, msgid_of, show_evpid, show_msgid, show_session
+from mta.core.relay import NEVER
+from mta.core.stimuli import AgentPaused, AgentResumed, RouteEnabled
+from mta.queue.base import QueueUnavailableError, StoredEnvelope
+
+if TYPE_CHECKING:
+    from mta.core.stimuli import (
+        RemoveRequested,
+        ScheduleRequested,
+        SuspendRequested,
+        UnsuspendRequested,
+    )
+    from mta.server import MtaServer
+
+Row = dict[str, Any]
+
+
+class Operations:
+    """Implements `mta.control.ControlTarget`."""
+
+    def __init__(self, server: "MtaServer") -> None:
+        self._server = server
+
+    # What there is
+
+    def status(self) -> Row:
+        """Return what runs."""
+        server = self._server
+        return {
+            "mta": "paused" if server.engine.agent.paused else "running",
+            "smtp": "paused" if server.door.paused else "running",
+            "queue": "healthy" if server.queue.healthy else "failing",
+            "envelope": server.config.envelope,
+            "hostname": server.config.hostname,
+            "smtp_address": "{}:{}".format(*server.smtp_address),
+            "seed": server.seed,
+            "restoring": server.restoring,
+        }
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Return all counters and gauges."""
+        return self._server.stats()
+
+    def queue_rows(self, msgid: MsgId | None, after: EvpId | None, limit: int) -> list[Row]:
+        """Return envelopes in the order of their ids."""
+        queue = self._server.queue
+        if msgid is not None:
+            found = [s for s in queue.of_message(msgid) if after is None or s.evpid > after]
+            return [self._envelope_row(stored) for stored in found[:limit]]
+        page = queue.page(after=after or 0, limit=limit)
+        return [self._envelope_row(stored) for stored in page]
+
+    def _envelope_row(self, stored: StoredEnvelope) -> Row:
+        """Return an envelope: its state from the core, which knows; the rest from the queue."""
+        store = self._server.engine.store
+        handle = store.find(stored.evpid)
+        state, flags, attempts = None, stored.flags, stored.attempts
+        due_at: float | None = stored.due_at
+        if handle is not None:
+            found = store.state_of(handle)
+            state = found.name.lower()
+            flags = store.flags_of(handle)
+            attempts = store.attempts_of(handle)
+            due_at = store.due_at_of(handle) if found is EnvelopeState.PENDING else None
+        return {
+            "evpid": show_evpid(stored.evpid),
+            "state": state,
+            "flags": [flag.name.lower() for flag in Flag if flag & flags and flag.name],
+            "sender": stored.transaction.sender,
+            "rcpt": stored.recipient.address,
+            "domain": stored.recipient.domain,
+            "created_at": stored.created_at,
+            "expires_at": stored.expires_at,
+            "due_at": due_at,
+            "attempts": attempts,
+            "last_status": stored.status or None,
+        }
+
+    def envelope(self, evpid: EvpId) -> Row | None:
+        """Return everything that is known of one envelope."""
+        stored = self._server.queue.envelope(evpid)
+        if stored is None:
+            return None
+        transaction, recipient = stored.transaction, stored.recipient
+        details = {
+            name: value
+            for name, value in {**transaction._asdict(), **recipient._asdict()}.items()
+            if name not in ("sender", "address", "domain", "session")
+        }
+        return {
+            **self._envelope_row(stored),
+            "msgid": show_msgid(msgid_of(stored.evpid)),
+            "session": show_session(transaction.session),
+            **details,
+        }
+
+    def message(self, msgid: MsgId) -> bytes | None:
+        """Return a message, or None."""
+        queue = self._server.queue
+        if not queue.of_message(msgid):
+            return None
+        try:
+            return queue.body(msgid)
+        except QueueUnavailableError:
+            return None
+
+    def relays(self) -> list[Row]:
+        """Return destinations with something to do."""
+        engine = self._server.engine
+        now = self._server.effects.now()
+        rows = []
+        for relay in engine.agent.relays.values():
+            states = []
+            if relay.is_dead(now):
+                states.append("dead")
+            if relay.resolving:
+                states.append("resolving")
+            if relay.retry_at is not None and relay.retry_at > now:
+                states.append("waiting")
+            if relay.held:
+                states.append("onhold")
+            rows.append(
+                {
+                    "domain": relay.domain,
+                    "state": ",".join(states) or "ready",
+                    "tasks": len(relay.tasks),
+                    "running": relay.busy,
+                    "envelopes": relay.waiting_envelopes + relay.running_envelopes,
+                    "held": len(relay.held),
+                    "connections": len(relay.sessions),
+                    "window": relay.policy.window,
+                    "dead_until": relay.dead_until if relay.is_dead(now) else None,
+                    "last_connect_at": _instant(relay.gauge.last_connect_at),
+                    "last_status": relay.dead_status or relay.status or None,
+                }
+            )
+        return rows
+
+    def routes(self) -> list[Row]:
+        """Return pairs of source and address."""
+        now = self._server.effects.now()
+        return [
+            {
+                "source": route.source or "-",
+                "address": route.address,
+                "state": "disabled"
+                if route.enabled_at > now
+                else "ready"
+                if route.validated
+                else "new",
+                "connections": route.connections,
+                "penalty": route.penalty,
+                "enabled_at": route.enabled_at if route.enabled_at > now else None,
+                "last_connect_at": _instant(route.last_connect_at),
+                "last_disconnect_at": _instant(route.last_disconnect_at),
+            }
+            for route in self._server.engine.agent.routes.values()
+        ]
+
+    def hosts(self) -> list[Row]:
+        """Return the addresses that relays know, with their names."""
+        agent = self._server.engine.agent
+        names: dict[str, tuple[str, list[str]]] = {}
+        for relay in agent.relays.values():
+            for target in relay.targets:
+                names.setdefault(target.address, (target.host, []))[1].append(relay.domain)
+        rows = []
+        for address, (name, domains) in names.items():
+            route = agent.routes.get(address)
+            rows.append(
+                {
+                    "address": address,
+                    "name": name,
+                    "connections": route.connections if route else 0,
+                    "relays": len(domains),
+                    "last_connect_at": _instant(route.last_connect_at) if route else None,
+                }
+            )
+        return rows
+
+    def sessions(self) -> list[Row]:
+        """Return open connections, outbound ones with what they do."""
+        return [
+            {
+                "session": show_session(row.session),
+                "direction": "out",
+                "peer": row.address,
+                "name": row.host,
+                "domain": row.domain,
+                "state": row.state,
+                "messages": row.messages,
+                "since": row.opened_at,
+            }
+            for row in self._server.driver.outbound.rows()
+        ]
+
+    # What may be done
+
+    def request(
+        self,
+        stimulus: "ScheduleRequested | RemoveRequested | SuspendRequested | UnsuspendRequested",
+    ) -> int:
+        """Do something to envelopes; return how many there were."""
+        server = self._server
+        count = len(server.engine.scheduler.matching(stimulus.which))
+        server.driver.tell(stimulus)
+        return count
+
+    def pause(self, what: str) -> None:
+        """Stop relaying or accepting."""
+        if what == "mta":
+            self._server.driver.tell(AgentPaused())
+        else:
+            assert what == "smtp", what
+            self._server.door.paused = True
+
+    def resume(self, what: str) -> None:
+        """Start relaying or accepting again."""
+        if what == "mta":
+            self._server.driver.tell(AgentResumed())
+        else:
+            assert what == "smtp", what
+            self._server.door.paused = False
+
+    def enable_route(self, address: str) -> bool:
+        """End the rest of a route."""
+        if address not in self._server.engine.agent.routes:
+            return False
+        self._server.driver.tell(RouteEnabled(address))
+        return True
+
+    def trace(self, subsystem: str, on: bool) -> None:
+        """Switch tracing into the log."""
+        self._server.tracer.set(subsystem, on)
+
+    def follow(self, subsystem: str, write: Callable[[str], None]) -> Callable[[], None]:
+        """Send a subsystem's trace to ``write`` as well."""
+        return self._server.tracer.follow(subsystem, write)
+
+    def verbose(self, on: bool) -> None:
+        """Switch debug lines."""
+        self._server.log.verbose = on
+
+
+def _instant(value: float) -> float | None:
+    """Return an instant, or None for one that never was."""
+    return None if value == NEVER else value
+
+
+__all__ = ["Operations"]

@@ -1,0 +1,403 @@
+"""The server: builds the parts, starts them in order, stops them in order.
+
+Start: log, queue (locked, opened), core, driver, control socket, metrics, door, and then, while mail is
+already taken, the envelopes that the queue held before. Stop, on the first SIGTERM or SIGINT:
+
+1. the door takes no more connections or messages;
+2. idle outbound connections are closed; running transactions may end, for `drain_s` seconds;
+3. what is left is cut off: it is tried again after the next start;
+4. control socket and metrics end, the queue is flushed and unlocked, the log is closed.
+
+A second signal skips the wait. Stopping twice is harmless.
+"""
+
+import asyncio
+import errno
+import gc
+import os
+import platform
+import signal
+import sqlite3
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from random import Random
+from typing import TYPE_CHECKING
+
+from mta.control import ControlServer, ControlSocketBusyError
+from mta.core import records
+from mta.core.engine import Engine
+from mta.core.ids import SessionId
+from mta.core.metrics import METRICS, Metrics
+from mta.core.settings import ConfigError, flatten
+from mta.core.stimuli import DrainRequested
+from mta.door import ServerDoor
+from mta.driver import Driver
+from mta.effects import Effects
+from mta.exposition import MetricsServer
+from mta.inbound import Inbound
+from mta.log import Log
+from mta.operations import Operations
+from mta.queue.database import QueueCorruptError
+from mta.queue.sqlite import QueueLockedError, SqliteQueue
+from mta.resolver import Resolver
+from mta.trace import StimulusTrace, Tracer
+
+if TYPE_CHECKING:
+    from mta.config import Config
+    from mta.queue.writer import Commit
+
+SAMPLE_S = 0.2
+"""Grain of the gauges in trace.jsonl, seconds."""
+
+OUTBOUND_SESSIONS = 1 << 31
+"""Outbound session ids have this bit, inbound ones do not: a log shows the direction."""
+
+
+class MtaServer:
+    """One running server."""
+
+    def __init__(self, config: "Config", *, source: str) -> None:
+        """Take a configuration; `run` does the rest.
+
+        Args:
+            config: what the operator wants.
+            source: the configuration's file name, for errors.
+        """
+        self.config = config
+        self.source = source
+        self.effects = Effects(allow=config.relay.allow)
+        self.seed = config.seed or self.effects.entropy() & 0xFFFFFFFF
+        self.metrics = Metrics()
+        self.restoring = False
+        self.smtp_address: tuple[str, int] = ("", 0)
+        self.log: Log
+        self.tracer: Tracer
+        self.queue: SqliteQueue
+        self.engine: Engine
+        self.driver: Driver
+        self.door: ServerDoor
+        self._record: StimulusTrace | None = None
+        self._control: ControlServer | None = None
+        self._exposition: MetricsServer | None = None
+        self._smtp: asyncio.Server | None = None
+        self._resolver: Resolver
+        self._started_at = self.effects.now()
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until a signal says stop.
+
+        Raises:
+            ConfigError: something that the configuration names can't be used.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            await self._start()
+            await self._restore()
+            await self._stop.wait()
+            await self._drain()
+        finally:
+            await self._close()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Ask the server to stop; the second time, to stop at once."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    # Start
+
+    async def _start(self) -> None:
+        config, effects = self.config, self.effects
+        self._open_log()
+        await self._open_queue()
+        # Session ids: the high half is the second of the start, so that logs of two runs differ.
+        sessions = (int(self._started_at) & 0xFFFFFFFF) << 32
+        now = effects.now()
+        self.engine = Engine(
+            representation=config.envelope,
+            limits=config.limits,
+            retry=config.retry,
+            concurrency=config.concurrency,
+            stream=lambda name: Random(f"{self.seed}/{name}"),
+            now=now,
+            first_session=SessionId(sessions | OUTBOUND_SESSIONS),
+            own_names=(config.hostname.lower(),),
+        )
+        try:
+            self._resolver = Resolver(
+                config.dns,
+                effects,
+                max_mx=config.limits.mta.max_mx,
+                max_addresses=config.limits.mta.max_addresses,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                self.source, "dns.nameserver", config.dns.nameserver, str(error)
+            ) from None
+        self.driver = Driver(
+            self.engine,
+            config,
+            effects=effects,
+            queue=self.queue,
+            resolver=self._resolver,
+            log=self.log,
+            tracer=self.tracer,
+            record=self._record,
+        )
+        self.door = ServerDoor(
+            config,
+            self.driver,
+            self.queue,
+            log=self.log,
+            tracer=self.tracer,
+            metrics=self.metrics,
+            first_session=SessionId(sessions),
+        )
+        await self._open_control()
+        await self._open_door()
+        if self._record is not None:
+            self._sample()
+        # What was made so far lives as long as the server: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    def _open_log(self) -> None:
+        config = self.config
+        try:
+            self.log = Log(
+                self.effects,
+                config.log.file,
+                host=config.hostname,
+                pid=os.getpid(),
+                verbose=config.log.verbose,
+            )
+        except OSError as error:
+            raise self._unusable("log.file", config.log.file, error) from None
+        self.tracer = Tracer(self.log)
+        for number, subsystem in enumerate(config.log.trace):
+            try:
+                self.tracer.set(subsystem, True)
+            except ValueError as error:
+                raise ConfigError(
+                    self.source, f"log.trace.{number}", subsystem, str(error)
+                ) from None
+        if config.log.stimuli is not None:
+            try:
+                self._record = StimulusTrace(self.effects, config.log.stimuli, self._header())
+            except OSError as error:
+                raise self._unusable("log.stimuli", config.log.stimuli, error) from None
+
+    def _header(self) -> records.Record:
+        settings = flatten(self.config)
+        return records.header(
+            clock="epoch",
+            started_at=self._started_at,
+            seed=self.seed,
+            representation=self.config.envelope,
+            limits={k: v for k, v in settings.items() if k.startswith("limits.")},
+            config={k: _plain(v) for k, v in settings.items() if not k.startswith("limits.")},
+            versions=_versions(),
+            host={"cores": os.cpu_count() or 1, "kernel": platform.release()},
+        )
+
+    async def _open_queue(self) -> None:
+        directory = self.config.queue.directory
+        self.queue = SqliteQueue(
+            directory,
+            effects=self.effects,
+            limits=self.config.limits.queue,
+            note=self.log.warn,
+            on_commit=self._committed,
+        )
+        try:
+            await self.queue.open()
+        except QueueLockedError as error:
+            problem = f"in use by another server, process {error.pid or 'unknown'}"
+            raise ConfigError(self.source, "queue.directory", str(directory), problem) from None
+        except QueueCorruptError as error:
+            raise ConfigError(
+                self.source, "queue.directory", str(directory), f"damaged: {error.problem}"
+            ) from None
+        except sqlite3.Error as error:
+            raise ConfigError(
+                self.source, "queue.directory", str(directory), f"can't be used: {error}"
+            ) from None
+        except OSError as error:
+            raise self._unusable("queue.directory", directory, error) from None
+
+    async def _open_control(self) -> None:
+        control = self.config.control
+        self._control = ControlServer(
+            control.socket, Operations(self), self.effects, log=self.log.info
+        )
+        try:
+            await self._control.start()
+        except ControlSocketBusyError as error:
+            raise ConfigError(
+                self.source, "control.socket", str(control.socket), str(error)
+            ) from None
+        except OSError as error:
+            raise self._unusable("control.socket", control.socket, error) from None
+        if control.metrics:
+            address, port = self._address("control.metrics", control.metrics)
+            self._exposition = MetricsServer(self.stats, self.effects)
+            try:
+                await self._exposition.start(address, port)
+            except OSError as error:
+                raise self._unusable("control.metrics", control.metrics, error) from None
+
+    async def _open_door(self) -> None:
+        listen = self.config.smtp.listen
+        address, port = self._address("smtp.listen", listen)
+        loop = asyncio.get_running_loop()
+        door = self.door
+        try:
+            self._smtp = await self.effects.create_server(
+                lambda: Inbound(door, loop=loop), address, port, site="smtp"
+            )
+        except OSError as error:
+            raise self._unusable("smtp.listen", listen, error) from None
+        name = self._smtp.sockets[0].getsockname()
+        self.smtp_address = (name[0], name[1])
+        self.log.info(
+            f"smtp listening address={name[0]} port={name[1]} envelope={self.config.envelope}"
+            f" seed={self.seed}"
+        )
+
+    def _address(self, key: str, value: str) -> tuple[str, int]:
+        address, _, port = value.rpartition(":")
+        if not address or not port.isdigit() or int(port) > 65535:
+            raise ConfigError(self.source, key, value, "expected address:port")
+        return address.strip("[]"), int(port)
+
+    def _unusable(self, key: str, value: object, error: OSError) -> ConfigError:
+        if error.errno == errno.EADDRINUSE:
+            problem = "in use by another program"
+        else:
+            problem = (
+                os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+            )
+        return ConfigError(self.source, key, str(value), problem.lower())
+
+    async def _restore(self) -> None:
+        self.restoring = True
+        started = time.perf_counter()
+        count = await self.driver.restore()
+        self.restoring = False
+        if count:
+            seconds = time.perf_counter() - started
+            self.log.info(f"queue: restored {count} envelopes in {seconds:.2f} s")
+
+    # While it runs
+
+    def _committed(self, commit: "Commit") -> None:
+        self.metrics.inc("queue.commit.failed" if commit.problem else "queue.commit")
+        if self._record is not None:
+            self._record.measured(
+                "commit",
+                self.effects.now(),
+                batch=len(commit.items),
+                lagging=commit.lagging,
+                seconds=round(commit.seconds, 6),
+            )
+
+    def _sample(self) -> None:
+        """Write gauges into the trace, five times a second."""
+        if self._record is None:
+            return
+        self._record.gauges(self.stats(), self.effects.now())
+        asyncio.get_running_loop().call_later(SAMPLE_S, self._sample)
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Return all counters and gauges by the names of `mta.core.metrics`, and the uptime in seconds."""
+        metrics, driver = self.metrics, self.driver
+        outbound, resolver = driver.outbound.stats, self._resolver.stats
+        values = {
+            **self.engine.gauges(),
+            **self.engine.counters(),
+            "control.session": len(self._control) if self._control else 0,
+            "smtp.bytes": self.door.bytes_in_memory,
+            "queue.message": self.queue.messages,
+            "queue.envelope": self.queue.envelopes,
+            "queue.bytes": self.queue.size_bytes,
+            "queue.waiting": self.queue.waiting,
+            "queue.evpcache.size": driver.recent.envelopes,
+            "queue.evpcache.bytes": driver.recent.bytes,
+            "bounce.message": driver.bounces_waiting,
+            "mta.session.opened": outbound.opened,
+            "mta.session.failed": outbound.failed,
+            "mta.message": outbound.transactions,
+            "mta.ambiguous": outbound.ambiguous,
+            "dns.pending": self._resolver.pending,
+            "dns.cache.size": len(self._resolver),
+            "dns.cache.hit": resolver.hits,
+            "dns.cache.missed": resolver.misses,
+            "dns.failed": resolver.failures,
+            "log.lost": self.log.lost,
+            "trace.lost": self._record.lost if self._record else 0,
+        }
+        for name, value in values.items():
+            if name in METRICS:
+                metrics.set(name, value)
+        return {**metrics.snapshot(), "uptime": round(self.effects.now() - self._started_at, 3)}
+
+    # Stop
+
+    async def _drain(self) -> None:
+        self.log.info("mta stopping reason=signal")
+        self.door.draining = True
+        if self._smtp is not None:
+            self._smtp.close()
+        self.driver.tell(DrainRequested())
+        try:
+            async with asyncio.timeout(self.config.drain_s):
+                while not self._stop_now.is_set() and not (
+                    self.driver.is_quiet() and not self.door.connections
+                ):
+                    try:
+                        await asyncio.wait_for(self._stop_now.wait(), 0.05)
+                    except TimeoutError:
+                        continue
+        except TimeoutError:
+            self.log.warn("mta: transactions are cut off after drain_s")
+
+    async def _close(self) -> None:
+        """Undo whatever was started."""
+        if self._smtp is not None:
+            self._smtp.close()
+        if hasattr(self, "driver"):
+            await self.driver.stop()
+            await self._resolver.close()
+        if self._control is not None:
+            await self._control.close()
+        if self._exposition is not None:
+            await self._exposition.close()
+        if hasattr(self, "queue"):
+            await self.queue.close()
+        if self._record is not None:
+            record, self._record = self._record, None
+            record.close()
+        if hasattr(self, "log"):
+            self.log.info("mta stopped")
+            self.log.close()
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, (int, float, str, bool, list, type(None))) else str(value)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    for name in ("mta-testbed", "aiosmtpd", "dnspython", "uvloop"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    return versions

@@ -5,7 +5,6 @@ parsed options, which Locust sends along before the first user is spawned. What 
 wrong is one line and exit status 2, before anything is sent.
 """
 
-import ipaddress
 import logging
 import secrets
 import sys
@@ -14,7 +13,6 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import gevent
 from locust import events, stats
@@ -22,16 +20,15 @@ from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, Runner, WorkerRunner
 
-from loadtests._outcomes import DEFAULT, Expectations
+from loadtests._outcomes import DEFAULT
 from loadtests._player import LAG_MAX_S, Player
-from loadtests._record import Recorder
+from loadtests._record import Recorder, three_digits
+from loadtests._settings import DEFAULT_HOST, Settings
 from mta.core.settings import ConfigError
 from sim.scenario import Scenario, load
 from sim.workload import RUN_ID_MAX, Schedule, draw, is_run_id
 
 log = logging.getLogger(__name__)
-
-DEFAULT_HOST: Final = "smtp://127.0.0.1:2525"
 
 LEAD_S: Final = 0.2
 """From the order to start until the load's start: users are spawned meanwhile."""
@@ -51,11 +48,7 @@ class Run:
     """What the users of one run need."""
 
     player: Player
-    address: tuple[str, int]
-    timeout_s: float
-    tries: int
-    retry_wait_s: float
-    expected: Expectations
+    settings: Settings
     users: int = 0
     """Users that have joined and not taken leave."""
 
@@ -94,22 +87,6 @@ def listen() -> None:
 def current_run() -> Run | None:
     """Return the run that is going on, or None if it could not begin."""
     return _hooks.run
-
-
-def three_digits(response_time: float) -> float:
-    """Round milliseconds to three digits, at least to microseconds.
-
-    Locust rounds to whole milliseconds, which makes every verb on loopback take 0 or 1.
-    """
-    if response_time < 1:
-        return round(response_time, 3)
-    if response_time < 10:
-        return round(response_time, 2)
-    if response_time < 100:
-        return round(response_time, 1)
-    if response_time < 1000:
-        return round(response_time)
-    return round(response_time, -1 if response_time < 10_000 else -2)
 
 
 def _options(environment: Environment) -> Namespace:
@@ -199,7 +176,7 @@ def _on_init(environment: Environment, **_: Any) -> None:
         runner.register_message("testbed-done", _on_worker_done)
     try:
         scenario = load(options.scenario, _overrides(options))
-        _settings(options, environment.host)
+        Settings.read(options, environment.host)
         if options.record and isinstance(runner, LocalRunner):
             _hooks.recorder = _recorder(Path(options.record))
     except ConfigError as error:
@@ -231,59 +208,6 @@ def _recorder(path: Path) -> Recorder:
         ) from error
 
 
-@dataclass(slots=True)
-class _Settings:
-    address: tuple[str, int]
-    expected: Expectations
-
-
-def _settings(options: Namespace, host: str) -> _Settings:
-    """Return the options that need reading.
-
-    Raises:
-        ConfigError: one makes no sense.
-    """
-    if options.run_id and not is_run_id(options.run_id):
-        problem = f"must be letters, digits, dots, hyphens and underscores, {RUN_ID_MAX} at most"
-        raise ConfigError("--run-id", value=options.run_id, problem=problem)
-    for option, value, low, high in (
-        ("--tries", options.tries, 1, 100),
-        ("--retry-wait", options.retry_wait, 0, 3600),
-        ("--smtp-timeout", options.smtp_timeout, 0.001, 3600),
-        ("--load-start", options.load_start, 0, 1e11),
-    ):
-        if not low <= value <= high:
-            raise ConfigError(option, value=value, problem=f"must be from {low} to {high}")
-    try:
-        expected = Expectations.parse(options.expect)
-    except ValueError as error:
-        problem = f"must be codes, 4xx, 5xx or lost, not {error}"
-        raise ConfigError("--expect", value=options.expect, problem=problem) from error
-    return _Settings(_address(host), expected)
-
-
-def _address(host: str) -> tuple[str, int]:
-    """Return where to connect to; only to this machine, whatever the operator's fingers say."""
-    problem = "must be smtp://ADDRESS:PORT"
-    try:
-        parts = urlsplit(host if "://" in host else f"smtp://{host}")
-        name, port = parts.hostname or "", parts.port or 25
-    except ValueError as error:
-        raise ConfigError("--host", value=host, problem=problem) from error
-    if parts.scheme != "smtp" or not name or parts.path not in ("", "/") or parts.query:
-        raise ConfigError("--host", value=host, problem=problem)
-    name = "127.0.0.1" if name == "localhost" else name
-    try:
-        is_here = ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        is_here = False
-    if not is_here:
-        raise ConfigError(
-            "--host", value=host, problem="must be an address of this machine's loopback"
-        )
-    return name, port
-
-
 def _on_start(environment: Environment, **_: Any) -> None:
     """Begin a run; in the web UI there may be many, each with other options."""
     options, runner = _options(environment), _runner(environment)
@@ -292,7 +216,7 @@ def _on_start(environment: Environment, **_: Any) -> None:
         return
     try:
         scenario = load(options.scenario, _overrides(options))
-        settings = _settings(options, environment.host or DEFAULT_HOST)
+        settings = Settings.read(options, environment.host or DEFAULT_HOST)
         index, of = 0, 1
         if isinstance(runner, WorkerRunner):
             index, of = options.testbed_shares[runner.client_id]
@@ -323,14 +247,7 @@ def _on_start(environment: Environment, **_: Any) -> None:
         share=(index, of),
         recorder=_hooks.recorder,
     )
-    _hooks.run = Run(
-        player,
-        settings.address,
-        options.smtp_timeout,
-        options.tries,
-        options.retry_wait,
-        settings.expected,
-    )
+    _hooks.run = Run(player, settings)
     log.info("Run %s: %d messages at %g/s", run_id, scenario.load.messages, scenario.load.rate)
     gevent.spawn(_watch, environment, _hooks.run)
 

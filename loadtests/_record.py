@@ -68,3 +68,20 @@ class Spread:
         n = len(ordered)
         ranks = {"p50": math.ceil(0.50 * n), "p99": math.ceil(0.99 * n), "max": n}
         return {name: round(ordered[rank - 1], 6) for name, rank in ranks.items()}
+
+
+def three_digits(response_time: float) -> float:
+    """Round milliseconds to three digits, at least to microseconds.
+
+    In place of ``locust.stats.bucket_response_time``, which rounds to whole milliseconds: every verb
+    on loopback would take 0 or 1.
+    """
+    if response_time < 1:
+        return round(response_time, 3)
+    if response_time < 10:
+        return round(response_time, 2)
+    if response_time < 100:
+        return round(response_time, 1)
+    if response_time < 1000:
+        return round(response_time)
+    return round(response_time, -1 if response_time < 10_000 else -2)

@@ -39,7 +39,10 @@ class _SmtpUser(User):
             raise StopUser
         self._run = run
         self._session = Session(
-            run.address, helo="client.testbed.test", timeout_s=run.timeout_s, observe=self._observe
+            run.settings.address,
+            helo="client.testbed.test",
+            timeout_s=run.settings.timeout_s,
+            observe=self._observe,
         )
         player = run.player
         if not player.open_loop:
@@ -88,9 +91,9 @@ class _SmtpUser(User):
                 last = session.send(taken.sender, taken.recipients, taken.message)
                 under_way = False
                 unsure += last.unsure
-                if last.code not in (0, 421) or attempts == run.tries:
+                if last.code not in (0, 421) or attempts == run.settings.tries:
                     break
-                gevent.sleep(run.retry_wait_s)
+                gevent.sleep(run.settings.retry_wait_s)
         except BaseException:
             if under_way:
                 at_dot = session.verb == "."
@@ -100,7 +103,7 @@ class _SmtpUser(User):
             player.settle(taken, sent=sent, attempts=attempts, unsure=unsure, last=last)
             raise
         took = player.settle(taken, sent=sent, attempts=attempts, unsure=unsure, last=last)
-        expected = run.expected.covers(last.code)
+        expected = run.settings.expected.covers(last.code)
         self._request(
             request_type="SMTP",
             name=name_of("message", last.code) if expected else "message",
@@ -116,7 +119,7 @@ class _SmtpUser(User):
         run = self._run
         code = reply.code if reply else 0
         text = reply.text if reply else describe(error) if error else ""
-        expected = code // 100 in (2, 3) or (run is not None and run.expected.covers(code))
+        expected = code // 100 in (2, 3) or (run is not None and run.settings.expected.covers(code))
         # A server that hangs up at QUIT has done nothing to anybody's mail.
         expected = expected or (verb == "QUIT" and code == 0)
         self._request(

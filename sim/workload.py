@@ -213,15 +213,14 @@ def is_run_id(text: str) -> bool:
     return re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{RUN_ID_MAX - 1}}}", text) is not None
 
 
-def headers(schedule: Schedule, i: int, run_id: str) -> bytes:
-    """Return the header section of message ``i``, with the empty line that ends it.
+def headers(sender: str, i: int, run_id: str) -> bytes:
+    """Return the header section of message ``i`` from ``sender``, with the empty line that ends it.
 
     All fields that a server adds for a local client when they are missing are there (Postfix
     ``cleanup``, OpenSMTPD: Date, Message-ID, From, To), because an added field would change the
     digest. The date is fixed, so that the same scenario gives the same bytes.
     """
     assert is_run_id(run_id), run_id
-    sender = schedule.sender(i)
     return (
         "Date: Sat, 26 Jan 2013 09:37:23 +0000\r\n"
         f"From: <{sender}>\r\n"
@@ -239,7 +238,7 @@ def message_bytes(schedule: Schedule, i: int, run_id: str) -> bytes:
 
     The same arguments give the same bytes. Lines have 78 characters at most.
     """
-    head = headers(schedule, i, run_id)
+    head = headers(schedule.sender(i), i, run_id)
     left = int(schedule.size[i]) - len(head)
     assert left >= 2, (i, schedule.size[i], len(head))
     filler = _filler()
@@ -302,21 +301,21 @@ def identify(message: bytes) -> Identity:
 
 
 def _after_trace(message: bytes) -> int:
-    """Return where the first field that is no trace field begins."""
-    at = 0
+    """Return where the first field begins that is no trace field, or that has no end."""
+    field = 0
     limit = min(len(message), _HEADER_BYTES_MAX)
-    while at < limit:
-        first_line_end = message.find(b"\n", at, limit)
-        if first_line_end < 0 or not message[at : at + 24].lower().startswith(_TRACE_FIELDS):
-            return at
-        at = first_line_end + 1
-        # Folded lines belong to the field.
-        while message[at : at + 1] in (b" ", b"\t"):
+    while message[field : field + 24].lower().startswith(_TRACE_FIELDS):
+        at = field
+        while True:
             line_end = message.find(b"\n", at, limit)
             if line_end < 0:
-                return at
+                return field
             at = line_end + 1
-    return at
+            # Folded lines belong to the field.
+            if message[at : at + 1] not in (b" ", b"\t"):
+                break
+        field = at
+    return field
 
 
 def _field(message: bytes, name: bytes, start: int, end: int) -> bytes | None:

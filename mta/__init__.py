@@ -1,0 +1,1 @@
+"""The server: a relaying MTA on asyncio, its decisions in `mta.core`."""

@@ -112,28 +112,40 @@ class ServerDoor:
         self._metrics.dec("smtp.session")
         self._metrics.inc("smtp.disconnect")
 
-    def begin(self, declared_size: int) -> Reply | None:
+    def begin(self, declared_size: int, messages: int) -> Reply | None:
         """Say at MAIL whether a message can be taken now."""
-        if self.draining:
-            return admission.SHUTTING_DOWN
-        return admission.room_for(
+        return admission.on_mail(
             self._pressure(),
-            size=declared_size,
-            envelopes=1,
+            declared_size=declared_size,
+            messages=messages,
             limits=self.limits,
             queue=self._queue_limits,
         )
 
-    def recipient(self, peer: str, recipient: Recipient) -> Reply | None:
+    def recipient(self, peer: str, recipient: Recipient, recipients: int) -> Reply | None:
         """Say whether this client may send to this recipient: every domain is a remote one here."""
         allowed = self._may_relay.get(peer)
         if allowed is None:
             allowed = self._may_relay[peer] = admission.is_in(peer, self._networks)
-        if not allowed:
-            return admission.RELAYING_DENIED
-        if self._queue.envelopes >= self._queue_limits.max_envelopes:
-            return admission.NO_STORAGE
-        return None
+        return admission.on_recipient(
+            self._pressure(),
+            recipients=recipients,
+            may_relay=allowed,
+            limits=self.limits,
+            queue=self._queue_limits,
+        )
+
+    def message(self, *, size: int, recipients: int, received: int) -> Reply | None:
+        """Say after the dot whether the message can be taken."""
+        held = max(0, self.bytes_in_memory - size)
+        return admission.on_message(
+            self._pressure()._replace(bytes_in_memory=held),
+            size=size,
+            recipients=recipients,
+            received=received,
+            limits=self.limits,
+            queue=self._queue_limits,
+        )
 
     def reserve(self, size: int) -> bool:
         """Take bytes of the budget of messages that are being received."""
@@ -156,10 +168,6 @@ class ServerDoor:
     ) -> "asyncio.Future[Reply | None]":
         """Make a message durable; the future's result is None when it is, or a 4xx."""
         answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
-        refused = self._room_for(len(body), len(recipients))
-        if refused is not None:
-            answer.set_result(refused)
-            return answer
         try:
             durable = self._driver.enqueue(msgid, transaction, recipients, body)
         except QueueUnavailableError:
@@ -182,12 +190,6 @@ class ServerDoor:
 
         durable.add_done_callback(settled)
         return answer
-
-    def _room_for(self, size: int, envelopes: int) -> Reply | None:
-        pressure = self._pressure()._replace(bytes_in_memory=max(0, self.bytes_in_memory - size))
-        return admission.room_for(
-            pressure, size=size, envelopes=envelopes, limits=self.limits, queue=self._queue_limits
-        )
 
     def rejected(self, reply: Reply) -> None:
         """Count a refused command or message."""

@@ -6,7 +6,6 @@ too large for its host) waits in line until the instructions before it are carri
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mta.core.bounce import flags_for
@@ -43,6 +42,8 @@ from mta.queue.base import QueueUnavailableError, StoredEnvelope, Submission
 from mta.recent import RecentMessage, RecentMessages
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mta.config import Config
     from mta.core.engine import Engine
     from mta.effects import Effects
@@ -306,12 +307,7 @@ class Driver:
     def _start(self, instruction: StartTransaction) -> None:
         session, msgid, evpids = instruction
         try:
-            envelopes = []
-            for envelope in evpids:
-                details = self._mta_envelope(envelope)
-                if details is None:
-                    raise QueueUnavailableError(f"no envelope {show_evpid(envelope)}")
-                envelopes.append((envelope, details))
+            envelopes = [(envelope, self._must_have(envelope)) for envelope in evpids]
             body = self._body(msgid)
         except QueueUnavailableError as error:
             self.log.warn(f"queue: failed to load message {msgid:08x}: {error}")
@@ -322,6 +318,12 @@ class Driver:
         if not self.outbound.start(session, msgid, envelopes, body):
             # `on_closed` has said so, or is about to: the core fails the transaction with it.
             assert session not in self.outbound.sessions or self._inbox, instruction
+
+    def _must_have(self, envelope: EvpId) -> MtaEnvelope:
+        details = self._mta_envelope(envelope)
+        if details is None:
+            raise QueueUnavailableError(f"no envelope {show_evpid(envelope)}")
+        return details
 
     def _mta_envelope(self, envelope: EvpId) -> MtaEnvelope | None:
         """Return what an attempt needs: from memory if it is there, else from the queue."""
@@ -445,7 +447,10 @@ class Driver:
         body = compose(
             instruction.kind,
             original,
-            [(envelope.recipient, status) for envelope, status in found],
+            [
+                (envelope.recipient, _cause(instruction.kind, envelope, status))
+                for envelope, status in found
+            ],
             hostname=self.config.hostname,
             message=self._body(instruction.msgid),
             now=now,
@@ -516,6 +521,11 @@ class Driver:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.outbound.wait_idle()
+
+
+def _cause(kind: BounceKind, envelope: StoredEnvelope, status: str) -> str:
+    """Return what a report says: of an expired envelope its last failure (RFC 3463 3.5), if there was one."""
+    return (envelope.status or status) if kind is BounceKind.EXPIRED else status
 
 
 __all__ = ["Driver", "Instruction"]

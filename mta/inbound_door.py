@@ -22,8 +22,11 @@ class Door(Protocol):
 
     hostname: str
     limits: SmtpLimits
-    tracing: bool
-    """The operator traces ``smtp``: call `trace` for every line sent and received."""
+
+    @property
+    def tracing(self) -> bool:
+        """The operator traces ``smtp``: call `trace` for every line sent and received."""
+        ...
 
     def next_session(self) -> SessionId:
         """Return an id for a new session."""

@@ -18,7 +18,6 @@ import os
 import platform
 import signal
 import sqlite3
-import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from random import Random
@@ -129,6 +128,7 @@ class MtaServer:
             now=now,
             first_session=SessionId(sessions | OUTBOUND_SESSIONS),
             own_names=(config.hostname.lower(),),
+            own_addresses=self._own_addresses(),
         )
         try:
             self._resolver = Resolver(
@@ -151,15 +151,19 @@ class MtaServer:
             tracer=self.tracer,
             record=self._record,
         )
-        self.door = ServerDoor(
-            config,
-            self.driver,
-            self.queue,
-            log=self.log,
-            tracer=self.tracer,
-            metrics=self.metrics,
-            first_session=SessionId(sessions),
-        )
+        networks = config.smtp.relay_networks
+        try:
+            self.door = ServerDoor(
+                config,
+                self.driver,
+                self.queue,
+                log=self.log,
+                tracer=self.tracer,
+                metrics=self.metrics,
+                first_session=SessionId(sessions),
+            )
+        except ValueError as error:
+            raise ConfigError(self.source, "smtp.relay_networks", networks, str(error)) from None
         await self._open_control()
         await self._open_door()
         if self._record is not None:
@@ -167,6 +171,11 @@ class MtaServer:
         # What was made so far lives as long as the server: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    def _own_addresses(self) -> tuple[str, ...]:
+        """Return the address that we listen on, if another host's port on it would be ours."""
+        address, port = self._address("smtp.listen", self.config.smtp.listen)
+        return (address,) if port == self.config.relay.port else ()
 
     def _open_log(self) -> None:
         config = self.config
@@ -288,11 +297,11 @@ class MtaServer:
 
     async def _restore(self) -> None:
         self.restoring = True
-        started = time.perf_counter()
+        started = self.effects.monotonic()
         count = await self.driver.restore()
         self.restoring = False
         if count:
-            seconds = time.perf_counter() - started
+            seconds = self.effects.monotonic() - started
             self.log.info(f"queue: restored {count} envelopes in {seconds:.2f} s")
 
     # While it runs

@@ -1,0 +1,1 @@
+"""The model: the decisions of `mta.core` on SimPy, with sampled durations."""

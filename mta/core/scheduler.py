@@ -199,13 +199,14 @@ class Scheduler:
         """The envelope failed for now: try again later, or give up if it is too old."""
         self.counts.tempfail += 1
         self._leave(handle)
-        self._defer(handle, status, self._retry, now, out)
+        attempts = self.store.attempts_of(handle) + 1
+        self._defer(handle, status, self._retry, attempts, now, out)
 
     def overflowed(self, handle: Handle, now: float, out: list[Instruction]) -> None:
-        """A hold queue was full: the envelope is pending again, soon."""
+        """There was no room for an envelope: it is pending again, soon, and was not tried."""
         self.counts.hold_overflow += 1
         self._leave(handle)
-        self._defer(handle, "", self._overflow, now, out)
+        self._defer(handle, "", self._overflow, self.store.attempts_of(handle), now, out)
 
     def permfailed(self, failures: Sequence[tuple[Handle, str]], out: list[Instruction]) -> None:
         """Envelopes of one message failed for good: one bounce tells the sender, if there is one."""
@@ -296,6 +297,7 @@ class Scheduler:
         handle: Handle,
         status: str,
         policy: "RetryPolicy",
+        attempts: int,
         now: float,
         out: list[Instruction],
     ) -> None:
@@ -304,7 +306,6 @@ class Scheduler:
         if expires_at <= now:
             self._expire(handle, out)
             return
-        attempts = store.attempts_of(handle) + 1
         next_at = policy.next_attempt_at(
             created_at=store.created_at_of(handle), now=now, attempts=attempts, rng=self._rng
         )

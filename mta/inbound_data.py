@@ -14,10 +14,9 @@ DRAIN_MAX: Final = 1024 * 1024
 """Bytes of a refused message that are read beyond the largest allowed one, so that the client sees the
 reply; after that the connection is closed."""
 
-BARE_LF: Final = Reply(550, "5.6.11", "Bare line feed; lines end with CR LF")
-"""A lone LF may be a line end to the next host: that is SMTP smuggling (CVE-2023-51764 to 51766).
+BARE: Final = Reply(550, "5.6.11", "Bare CR or LF, lines end with CR LF")
+"""A lone LF or CR may be a line end to the next host: that is SMTP smuggling (CVE-2023-51764 to 51766).
 Postfix: ``smtpd_forbid_bare_newline = reject``. The code is Exchange Online's for this fault."""
-BARE_CR: Final = Reply(550, "5.6.11", "Bare carriage return; lines end with CR LF")
 TOO_BIG: Final = Reply(552, "5.3.4", "Message too big")
 LINE_TOO_LONG: Final = Reply(552, "5.6.0", "Line too long")
 NO_MEMORY: Final = Reply(452, "4.3.1", "Insufficient system storage")
@@ -122,10 +121,9 @@ class MessageReader:
                 stop -= 1  # its LF may be the next byte to come
             # Both counts equal that of the pairs only if every CR and every LF is in one.
             pairs = buffer.count(b"\r\n", start, stop)
-            if buffer.count(b"\n", start, stop) != pairs:
-                return self.refuse(BARE_LF)
-            if buffer.count(b"\r", start, stop) != pairs:
-                return self.refuse(BARE_CR)
+            lf = buffer.count(b"\n", start, stop)
+            if lf != pairs or buffer.count(b"\r", start, stop) != pairs:
+                return self.refuse(BARE)
             self._scanned = stop
         # Jump by whole windows: a line is too long only if some window has no line end in it.
         reach = self._line_max + 2

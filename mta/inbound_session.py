@@ -20,7 +20,7 @@ from aiosmtpd.smtp import SMTP
 from mta.core import admission
 from mta.core.ids import SessionId, show_session
 from mta.core.reply import Reply
-from mta.inbound_data import BARE_LF
+from mta.inbound_data import BARE
 from mta.inbound_door import Door
 from mta.queue.base import QueueUnavailableError
 
@@ -271,7 +271,7 @@ class Session(SMTP):
                 break
             if end == at or data[end - 1] != 13:
                 # After this the two sides may disagree on where commands begin: SMTP smuggling.
-                self._reject_input(BARE_LF)
+                self._reject_input(BARE)
                 return
             self._line = data[at : end - 1]
             at = end + 1

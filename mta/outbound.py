@@ -31,6 +31,7 @@ from mta.core.stimuli import (
 )
 from mta.effects import NotLoopbackError
 from mta.smtpclient import (
+    CLOSED_BY_PEER,
     ClientSession,
     Closed,
     Event,
@@ -391,8 +392,8 @@ class OutboundConnection(asyncio.Protocol):
 
     def fail(self, reason: str) -> None:
         """End now, whatever the state; the callbacks that are due are made. Idempotent."""
-        if self._over:
-            return
+        if self._over or (self._session is not None and self._session.closed):
+            return  # in the second case, its last events are being told further up the stack
         if self._session is not None:
             if self.msgid is not None and self._session.state is State.READY:
                 self._finish_refused(reason)
@@ -454,11 +455,17 @@ class OutboundConnection(asyncio.Protocol):
         """Take the end of the transport."""
         self._transport = None
         self._owner.transport_closed()
-        if self._session is not None and not self._over:
-            if isinstance(exc, OSError):
-                self._act(self._session.lost(network_error(exc), self._loop.time()))
-            else:
-                self._act(self._session.eof(self._loop.time()))
+        session = self._session
+        if session is None or self._over:
+            return
+        if session.closed:
+            # The driver raised when it was told of a result. It is told of the end all the same,
+            # so that the connection does not stay in its books.
+            self._act([Closed(CLOSED_BY_PEER)])
+        elif isinstance(exc, OSError):
+            self._act(session.lost(network_error(exc), self._loop.time()))
+        else:
+            self._act(session.eof(self._loop.time()))
 
     def pause_writing(self) -> None:
         """The transport holds enough."""

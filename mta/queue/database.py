@@ -7,14 +7,12 @@ and open another.
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mta.core.ids import EvpId
 from mta.effects import Effects
 from mta.queue import schema
-from mta.queue.schema import Row
+from mta.queue.schema import Change, Row
 
 CACHE_KIB: Final = 2048
 """SQLite's page cache per connection: memory must not grow with the queue."""
@@ -32,25 +30,6 @@ class QueueCorruptError(Exception):
         super().__init__(f"{path}: {problem}")
         self.path = path
         self.problem = problem
-
-
-@dataclass(slots=True)
-class Batch:
-    """What one commit makes durable."""
-
-    messages: list[Row] = field(default_factory=list)
-    """Rows of ``message``."""
-    bodies: list[Row] = field(default_factory=list)
-    """Rows of ``body``; messages with a body file have none."""
-    envelopes: list[Row] = field(default_factory=list)
-    """Rows of ``envelope``."""
-    defers: Sequence[Row] = ()
-    """(evpid, attempts, due_at, status)."""
-    flags: Sequence[Row] = ()
-    """(evpid, flags)."""
-    removes: Sequence[EvpId] = ()
-    mark: tuple[int, bool] | None = None
-    """Message ids below the number are spoken for; True if they have started again at 1."""
 
 
 class Removed(NamedTuple):
@@ -130,6 +109,8 @@ class Database:
                         self.run(statement, site="create")
                 self.run(f"PRAGMA application_id = {schema.APPLICATION_ID}", site="create")
                 self.run(f"PRAGMA user_version = {schema.VERSION}", site="create")
+        for statement in schema.WRITER:
+            self.run(statement, site="open")
 
     def close(self) -> None:
         """Close the connection. Idempotent, and it never raises: nothing depends on it."""
@@ -149,13 +130,6 @@ class Database:
         yield from self._connection.execute(sql)
         self._effects.done("sqlite", site)
 
-    def _change(self, sql: str, values: Sequence[Any], site: str) -> int:
-        """Run one INSERT, UPDATE or DELETE and return how many rows it touched."""
-        self._effects.point("sqlite", site)
-        count = self._connection.execute(sql, values).rowcount
-        self._effects.done("sqlite", site)
-        return count
-
     @contextmanager
     def _transaction(self, site: str) -> Iterator[None]:
         self.run("BEGIN IMMEDIATE", site=f"{site}.begin")
@@ -171,58 +145,36 @@ class Database:
 
     # ---- the writer's
 
-    def commit(self, batch: Batch) -> Removed:
-        """Make a batch durable, all of it or nothing, and say what it took out.
+    def commit(self, changes: Sequence[Row], *, size_bytes: int) -> None:
+        """Make a batch of changes durable, all of it or nothing.
+
+        Args:
+            changes: rows of the view ``change``, the first of them `Change.BEGIN`.
+            size_bytes: of the bodies among them, to know when the log is long.
 
         Raises:
             sqlite3.Error, OSError: nothing was kept.
         """
-        envelopes = messages = size_bytes = 0
-        files: list[int] = []
-        with self._transaction("batch"):
-            self._insert("message", batch.messages)
-            self._insert("body", batch.bodies)
-            self._insert("envelope", batch.envelopes)
-            for rows in schema.chunks(batch.defers):
-                size = schema.size_for(len(rows))
-                self._change(schema.defer(size), schema.parameters(rows, size), "batch.defer")
-            for rows in schema.chunks(batch.flags):
-                size = schema.size_for(len(rows))
-                self._change(schema.set_flags(size), schema.parameters(rows, size), "batch.flags")
-            for evpids in schema.chunks(batch.removes):
-                envelopes += self._delete("envelope", "evpid", evpids)
-            for msgids in schema.chunks({evpid >> 32 for evpid in batch.removes}):
-                size = schema.size_for(len(msgids))
-                padded = msgids + [None] * (size - len(msgids))
-                row = self.run(schema.finished(size), padded, site="batch.finished")[0]
-                gone = _ids(row[1])
-                if gone:
-                    size_bytes += row[0]
-                    messages += len(gone)
-                    in_files = _ids(row[2])
-                    files += in_files
-                    self._delete("message", "msgid", gone)
-                    if len(in_files) < len(gone):
-                        self._delete("body", "msgid", gone)
-            if batch.mark is not None:
-                values = ("msgid", batch.mark[0], "wrapped", int(batch.mark[1]))
-                self._change("INSERT OR REPLACE INTO meta VALUES (?, ?), (?, ?)", values, "mark")
-        # An estimate, good to a factor of two: each body's pages, and two small rows on shared ones.
-        self._since_checkpoint += 4096 * (4 + len(batch.removes) // 8) + sum(
-            4096 + len(row[1]) for row in batch.bodies
+        if len(changes) <= schema.ROWS_MAX:
+            # In autocommit mode the statement is its own transaction; see mta.queue.schema.
+            for sql, values in schema.statements(changes):
+                self.run(sql, values, site="commit")
+        else:
+            with self._transaction("commit"):
+                for sql, values in schema.statements(changes):
+                    self.run(sql, values, site="commit.part")
+        # An estimate, good to a factor of two: each change dirties a page, neighbours share some.
+        self._since_checkpoint += size_bytes + 4096 * (4 + len(changes))
+
+    def removed(self) -> Removed:
+        """Return what the last commit took out."""
+        envelopes, messages, size_bytes, files = self.run(schema.GONE, site="removed")[0]
+        return Removed(
+            envelopes,
+            messages,
+            size_bytes,
+            tuple(int(text) for text in files.split(",")) if files else (),
         )
-        return Removed(envelopes, messages, size_bytes, tuple(files))
-
-    def _insert(self, table: str, rows: Sequence[Row]) -> None:
-        for chunk in schema.chunks(rows):
-            size = schema.size_for(len(chunk))
-            sql = schema.insert(table, len(chunk[0]), size)
-            self._change(sql, schema.parameters(chunk, size), f"batch.{table}")
-
-    def _delete(self, table: str, key: str, ids: Sequence[int]) -> int:
-        size = schema.size_for(len(ids))
-        padded = [*ids, *[None] * (size - len(ids))]
-        return self._change(schema.delete(table, key, size), padded, f"batch.{table}.delete")
 
     @property
     def checkpoint_is_due(self) -> bool:
@@ -246,7 +198,7 @@ class Database:
         cannot bring that to life.
         """
         with self._transaction("probe"):
-            self._change("INSERT OR REPLACE INTO meta VALUES ('probe', random())", (), "probe")
+            self.run("INSERT OR REPLACE INTO meta VALUES ('probe', random())", site="probe")
 
     def totals(self) -> Totals:
         """Count everything. Takes as long as reading the small tables."""
@@ -256,18 +208,14 @@ class Database:
         """Delete messages that have no envelope, and return how many there were."""
         count = 0
         while rows := self.run(schema.CHILDLESS, site="open"):
-            msgids = [row[0] for row in rows]
-            with self._transaction("childless"):
-                self._delete("body", "msgid", msgids)
-                self._delete("message", "msgid", msgids)
-            count += len(msgids)
+            # Removing an envelope that is not there removes its message, if that has none.
+            self.commit(
+                [(Change.BEGIN,), *((Change.REMOVE, row[0] << 32) for row in rows)], size_bytes=0
+            )
+            count += len(rows)
         return count
 
     def meta(self, name: str, default: int) -> int:
         """Return a number from the table ``meta``."""
         rows = self.run("SELECT value FROM meta WHERE name = ?", (name,), site="open")
         return int(rows[0][0]) if rows else default
-
-
-def _ids(joined: str | None) -> list[int]:
-    return [int(text) for text in joined.split(",")] if joined else []

@@ -27,8 +27,8 @@ from mta.core.limits import QueueLimits
 from mta.effects import Effects, FileLock, LockHeldError, Space
 from mta.queue import schema
 from mta.queue.base import QueueUnavailableError, StoredEnvelope, Submission
-from mta.queue.database import Database, QueueCorruptError
-from mta.queue.schema import Row
+from mta.queue.database import Database, QueueCorruptError, Removed, Totals
+from mta.queue.schema import Change, Row
 from mta.queue.writer import Commit, Item, Marker, Waiting, Writer
 
 LAG_S: Final = 0.05
@@ -179,7 +179,8 @@ class SqliteQueue:
             effects=effects,
             batch_max=self.limits.commit_batch_max,
             on_commit=lambda commit: self._tell(self._finish, commit),
-            on_health=lambda healthy, problem: self._tell(self._set_health, healthy, problem),
+            on_removed=lambda removed: self._tell(self._count_removed, removed),
+            on_health=lambda problem, totals: self._tell(self._set_health, problem, totals),
             remove_bodies=self._remove_bodies,
         )
         self._writer.start()
@@ -274,13 +275,10 @@ class SqliteQueue:
         if not replaces and self._is_over_caps(len(submission.recipients), size):
             raise QueueUnavailableError("the queue is full")
         in_file = size >= self.limits.body_file_bytes
+        changes = _changes(submission, in_file=in_file)
+        changes += [(Change.REMOVE, evpid) for evpid in replaces]
         item = Item(
-            submission.msgid,
-            _message_row(submission, in_file=in_file),
-            None if in_file else submission.body,
-            size,
-            _envelope_rows(submission),
-            replaces,
+            submission.msgid, changes, len(submission.recipients), size, in_file, bool(replaces)
         )
         future = self._loop.create_future()
         self._futures[item] = future
@@ -298,7 +296,9 @@ class SqliteQueue:
     def defer(self, evpid: EvpId, *, attempts: int, due_at: float, status: str) -> None:
         """Write down a temporary failure; see `DurableQueue.defer`."""
         assert math.isfinite(due_at) and attempts >= 0, (due_at, attempts)
-        self._lag(self._open_writer().defer((evpid, attempts, due_at, _clean(status))))
+        self._lag(
+            self._open_writer().defer((Change.DEFER, evpid, attempts, due_at, _clean(status)))
+        )
 
     def set_flags(self, evpid: EvpId, flags: int) -> None:
         """Write down an envelope's flags; see `DurableQueue.set_flags`."""
@@ -393,13 +393,9 @@ class SqliteQueue:
             self._loop.call_soon_threadsafe(callback, *values)
 
     def _finish(self, commit: Commit) -> None:
-        removed = commit.removed
-        self._envelopes -= removed.envelopes
-        self._messages -= removed.messages
-        self._size_bytes -= removed.size_bytes
         for waiting in commit.items:
             if isinstance(waiting, Item) and waiting.error is None:
-                self._envelopes += len(waiting.envelopes)
+                self._envelopes += waiting.envelopes
                 self._messages += 1
                 self._size_bytes += waiting.size_bytes
             self._resolve(waiting, waiting.error)
@@ -416,10 +412,19 @@ class SqliteQueue:
         else:
             future.set_exception(error)
 
-    def _set_health(self, healthy: bool, problem: str) -> None:
-        if self._closing is None:
-            self.healthy = healthy
-        self._note("queue: healthy again" if healthy else f"queue: takes nothing now: {problem}")
+    def _count_removed(self, removed: Removed) -> None:
+        self._envelopes -= removed.envelopes
+        self._messages -= removed.messages
+        self._size_bytes -= removed.size_bytes
+
+    def _set_health(self, problem: str, totals: Totals | None) -> None:
+        if totals is None:
+            self.healthy = False
+            self._note(f"queue: takes nothing now: {problem}")
+        else:
+            self._envelopes, self._messages, self._size_bytes = totals
+            self.healthy = self._closing is None
+            self._note("queue: healthy again")
 
     # ---- how full
 
@@ -604,7 +609,7 @@ class SqliteQueue:
         attempts, due_at, flags, status = row[5:9]
         deferral = writer.deferral(evpid)
         if deferral is not None:
-            _, attempts, due_at, status = deferral
+            attempts, due_at, status = deferral[2:]
         waiting_flags = writer.flags(evpid)
         try:
             transaction = _decode(row[11])
@@ -647,35 +652,50 @@ class SqliteQueue:
         return MsgId(msgid)
 
 
-def _message_row(submission: Submission, *, in_file: bool) -> Row:
-    assert 0 < submission.msgid <= schema.MSGID_LAST, submission.msgid
-    return (
-        submission.msgid,
-        submission.created_at,
-        submission.expires_at,
-        len(submission.body),
-        int(in_file),
-        _encode(submission.transaction).decode(),
-    )
-
-
-def _envelope_rows(submission: Submission) -> list[Row]:
-    """Return rows that the database can't object to.
+def _changes(submission: Submission, *, in_file: bool) -> list[Row]:
+    """Return a message and its envelopes as rows that the database can't object to.
 
     Raises:
         ValueError: a string is not encodable (a lone surrogate).
     """
-    base = submission.msgid << 32
-    due_at = submission.created_at
-    rows: list[Row] = []
-    recipients = submission.recipients
-    assert recipients and len(recipients) == len(submission.flags), submission.msgid
-    for number, (recipient, flags) in enumerate(zip(recipients, submission.flags, strict=True), 1):
+    msgid, transaction, recipients, body, created_at, expires_at, flags = submission
+    assert 0 < msgid <= schema.MSGID_LAST, msgid
+    assert recipients and len(recipients) == len(flags), msgid
+    for recipient in recipients:
         for text in recipient:
             if not text.isascii():
                 text.encode()
-        rows.append((base | number, *recipient, 0, due_at, int(flags), ""))
-    return rows
+    changes: list[Row] = [
+        (
+            Change.MESSAGE,
+            msgid,
+            created_at,
+            expires_at,
+            len(body),
+            in_file,
+            _encode(transaction).decode(),
+            None if in_file else body,
+            *recipients[0],
+            int(flags[0]),
+        )
+    ]
+    base = msgid << 32
+    for number in range(1, len(recipients)):
+        changes.append(
+            (
+                Change.ENVELOPE,
+                base | number + 1,
+                created_at,
+                None,
+                None,
+                None,
+                None,
+                None,
+                *recipients[number],
+                int(flags[number]),
+            )
+        )
+    return changes
 
 
 def _clean(status: str) -> str:

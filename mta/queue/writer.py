@@ -21,8 +21,8 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 from mta.core.ids import EvpId, MsgId
 from mta.effects import Effects
 from mta.queue.base import QueueUnavailableError
-from mta.queue.database import Batch, Database, QueueCorruptError, Removed
-from mta.queue.schema import Row
+from mta.queue.database import Database, QueueCorruptError, Removed, Totals
+from mta.queue.schema import Change, Row
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -51,12 +51,13 @@ class Item:
     """A submission on its way to the disk."""
 
     msgid: MsgId
-    message: Row
-    body: bytes | None
-    """None if it is in a file."""
+    changes: list[Row]
+    """Rows of the view ``change``: the message, its further envelopes, what it replaces."""
+    envelopes: int
     size_bytes: int
-    envelopes: list[Row]
-    replaces: tuple[EvpId, ...]
+    in_file: bool
+    replaces: bool
+    """It takes envelopes away."""
     error: Exception | None = None
     """Why it was not kept; set before `done`."""
 
@@ -65,6 +66,7 @@ class Item:
 class Marker:
     """Stands in the line of submissions: all that was asked for before it goes into this commit."""
 
+    replaces: bool = False
     error: Exception | None = None
 
 
@@ -76,7 +78,7 @@ class Lagging(NamedTuple):
 
     removes: dict[EvpId, None]
     defers: dict[EvpId, Row]
-    """(evpid, attempts, due_at, status)."""
+    """(Change.DEFER, evpid, attempts, due_at, status)."""
     flags: dict[EvpId, int]
 
     def count_all(self) -> int:
@@ -88,9 +90,8 @@ class Commit(NamedTuple):
     """What one turn of the writer did, told to the event loop."""
 
     items: Sequence[Waiting]
-    removed: Removed
     seconds: float
-    """From BEGIN to the end of COMMIT."""
+    """From its beginning to the end of its fsync."""
     lagging: int
     """Removals, deferrals and flags in it."""
     problem: str
@@ -120,18 +121,30 @@ class Writer:
         effects: Effects,
         batch_max: int,
         on_commit: Callable[[Commit], None],
-        on_health: Callable[[bool, str], None],
+        on_removed: Callable[[Removed], None],
+        on_health: Callable[[str, Totals | None], None],
         remove_bodies: Callable[[Sequence[int]], None],
     ) -> None:
         """Get ready; `start` begins.
 
-        The callbacks are called on the writer's thread; they must not raise.
+        All callbacks are called on the writer's thread and must not raise.
+
+        Args:
+            database: committed to until it fails.
+            reopen: returns another connection.
+            effects: the clock.
+            batch_max: submissions per commit, and as many removals, deferrals and flags.
+            on_commit: told of each commit, done or failed.
+            on_removed: told what a commit took out.
+            on_health: told a problem when the disk fails, or "" and what is there when it works again.
+            remove_bodies: removes the body files of messages that have no row.
         """
         self._database: Database | None = database
         self._reopen = reopen
         self._effects = effects
         self._batch_max = batch_max
         self._on_commit = on_commit
+        self._on_removed = on_removed
         self._on_health = on_health
         self._remove_bodies = remove_bodies
         self._inbox: deque[Waiting] = deque()
@@ -170,8 +183,8 @@ class Writer:
         """Write a deferral down with some later commit; return how many wait."""
         with self._mutex:
             defers = self._lagging.defers
-            defers.pop(row[0], None)
-            defers[row[0]] = row
+            defers.pop(row[1], None)
+            defers[row[1]] = row
             if len(defers) > DEFERS_MAX:
                 del defers[next(iter(defers))]
             return len(defers)
@@ -235,7 +248,7 @@ class Writer:
             self._work()
         except BaseException as error:  # noqa: BLE001  # the thread's last words: nobody else hears it
             self._stopping = True
-            self._on_health(False, f"writer: internal error: {error!r}")
+            self._on_health(f"writer: internal error: {error!r}", None)
             self._fail_inbox("the queue's writer has died")
         finally:
             if self._database is not None:
@@ -297,14 +310,15 @@ class Writer:
         """Commit a load, and tell everybody; afterwards there is no database if that failed."""
         assert self._database is not None
         began = self._effects.monotonic()
+        changes, size_bytes = _changes(load)
         try:
-            removed = self._database.commit(_batch(load))
+            self._database.commit(changes, size_bytes=size_bytes)
         except _DATA_ERRORS as error:
             # Why apart? Nothing that a client sends may get here, but if it does, it must not
             # take its neighbours with it, nor what lags, again and again.
             parts = _apart(load)
             if len(parts) < 2:
-                self._refuse(load, f"not storable: {error!r}", began)
+                self._refuse(load.items, f"not storable: {error!r}", began)
                 return
             for part in parts:
                 if self._database is None:
@@ -319,10 +333,21 @@ class Writer:
             raise
         else:
             seconds = self._effects.monotonic() - began
-            lagging = load.lagging.count_all()
-            self._on_commit(Commit(load.items, removed, seconds, lagging, ""))
-            if removed.files:
-                self._remove_bodies(removed.files)
+            self._on_commit(Commit(load.items, seconds, load.lagging.count_all(), ""))
+            if len(load.lagging.removes) or any(item.replaces for item in load.items):
+                self._tell_removed()
+
+    def _tell_removed(self) -> None:
+        """Say what the commit removed. After the answers: nobody waits for this."""
+        assert self._database is not None
+        try:
+            removed = self._database.removed()
+        except (sqlite3.Error, OSError, MemoryError) as error:
+            # The counts are wrong now; they are taken again when the probe has succeeded.
+            self._sicken(f"removed: {error}")
+        else:
+            self._on_removed(removed)
+            self._remove_bodies(removed.files)
 
     def _give_back(self, load: _Load, problem: str, began: float) -> None:
         """Fail a load's submissions, and keep what lags for later."""
@@ -334,15 +359,14 @@ class Writer:
             )
             if self._mark is None:
                 self._mark = load.mark
-        self._refuse(_Load(load.items), problem, began)
+        self._refuse(load.items, problem, began)
 
-    def _refuse(self, load: _Load, problem: str, began: float) -> None:
-        for item in load.items:
+    def _refuse(self, items: Sequence[Waiting], problem: str, began: float) -> None:
+        for item in items:
             item.error = QueueUnavailableError(problem)
-        seconds = self._effects.monotonic() - began
-        self._on_commit(Commit(load.items, Removed(0, 0, 0, ()), seconds, 0, problem))
+        self._on_commit(Commit(items, self._effects.monotonic() - began, 0, problem))
         self._remove_bodies(
-            [item.msgid for item in load.items if isinstance(item, Item) and item.body is None]
+            [item.msgid for item in items if isinstance(item, Item) and item.in_file]
         )
 
     def _fail_inbox(self, problem: str) -> None:
@@ -351,7 +375,7 @@ class Writer:
         while self._inbox:
             items.append(self._inbox.popleft())
         if items:
-            self._refuse(_Load(items), problem, began)
+            self._refuse(items, problem, began)
 
     def _checkpoint(self, *, always: bool = False) -> None:
         """Copy the log into the database if it is long, or ``always``."""
@@ -369,7 +393,7 @@ class Writer:
         assert self._database is not None
         self._database.close()
         self._database = None
-        self._on_health(False, problem)
+        self._on_health(problem, None)
 
     def _recover(self) -> bool:
         """Wait until a new connection commits a probe; return False if the queue closes instead."""
@@ -380,26 +404,29 @@ class Writer:
                 self._bell.acquire(timeout=left)
                 self._fail_inbox("the queue's disk failed")
             self._fail_inbox("the queue's disk failed")
-            if self._probe():
-                self._on_health(True, "")
+            totals = self._probe()
+            if totals is not None:
+                self._on_health("", totals)
                 self.ring()
                 return True
             if self._stopping:
                 return False
             delay = min(delay * 2, PROBE_MAX_S)
 
-    def _probe(self) -> bool:
+    def _probe(self) -> Totals | None:
+        """Open a new connection, commit something, and count again; None if the disk is still sick."""
         try:
             database = self._reopen()
         except (sqlite3.Error, OSError, MemoryError, QueueCorruptError):
-            return False
+            return None
         try:
             database.probe()
+            totals = database.totals()
         except (sqlite3.Error, OSError, MemoryError):
             database.close()
-            return False
+            return None
         self._database = database
-        return True
+        return totals
 
 
 def _first(things: dict[_K, _V], count: int | None) -> dict[_K, _V]:
@@ -418,23 +445,22 @@ def _without(things: dict[_K, _V], taken: dict[_K, _V]) -> dict[_K, _V]:
     return things
 
 
-def _batch(load: _Load) -> Batch:
-    batch = Batch(
-        defers=list(load.lagging.defers.values()),
-        flags=list(load.lagging.flags.items()),
-        mark=load.mark,
-    )
-    removes = list(load.lagging.removes)
+def _changes(load: _Load) -> tuple[list[Row], int]:
+    """Return the rows of the view ``change`` for a load, and the bytes of its bodies."""
+    changes: list[Row] = [(Change.BEGIN,)]
+    size_bytes = 0
     for item in load.items:
-        if isinstance(item, Marker):
-            continue
-        batch.messages.append(item.message)
-        batch.envelopes += item.envelopes
-        if item.body is not None:
-            batch.bodies.append((item.msgid, item.body))
-        removes += item.replaces
-    batch.removes = removes
-    return batch
+        if isinstance(item, Item):
+            changes += item.changes
+            if not item.in_file:
+                size_bytes += item.size_bytes
+    lagging = load.lagging
+    changes += lagging.defers.values()
+    changes += [(Change.FLAGS, evpid, flags) for evpid, flags in lagging.flags.items()]
+    changes += [(Change.REMOVE, evpid) for evpid in lagging.removes]
+    if load.mark is not None:
+        changes.append((Change.MARK, *load.mark))
+    return changes, size_bytes
 
 
 def _apart(load: _Load) -> list[_Load]:

@@ -49,6 +49,8 @@ class FakeDoor:
         self.connections: dict[str, int] = {}
         self.reserved = 0
         self.reserved_peak = 0
+        self.all_gone = asyncio.Event()
+        """Set when the last connection ended."""
         self._sessions = 0
         self._msgids = 0
 
@@ -82,11 +84,14 @@ class FakeDoor:
         reply = admission.on_connect(self.pressure(), from_client=count, limits=self.limits)
         if reply is None:
             self.connections[peer] = count + 1
+            self.all_gone.clear()
         return reply
 
     def disconnect(self, peer: str) -> None:
         self.connections[peer] -= 1
         assert self.connections[peer] >= 0, "disconnected twice"
+        if not any(self.connections.values()):
+            self.all_gone.set()
 
     def begin(self, declared_size: int, messages: int) -> Reply | None:
         self._point("begin")

@@ -1,0 +1,294 @@
+"""`mtactl`: what an operator types to see and steer a running server. The words are smtpctl's.
+
+Each word may be cut short as long as it stays clear: ``mtactl sh q`` is ``mtactl show queue``. On a
+terminal there are tables; in a pipe, lines as smtpctl prints them; with ``--json``, JSON.
+
+Exit status: 0 done; 1 there is no such thing, or the server could not; 2 asked wrongly, or no server.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn, TextIO
+
+SOCKET: Final = "var/control.sock"
+"""Where the server's configuration puts the socket if nothing else is said."""
+TIMEOUT_S: Final = 60.0
+"""Longest wait for the next line of an answer, seconds."""
+
+
+class CtlError(Exception):
+    """What keeps us from doing what was asked; one line."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+        """Exit status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One thing that can be asked."""
+
+    words: str
+    """In full, as the server knows it."""
+    argument: str
+    """What follows: nothing, ``NAME``, or ``[NAME]`` if it may be left out."""
+    field: str
+    """The field of the request that the argument goes to."""
+    help: str
+    """One line."""
+
+
+VERBS: Final = (
+    Verb("show queue", "[MSGID]", "id", "envelopes in the queue"),
+    Verb("show envelope", "EVPID", "id", "everything that is known of one envelope"),
+    Verb("show message", "MSGID", "id", "header and body of a message"),
+    Verb("show stats", "", "", "counters and gauges"),
+    Verb("show relays", "", "", "destinations, and what they wait for"),
+    Verb("show routes", "", "", "pairs of source and host, and their penalties"),
+    Verb("show hosts", "", "", "hosts that were connected to"),
+    Verb("show sessions", "", "", "open connections, both ways"),
+    Verb("show status", "", "", "what runs and what is paused"),
+    Verb("monitor", "", "", "a line of counters each second (-n COUNT, -i SECONDS)"),
+    Verb("schedule", "EVPID|MSGID|all", "id", "try envelopes now"),
+    Verb("remove", "EVPID|MSGID|all", "id", "delete envelopes; nobody is told"),
+    Verb("pause envelope", "EVPID|MSGID|all", "id", "leave envelopes alone until they are resumed"),
+    Verb("pause mta", "", "", "stop relaying"),
+    Verb("pause smtp", "", "", "stop accepting mail"),
+    Verb("resume envelope", "EVPID|MSGID|all", "id", "let paused envelopes go on"),
+    Verb("resume mta", "", "", "relay again"),
+    Verb("resume smtp", "", "", "accept mail again"),
+    Verb("resume route", "ADDRESS", "address", "use a route again that rests after failures"),
+    Verb("trace", "SUBSYSTEM", "subsystem", "log what a subsystem does (--follow: show it here)"),
+    Verb("untrace", "SUBSYSTEM", "subsystem", "stop that"),
+    Verb("log brief", "", "", "no debug lines in the log"),
+    Verb("log verbose", "", "", "debug lines in the log"),
+)
+
+
+def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
+    """Return the verb that words, or beginnings of words, mean, and the words after it.
+
+    Raises:
+        CtlError: no verb, or more than one.
+    """
+    candidates = list(VERBS)
+    for depth in range(2):
+        here = [verb for verb in candidates if len(verb.words.split()) > depth]
+        if not here:
+            break
+        choices = list(dict.fromkeys(verb.words.split()[depth] for verb in here))
+        before = " ".join(candidates[0].words.split()[:depth])
+        if depth >= len(words):
+            missing = ", ".join(choices)
+            raise CtlError(f"{before or 'mtactl'}: what? One of {missing}; see mtactl --help", 2)
+        word = choose(words[depth], choices, before)
+        candidates = [verb for verb in here if verb.words.split()[depth] == word]
+    (verb,) = candidates
+    return verb, list(words[len(verb.words.split()) :])
+
+
+def choose(word: str, choices: Sequence[str], before: str = "") -> str:
+    """Return the choice that a word, or the beginning of one, means.
+
+    Raises:
+        CtlError: none, or more than one.
+    """
+    found = [word] if word in choices else [choice for choice in choices if choice.startswith(word)]
+    if len(found) == 1 and word:
+        return found[0]
+    where = f"{before}: " if before else ""
+    if found and word:
+        raise CtlError(f"{where}{word!r} may be {' or '.join(found)}", 2)
+    raise CtlError(f"{where}no {word!r}; there are {', '.join(choices)}", 2)
+
+
+def read_argument(verb: Verb, rest: Sequence[str]) -> dict[str, str]:
+    """Return the argument of a verb as fields of a request.
+
+    Raises:
+        CtlError: it is missing, or there are more.
+    """
+    allowed = 1 if verb.argument else 0
+    if len(rest) > allowed:
+        raise CtlError(f"{verb.words}: unexpected {rest[allowed]!r}", 2)
+    if not rest:
+        if verb.argument and not verb.argument.startswith("["):
+            raise CtlError(f"{verb.words}: {verb.argument} is missing", 2)
+        return {}
+    if verb.field == "subsystem":
+        from mta.trace import ALL, SUBSYSTEMS
+
+        return {"subsystem": choose(rest[0], (*SUBSYSTEMS, ALL), verb.words)}
+    return {verb.field: rest[0]}
+
+
+class Client:
+    """A connection to a server's control socket."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect.
+
+        Raises:
+            CtlError: no server there, or it does not let us in.
+        """
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(TIMEOUT_S)
+        self.end: dict[str, Any] = {}
+        """The last line of the last answer."""
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self._socket.close()
+            if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+                raise CtlError(f"{path}: the server is not running", 2) from None
+            raise CtlError(f"{path}: {error.strerror or error}", 2) from None
+        self._file = self._socket.makefile("rb")
+
+    def ask(self, request: dict[str, Any], *, patient: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the rows of an answer.
+
+        Args:
+            request: what is asked.
+            patient: wait for rows as long as it takes.
+
+        Raises:
+            CtlError: the server refused, or the connection ended before the answer did.
+        """
+        with contextlib.suppress(
+            OSError
+        ):  # it hung up; what it said before that is still to be read
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        if patient:
+            self._socket.settimeout(None)
+        while True:
+            try:
+                line = self._file.readline()
+            except TimeoutError:
+                raise CtlError(f"no answer within {TIMEOUT_S:.0f} seconds", 2) from None
+            except ConnectionError:
+                line = b""
+            if not line.endswith(b"\n"):
+                raise CtlError("the connection ended before the answer did", 2)
+            answer = json.loads(line)
+            if "error" in answer:
+                raise CtlError(answer["error"], 2 if answer.get("usage") else 1)
+            if "end" in answer:
+                self.end = answer["end"]
+                return
+            if "row" in answer:
+                yield answer["row"]
+
+    def close(self) -> None:
+        """Hang up. Idempotent."""
+        self._file.close()
+        self._socket.close()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise CtlError(message, 2)
+
+    def format_help(self) -> str:
+        width = max(len(verb.words) + len(verb.argument) for verb in VERBS) + 2
+        lines = [
+            "usage: mtactl [-s SOCKET] [--json] VERB ...",
+            "",
+            "See and steer a running server. Words may be cut short: mtactl sh q",
+            "",
+            *(f"  {f'{verb.words} {verb.argument}':<{width}} {verb.help}" for verb in VERBS),
+            "",
+            f"  {'-s, --socket PATH':<{width}} the server's control socket (default {SOCKET},",
+            f"  {'':<{width}} or what MTA_CONTROL says)",
+            f"  {'--json':<{width}} JSON, one object a line",
+            f"  {'-n COUNT, -i SECONDS':<{width}} monitor: lines to print, and time between them",
+            f"  {'-f, --follow':<{width}} trace: show the lines here until interrupted; not in the log",
+            "",
+            "An EVPID has 16 hexadecimal digits, a MSGID 8. Exit status: 0 done; 1 no such thing, or it",
+            "could not be done; 2 asked wrongly, or the server is not running.",
+            "",
+        ]
+        return "\n".join(lines)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="mtactl", allow_abbrev=False)
+    parser.add_argument("-s", "--socket", default=os.environ.get("MTA_CONTROL", SOCKET), type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("-n", "--count", type=int)
+    parser.add_argument("-i", "--interval", type=float)
+    parser.add_argument("-f", "--follow", action="store_true")
+    parser.add_argument("words", nargs="*")
+    return parser
+
+
+def _request(options: argparse.Namespace) -> tuple[Verb, dict[str, Any]]:
+    verb, rest = find_verb(options.words)
+    request: dict[str, Any] = {"verb": verb.words, **read_argument(verb, rest)}
+    if verb.words == "monitor":
+        if options.count is not None and options.count < 1:
+            raise CtlError(f"-n {options.count}: at least 1", 2)
+        request["count"] = options.count or 0
+        request["interval_s"] = 1.0 if options.interval is None else options.interval
+    elif options.count is not None or options.interval is not None:
+        raise CtlError(f"{verb.words}: -n and -i are for monitor", 2)
+    if options.follow:
+        if verb.words != "trace":
+            raise CtlError(f"{verb.words}: --follow is for trace", 2)
+        request["follow"] = True
+    return verb, request
+
+
+def run(arguments: Sequence[str], out: TextIO) -> int:
+    """Do what the arguments say, write to ``out``, and return the exit status.
+
+    Raises:
+        CtlError: it can't be done.
+    """
+    options = _parser().parse_intermixed_args(arguments)
+    verb, request = _request(options)
+    # Why so late? Rendering loads rich, and a wrong word should be told at once.
+    from mta.ctlshow import show
+
+    client = Client(options.socket)
+    try:
+        rows = client.ask(request, patient=verb.words == "monitor" or options.follow)
+        mode = "json" if options.json else "terminal" if out.isatty() else "pipe"
+        show(verb.words, rows, out=out, mode=mode, now=time.time(), end=lambda: client.end)
+    except KeyError as error:
+        raise CtlError(f"{verb.words}: the server's answer has no {error}", 1) from error
+    else:
+        touched = client.end.get("envelopes")
+        return 1 if touched == 0 and request.get("id") != "all" else 0
+    finally:
+        client.close()
+
+
+def main() -> None:
+    """Run `mtactl`."""
+    try:
+        status = run(sys.argv[1:], sys.stdout)
+        sys.stdout.flush()
+    except CtlError as error:
+        print(f"mtactl: {error}", file=sys.stderr)
+        status = error.status
+    except KeyboardInterrupt:
+        status = 0  # how monitor and trace --follow end
+    except BrokenPipeError:
+        # Whoever read (head, a pager) has enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,11 @@ import errno
 import os
 import re
 import select
-import timeit
 
 import pytest
 
 from mta.effects import Effects
-from mta.log import LINE_MAX, LineFile, Log
+from mta.log import FLUSH_S, LINE_MAX, LineFile, Log
 
 
 class Disk(Effects):
@@ -44,15 +43,15 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def log(disk, path):
-    log = Log(disk, path, host="mx", pid=42)
-    yield log
-    log.close()
+def maillog(disk, path):
+    made = Log(disk, path, host="mx", pid=42)
+    yield made
+    made.close()
 
 
-def test_a_line_looks_like_syslog(log, path):
+def test_a_line_looks_like_syslog(maillog, path):
     """Month, day padded with a space, time, host, program and pid: what every log reader expects."""
-    log.info("0000000000000001 smtp connected address=127.0.0.1 host=localhost")
+    maillog.info("0000000000000001 smtp connected address=127.0.0.1 host=localhost")
     line = path.read_text()
     assert re.fullmatch(
         r"(Jan|Dec) [ 3]\d \d\d:\d\d:\d\d mx mta\[42\]: "
@@ -61,14 +60,14 @@ def test_a_line_looks_like_syslog(log, path):
     )
 
 
-def test_levels(log, path):
+def test_levels(maillog, path):
     """Warnings say so; debug lines are there only while the log is verbose."""
-    log.debug("not this")
-    log.warn("disk is slow")
-    log.verbose = True
-    log.debug("but this")
-    log.verbose = False
-    log.debug("nor this")
+    maillog.debug("not this")
+    maillog.warn("disk is slow")
+    maillog.verbose = True
+    maillog.debug("but this")
+    maillog.verbose = False
+    maillog.debug("nor this")
     tails = [line.partition("]: ")[2] for line in path.read_text().splitlines()]
     assert ["warn: disk is slow", "debug: but this"] == tails
 
@@ -85,46 +84,44 @@ def test_levels(log, path):
         ("x" * (LINE_MAX + 1), "x" * (LINE_MAX - 3) + "..."),
     ],
 )
-def test_one_fact_is_one_line(log, path, text, written):
+def test_one_fact_is_one_line(maillog, path, text, written):
     """Nobody on the network can end a line, move a cursor or fill the disk with one reply."""
-    log.info(text)
+    maillog.info(text)
     assert [written] == [line.partition("]: ")[2] for line in path.read_text("utf-8").splitlines()]
 
 
-async def test_lines_are_collected(disk, log, path):
+async def test_lines_are_collected(disk, maillog, path):
     """With a loop running, lines cost no system call each; they are there 100 ms later."""
     for number in range(100):
-        log.info(f"line {number}")
+        maillog.info(f"line {number}")
     assert disk.writes == 0
-    async with asyncio.timeout(5):
-        while not path.read_bytes():
-            await asyncio.sleep(0.01)
+    await asyncio.sleep(FLUSH_S)  # a timer that was set after the log's own runs after it
     assert disk.writes == 1
     assert len(path.read_text().splitlines()) == 100
 
 
-async def test_close_writes_what_waits(log, path):
+async def test_close_writes_what_waits(maillog, path):
     """Nothing is lost by an orderly end, and closing twice does nothing."""
-    log.info("last words")
-    log.close()
-    log.close()
-    log.info("too late")
+    maillog.info("last words")
+    maillog.close()
+    maillog.close()
+    maillog.info("too late")
     assert path.read_text().endswith("last words\n")
-    assert log.lost == 1
+    assert maillog.lost == 1
 
 
-async def test_a_full_disk_does_not_stop_mail(disk, log, path):
+async def test_a_full_disk_does_not_stop_mail(disk, maillog, path):
     """While nothing can be written lines are lost and counted; then the log says how many."""
-    log.info("before")
-    log.flush()
+    maillog.info("before")
+    maillog.flush()
     disk.full, disk.partial = True, 10
     for number in range(5):
-        log.info(f"lost {number}")
-        log.flush()
-    assert log.lost == 5
+        maillog.info(f"lost {number}")
+        maillog.flush()
+    assert maillog.lost == 5
     disk.full = False
-    log.info("after")
-    log.flush()
+    maillog.info("after")
+    maillog.flush()
     lines = path.read_text().splitlines()
     assert lines[0].endswith("]: before")
     assert lines[-2].endswith("]: warn: log: 5 lines lost")
@@ -142,25 +139,25 @@ async def test_what_waits_is_bounded(disk, path):
     assert path.read_bytes().count(b"x" * 99) == 10
 
 
-async def test_reopen_follows_rotation(log, path, tmp_path):
+async def test_reopen_follows_rotation(maillog, path, tmp_path):
     """After SIGHUP the old name has the new lines, and the renamed file the old ones."""
-    log.info("old")
+    maillog.info("old")
     path.rename(tmp_path / "maillog.0")
-    log.reopen()
-    log.info("new")
-    log.flush()
+    maillog.reopen()
+    maillog.info("new")
+    maillog.flush()
     assert (tmp_path / "maillog.0").read_text().endswith("]: old\n")
     assert path.read_text().endswith("]: new\n")
 
 
-async def test_reopen_that_fails_keeps_the_old_file(log, path, tmp_path):
+async def test_reopen_that_fails_keeps_the_old_file(maillog, path, tmp_path):
     """A directory that is gone costs a warning, not the log."""
-    log.info("old")
+    maillog.info("old")
     kept = tmp_path / "kept"
     path.rename(kept)
     path.mkdir()
-    log.reopen()
-    log.flush()
+    maillog.reopen()
+    maillog.flush()
     assert "]: warn: log: " in kept.read_text()
     assert "old file kept" in kept.read_text()
 
@@ -213,26 +210,3 @@ async def test_a_pipe_without_reader_only_counts(disk):
         assert file.lost == 1
     finally:
         os.close(writer)
-
-
-@pytest.mark.benchmark
-def test_a_line_costs_little(tmp_path):
-    """Less than 3 microseconds per line; two lines per envelope must not be what is felt."""
-    log = Log(Effects(), tmp_path / "log", host="mx", pid=42)
-
-    async def lines(count):
-        started = timeit.default_timer()
-        for _ in range(count):
-            log.info(
-                "0000000000000001 smtp envelope evpid=0000002a00000001 from=<a@a.test> to=<b@b.test>"
-            )
-        log.flush()
-        return (timeit.default_timer() - started) / count
-
-    try:
-        best = min(asyncio.run(lines(5000)) for _ in range(5))
-        assert log.lost == 0
-    finally:
-        log.close()
-    print(f"log: {best * 1e6:.2f} us per line")
-    assert best < 3e-6

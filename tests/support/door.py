@@ -51,6 +51,8 @@ class FakeDoor:
         self.reserved_peak = 0
         self.all_gone = asyncio.Event()
         """Set when the last connection ended."""
+        self.submitted = asyncio.Event()
+        """Set when a commit waits."""
         self._sessions = 0
         self._msgids = 0
 
@@ -148,6 +150,7 @@ class FakeDoor:
         message = Submitted(msgid, transaction, recipients, body)
         if self.hold:
             self.commits.append((message, future))
+            self.submitted.set()
         else:
             self.accepted.append(message)
             future.set_result(None)

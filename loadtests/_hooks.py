@@ -230,6 +230,8 @@ def _on_start(environment: Environment, **_: Any) -> None:
         _hooks.run = None
         gevent.spawn(_finish, environment)
         return
+    if environment.process_exit_code == 2:
+        environment.process_exit_code = None  # it was for options that have been put right
     if _hooks.drawn is None or _hooks.drawn[0] != scenario:
         _hooks.drawn = (scenario, draw(scenario))
     if isinstance(runner, WorkerRunner):

@@ -84,7 +84,7 @@ class Player:
         self._delay = Spread()
         self._latency = Spread()
         self._ranks = 0
-        self._ended = False
+        self._end: dict[str, Any] | None = None
         # One clock for all intervals; the wall clock may be set while the run goes on.
         self._epoch = time.time() - time.perf_counter()
         if recorder:
@@ -194,8 +194,10 @@ class Player:
 
     def end(self) -> dict[str, Any]:
         """Write the last line and return it. Idempotent."""
+        if self._end is not None:
+            return self._end
         complete = self._settled == self._share_size and not self._outcomes[STOPPED]
-        line: dict[str, Any] = {
+        self._end = {
             "kind": "end",
             "run": self.run_id,
             "complete": complete,
@@ -209,8 +211,7 @@ class Player:
             "start_delay_s": self._delay.summary(),
             "latency_s": self._latency.summary(),
         }
-        if self._recorder and not self._ended:
-            self._recorder.write(line)
+        if self._recorder:
+            self._recorder.write(self._end)
             self._recorder.flush()
-        self._ended = True
-        return line
+        return self._end

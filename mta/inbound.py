@@ -26,6 +26,10 @@ from mta.inbound_data import MessageReader, count_hops
 from mta.inbound_door import Door
 from mta.inbound_session import Phase, Session, reply_to_fault
 
+OVERSHOOT_MAX = 1000
+"""RCPT commands over the limit in one transaction before each is an error of the client: RFC 5321
+4.5.3.1.10 lets it go on, but not for ever. Postfix ``smtpd_recipient_overshoot_limit``."""
+
 _BAD_SEQUENCE = Reply(503, "5.5.1", "Command not allowed at this point")
 _NOT_IMPLEMENTED = Reply(502, "5.5.1", "Command not implemented")
 
@@ -52,6 +56,7 @@ class Inbound(Session):
         super().__init__(door, loop=loop)
         self._mail: Transaction | None = None
         self._recipients: dict[str, Recipient] = {}
+        self._tried = 0
         self._message: MessageReader | None = None
         self._msgid = MsgId(0)
         self._head_size = 0
@@ -61,6 +66,7 @@ class Inbound(Session):
         self._mail = None
         if self._recipients:
             self._recipients = {}
+        self._tried = 0
         self._message = None
         if self._reserved:
             self.door.release(self._reserved)
@@ -146,11 +152,16 @@ class Inbound(Session):
             return
         recipient = Recipient(rcpt.path.address, rcpt.path.domain, rcpt.notify, rcpt.orcpt)
         recipients = self._recipients
-        if recipient.address not in recipients:
-            refusal = self.door.recipient(self.peer, recipient, len(recipients))
+        self._tried += 1
+        too_many = self._tried > self.limits.max_rcpt + OVERSHOOT_MAX
+        if too_many or recipient.address not in recipients:
+            refusal = (
+                admission.TOO_MANY_RECIPIENTS
+                if too_many
+                else self.door.recipient(self.peer, recipient, len(recipients))
+            )
             if refusal is not None:
-                # A client that hits the limit was promised that it may go on (RFC 5321 4.5.3.1.10).
-                self.fail(refusal, is_error=refusal is not admission.TOO_MANY_RECIPIENTS)
+                self.fail(refusal, is_error=too_many)
                 return
             recipients[recipient.address] = recipient
         self._output.append(b"250 2.1.5 Ok\r\n")
@@ -285,7 +296,7 @@ class Inbound(Session):
             commit = self.door.submit(self._msgid, mail, recipients, body)
         except Exception as error:  # noqa: BLE001 - our fault, whatever it is, is a 4xx for the client
             self._log_fault("commit", error)
-            self._answer(reply_to_fault(error), is_error=False)
+            self._answer(reply_to_fault(error))
             return
         self.phase = Phase.COMMIT
         reserved, self._reserved = self._reserved, 0
@@ -335,13 +346,13 @@ class Inbound(Session):
             self.phase = Phase.COMMAND
             self._go_on()
         else:
-            self._answer(refusal, is_error=refusal.code // 100 == 5)
+            self._answer(refusal)
 
-    def _answer(self, refusal: Reply, *, is_error: bool = True) -> None:
+    def _answer(self, refusal: Reply) -> None:
         """Refuse a message, and go on with the next command."""
         self._reset()
         self.phase = Phase.COMMAND
-        self.fail(refusal, is_error=is_error)
+        self.fail(refusal)
         if self.phase is Phase.COMMAND:  # else that was one error too many
             self._go_on()
 

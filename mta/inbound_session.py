@@ -313,7 +313,7 @@ class Session(SMTP):
         except Exception as error:  # noqa: BLE001 - our fault, whatever it is, is a 4xx for the client
             self._reset()
             self._log_fault(verb.decode("ascii", "replace"), error)
-            self.fail(reply_to_fault(error), is_error=False)
+            self.fail(reply_to_fault(error))
             return
         step.close()
         raise AssertionError(f"{verb!r} waited: nothing would go on with it")
@@ -326,8 +326,11 @@ class Session(SMTP):
         """Add a line to the output. For commands that are aiosmtpd's own."""
         self._output.append((status if isinstance(status, bytes) else status.encode()) + b"\r\n")
 
-    def fail(self, reply: Reply, *, is_error: bool = True) -> None:
-        """Refuse a command or a message; too many of the client's errors end the session."""
+    def fail(self, reply: Reply, *, is_error: bool = False) -> None:
+        """Refuse a command or a message; too many of the client's errors end the session.
+
+        Every 5xx is one; a 4xx for want of room is not, unless ``is_error`` says so.
+        """
         self.door.log(
             f'{self._id} smtp failed-command command="'
             f'{quote_for_log(self._line.decode("utf-8", "replace"))}" result="{reply}"'
@@ -338,7 +341,7 @@ class Session(SMTP):
             self._abandon(reply)
             return
         self._say(reply)
-        if is_error:
+        if is_error or reply.code >= 500:
             self.errors += 1
             goodbye = admission.on_error(errors=self.errors, limits=self.limits)
             if goodbye is not None:

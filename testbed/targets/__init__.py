@@ -1,0 +1,1 @@
+"""Mail servers that the bench can put into the world: ours, and room for others behind one interface."""

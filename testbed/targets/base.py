@@ -1,0 +1,72 @@
+"""What the bench asks of a mail server, whichever it is.
+
+A target is met from outside: it is started and stopped as a process, asked over what its operators ask it
+with, and judged by what went in and what came out. Nothing here imports a server.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+
+class Owed(NamedTuple):
+    """One recipient of one accepted message, as the server names it."""
+
+    queue_id: str
+    """What the reply to the final dot called the message."""
+    recipient: str
+    """Forward-path, without brackets."""
+
+
+class Target(Protocol):
+    """One mail server, from its start to its end."""
+
+    name: str
+
+    def start(self) -> None:
+        """Start it and return when it takes mail.
+
+        Raises:
+            RunError: it ended, or was not ready in time.
+        """
+        ...
+
+    @property
+    def smtp_address(self) -> tuple[str, int]:
+        """Where it takes mail."""
+        ...
+
+    def check(self) -> None:
+        """Raise RunError if it has ended though nobody asked it to."""
+        ...
+
+    def pids(self) -> list[int]:
+        """Return the processes whose memory and time are the server's."""
+        ...
+
+    def stats(self) -> Mapping[str, float]:
+        """Return its counters and gauges; ``scheduler.envelope`` is the least there is.
+
+        Raises:
+            OSError: it does not answer now.
+        """
+        ...
+
+    def queued(self) -> list[Owed]:
+        """Return what its queue holds; as it is running or after it was stopped.
+
+        Raises:
+            OSError: it does not answer now.
+        """
+        ...
+
+    def bounced(self) -> list[Owed]:
+        """Return what it gave up, by its own log: failed for good or too old."""
+        ...
+
+    def queue_id(self, reply: str) -> str:
+        """Return the message's id from the reply to its final dot; empty if it has none."""
+        ...
+
+    def stop(self) -> int:
+        """End it and return its exit status. Idempotent."""
+        ...

@@ -276,7 +276,7 @@ def _watch(environment: Environment, run: Run) -> None:
     """End the run when everything is sent and everybody has said goodbye."""
     run.player.finished.wait()
     deadline = time.monotonic() + GOODBYE_S
-    while run.users and time.monotonic() < deadline:
+    while _hooks.run is run and run.users and time.monotonic() < deadline:
         gevent.sleep(0.02)
     if _hooks.run is not run:
         return
@@ -335,6 +335,7 @@ def _on_stop(environment: Environment, **_: Any) -> None:
     if run is None:
         return
     end = run.player.end()
+    run.player.finished.set()  # who watches it need not wait any longer
     log.info("Run %s ended: %s", end["run"], end["outcomes"])
     lag = end["generator_lag_s"]
     if run.player.open_loop and lag and lag["p99"] > LAG_MAX_S:

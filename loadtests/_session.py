@@ -99,12 +99,13 @@ class Session:
         """Remember where to connect to; nothing is opened yet.
 
         Args:
-            address: Host and port.
+            address: Address in figures, and port.
             helo: What to say with EHLO.
             timeout_s: Longest wait for the connection, and for each reply.
             observe: Told of each verb; it must not raise.
         """
         self._address = address
+        self._family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._helo = helo
         self._timeout_s = timeout_s
         self._observe = observe
@@ -205,8 +206,11 @@ class Session:
         self._verb = "CONNECT"
         started = time.perf_counter()
         try:
-            opened = socket.create_connection(self._address, self._timeout_s)
+            # Not create_connection: gevent hands its look-up to a thread, for an address even.
+            opened = socket.socket(self._family)
             self._socket = opened
+            opened.settimeout(self._timeout_s)
+            opened.connect(self._address)
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             reply = self._reply(opened, "CONNECT")
         except (OSError, ProtocolError) as error:

@@ -99,7 +99,8 @@ class FakeServer:
 
     def _talk(self, connection: socket.socket, lines: Iterator[bytes]) -> None:
         reply = self._answer("CONNECT")
-        sender, recipients = "", []
+        sender = ""
+        recipients: list[str] = []
         while reply is not None:
             connection.sendall(reply)
             line = next(lines, b"")

@@ -9,14 +9,19 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sim.scenario import load
 from sim.workload import digest, draw, identify, message_bytes
 from tests.loadtests.fake_server import OK, FakeServer, Script, agreeable
+
+Line = dict[str, Any]
 
 pytestmark = pytest.mark.system
 
@@ -46,7 +51,7 @@ def command(*arguments: str, settings: tuple[str, ...] = SMALL) -> list[str]:
 
 def run(
     tmp_path: Path, *arguments: str, settings: tuple[str, ...] = SMALL
-) -> tuple[subprocess.CompletedProcess[str], dict[str, dict], list[dict]]:
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Line], list[Line]]:
     """Return the process, its statistics by name, and the lines of its record."""
     record, stats = tmp_path / "record.jsonl", tmp_path / "stats"
     done = subprocess.run(
@@ -74,7 +79,7 @@ def run(
     return done, {row["name"]: row for row in rows}, lines
 
 
-def sorted_messages(lines: list[dict]) -> list[dict]:
+def sorted_messages(lines: list[Line]) -> list[Line]:
     return sorted(
         (each for each in lines if each["kind"] == "message"), key=lambda each: each["seq"]
     )
@@ -301,30 +306,31 @@ def test_the_web_ui_starts_runs(serve, tmp_path):
         data = urllib.parse.urlencode(form).encode() if form else None
         with urllib.request.urlopen(base + path, data=data, timeout=10) as response:
             assert response.status == 200
-            return response.read().decode()
+            return str(response.read(), "utf-8")
 
     def is_up() -> bool:
         with contextlib.suppress(OSError):
             return "Locust" in get("/")
         return False
 
-    def is_over() -> bool:
-        return json.loads(get("/stats/requests"))["state"] == "stopped"
+    def is_over(messages: int) -> bool:
+        state = json.loads(get("/stats/requests"))["state"]
+        return len(server.taken) == messages and bool(state == "stopped")
 
     web = ("--web-host", "127.0.0.1", "--web-port", str(port), "--run-id", "web")
     with started("--host", server.url, "--record", str(record), *web) as process:
         eventually(is_up)
-        for n in (1, 2):
+        for messages in (MESSAGES, 2 * MESSAGES):
             form = {"user_count": "5", "spawn_rate": "5", "host": server.url, "scenario": "backlog"}
             assert json.loads(get("/swarm", form))["success"]
-            eventually(lambda n=n: len(server.taken) == n * MESSAGES and is_over())
+            eventually(partial(is_over, messages))
         rows = {row["name"]: row for row in json.loads(get("/stats/requests"))["stats"]}
         assert rows["message"]["num_requests"] == MESSAGES
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
         assert process.returncode == 0
-    ids = [identify(each.message).run for each in server.taken]
-    assert (ids.count("web"), ids.count("web.2")) == (MESSAGES, MESSAGES)
+    runs = Counter(identify(each.message).run for each in server.taken)
+    assert runs == {"web": MESSAGES, "web.2": MESSAGES}
     kinds = [json.loads(line)["kind"] for line in record.read_text().splitlines()]
     assert [kind for kind in kinds if kind != "message"] == ["start", "end", "start", "end"]
 
@@ -346,7 +352,7 @@ def test_a_wrong_option_in_the_web_ui_stops_the_run(serve, tmp_path):
 
         def is_over() -> bool:
             with urllib.request.urlopen(f"{base}/stats/requests", timeout=10) as response:
-                return json.load(response)["state"] == "stopped"
+                return bool(json.load(response)["state"] == "stopped")
 
         eventually(is_over)
         process.send_signal(signal.SIGTERM)

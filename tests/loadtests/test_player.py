@@ -5,7 +5,9 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gevent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,7 +135,7 @@ def test_percentiles_are_nearest_rank():
     assert spread.summary() == {"p50": 100.0, "p99": 198.0, "max": 200.0}
 
 
-def lines_of(path: Path) -> list[dict]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -146,9 +148,9 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     made.close()
 
 
-def player(**changes) -> Player:
+def player(**changes: object) -> Player:
     scenario = load("backlog", ["load.messages=7", "load.rate=1000"])
-    known = {"run_id": "run", "open_loop": True, "start_at": time.time() - 60.0}
+    known: dict[str, Any] = {"run_id": "run", "open_loop": True, "start_at": time.time() - 60.0}
     return Player(scenario, draw(scenario), **(known | changes))
 
 
@@ -232,6 +234,20 @@ def test_what_was_not_answered_is_told_apart(tmp_path, recorder):
     assert (end["retries"], end["accepted_envelopes"], end["latency_s"]) == (2, 0, None)
     lost = lines_of(tmp_path / "record")[2]
     assert (lost["code"], lost["attempts"], lost["unsure"], lost["accepted"]) == (0, 3, 2, [])
+
+
+def test_who_is_stopped_while_waiting_has_sent_nothing(tmp_path, recorder):
+    """A message whose instant never came is counted as stopped, and the record has no line for it."""
+    one = player(recorder=recorder, start_at=time.time() + 3600.0)
+    user = gevent.spawn(one.take)
+    gevent.sleep(0)
+    user.kill()
+    assert (one.end()["outcomes"], one.end()["settled"], one.end()["complete"]) == (
+        {STOPPED: 1},
+        1,
+        False,
+    )
+    assert [line["kind"] for line in lines_of(tmp_path / "record")] == ["start", "end"]
 
 
 def test_a_closed_loop_has_no_instants():

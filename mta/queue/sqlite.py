@@ -31,6 +31,12 @@ from mta.queue.database import Database, QueueCorruptError, Removed, Totals
 from mta.queue.schema import Change, Row
 from mta.queue.writer import Commit, Item, Marker, Waiting, Writer
 
+TURN_S: Final = 0.0003
+"""Seconds that the event loop stands aside for the writer. Enough for a thread to wake up."""
+COMMIT_MIN_S: Final = 0.0005
+"""Shortest commit that is reckoned with; an fsync of a fast disk."""
+TURN_GAP_MAX_S: Final = 0.016
+"""Longest time between two such, while a commit takes its time."""
 LAG_S: Final = 0.05
 """Seconds that removals, deferrals and flags wait for a commit that happens anyway."""
 SPACE_AGE_S: Final = 1.0
@@ -120,6 +126,9 @@ class SqliteQueue:
         self._writing: set[asyncio.Future[None]] = set()
         self._rung = False
         self._lag_timer: asyncio.TimerHandle | None = None
+        self._turn_timer: asyncio.TimerHandle | None = None
+        self._turn_delay = 0.0
+        self._commit_s = COMMIT_MIN_S
         self._closing: asyncio.Future[None] | None = None
         self._envelopes = self._messages = self._size_bytes = 0
         self._space = Space(0, 0)
@@ -229,8 +238,9 @@ class SqliteQueue:
         if self._writer is None:
             return
         writer, self.healthy = self._writer, False
-        if self._lag_timer is not None:
-            self._lag_timer.cancel()
+        for timer in (self._lag_timer, self._turn_timer):
+            if timer is not None:
+                timer.cancel()
         if self._writing:
             await asyncio.wait(set(self._writing), timeout=CLOSE_S)
         # Ids that nobody got need not be skipped by the next start.
@@ -334,7 +344,18 @@ class SqliteQueue:
         if self._lag_timer is not None:
             self._lag_timer.cancel()
             self._lag_timer = None
-        self._open_writer().ring()
+        self._open_writer().ring_and_yield(TURN_S)
+        if self._turn_timer is None and self._futures:
+            self._turn_delay = self._commit_s
+            self._turn_timer = self._loop.call_later(self._turn_delay, self._let_finish)
+
+    def _let_finish(self) -> None:
+        """Give the interpreter to the writer when its commit should be on the disk, and later again."""
+        self._turn_timer = None
+        if self._futures:
+            self._open_writer().let_run(TURN_S)
+            self._turn_delay = min(self._turn_delay * 2, TURN_GAP_MAX_S)
+            self._turn_timer = self._loop.call_later(self._turn_delay, self._let_finish)
 
     def _lag(self, waiting: int) -> None:
         if waiting >= self.limits.commit_batch_max:
@@ -393,6 +414,11 @@ class SqliteQueue:
             self._loop.call_soon_threadsafe(callback, *values)
 
     def _finish(self, commit: Commit) -> None:
+        # The quickest of late: what a commit takes when the writer need not wait for the interpreter.
+        self._commit_s = min(max(commit.seconds, COMMIT_MIN_S), self._commit_s * 1.05)
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
+            self._turn_timer = None
         for waiting in commit.items:
             if isinstance(waiting, Item) and waiting.error is None:
                 self._envelopes += waiting.envelopes
@@ -401,6 +427,9 @@ class SqliteQueue:
             self._resolve(waiting, waiting.error)
         if commit.problem and self.healthy:
             self._note(f"queue: {commit.problem}")
+        if self._futures:
+            self._turn_delay = self._commit_s
+            self._turn_timer = self._loop.call_later(self._turn_delay, self._let_finish)
         self._on_commit(commit)
 
     def _resolve(self, waiting: Waiting, error: Exception | None) -> None:

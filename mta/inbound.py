@@ -233,8 +233,7 @@ class Inbound(Session):
         self.fail(_NOT_IMPLEMENTED)
 
     async def smtp_AUTH(self, arg: str) -> None:
-        """Not here, and not offered. The argument may be a password: it isn't logged."""
-        self._line = b"AUTH"
+        """Not here, and not offered."""
         self.fail(_NOT_IMPLEMENTED)
 
     # -- the message -------------------------------------------------------------------------------

@@ -59,6 +59,13 @@ def quote_for_log(text: str) -> str:
     return printable if len(text) <= _LOGGED_MAX else printable + "..."
 
 
+def _line_for_log(line: bytes) -> str:
+    """Return a command for the log, without what may be a password."""
+    if line[:4].upper() == b"AUTH":
+        return "AUTH"
+    return quote_for_log(line.decode("utf-8", "backslashreplace"))
+
+
 def reply_to_fault(error: BaseException) -> Reply:
     """Return what the client is told of a fault of ours: temporary, and nothing of its cause."""
     if isinstance(error, QueueUnavailableError | OSError | MemoryError):
@@ -239,13 +246,15 @@ class Session(SMTP):
         command, or any piece of a message: a client can't stay by sending a command letter by letter.
         """
         self._timer = None
-        if self._wire is None:
-            return
+        assert self._wire is not None, "connection_lost cancels the timer"
         if self.phase is Phase.CLOSING:
             self._wire.abort()
             return
         now = self.loop.time()
-        due = min(self._active_at + self.limits.timeout_s, self._deadline)
+        due = self._active_at + self.limits.timeout_s
+        if self.phase is not Phase.COMMIT:
+            # The answer to a message is worth more than a punctual end.
+            due = min(due, self._deadline)
         if now < due:
             self._arm(due - now)
             return
@@ -284,7 +293,7 @@ class Session(SMTP):
         """Carry out one command; ``more`` input is waiting behind it."""
         self._active_at = self.loop.time()
         if self.door.tracing:
-            self.door.trace("smtp", f"{self._id} >>> {quote_for_log(line.decode('latin-1'))}")
+            self.door.trace("smtp", f"{self._id} >>> {_line_for_log(line)}")
         verb, _, rest = line.partition(b" ")
         verb = verb.upper()
         method = self._verbs.get(verb)
@@ -332,8 +341,7 @@ class Session(SMTP):
         Every 5xx is one; a 4xx for want of room is not, unless ``is_error`` says so.
         """
         self.door.log(
-            f'{self._id} smtp failed-command command="'
-            f'{quote_for_log(self._line.decode("utf-8", "replace"))}" result="{reply}"'
+            f'{self._id} smtp failed-command command="{_line_for_log(self._line)}" result="{reply}"'
         )
         self.door.rejected(reply)
         if reply.code == 421:
@@ -409,8 +417,7 @@ class Session(SMTP):
         self.phase = Phase.CLOSING
         self._input = b""
         wire = self._wire
-        if wire is None:
-            return
+        assert wire is not None, "nobody is left to be told"
         self._arm(LINGER_S)
         if self._ended or not wire.can_write_eof():
             wire.close()
@@ -426,9 +433,9 @@ class Session(SMTP):
         self._reset()
         self.phase = Phase.CLOSING
         self._input = b""
-        if self._wire is not None:
-            self._arm(self.limits.timeout_s)
-            self._wire.close()
+        assert self._wire is not None, "closed already"
+        self._arm(self.limits.timeout_s)
+        self._wire.close()
 
     def _log_fault(self, where: str, error: BaseException) -> None:
         self.door.log(

@@ -101,6 +101,7 @@ def test_these_are_addresses(text, address, domain):
         "<a@xn--.test>",
         "<a@xn--a.test>",
         "<a@xn--abc-.test>",
+        "<a@xn--99999999.test>",  # a code point beyond Unicode
         "<a@\u2163.test>",  # Roman numeral four: a compatibility character
         "<a@\uff41.test>",  # fullwidth a
         "<a@x\u3002test>",  # ideographic full stop
@@ -151,6 +152,24 @@ def test_relay_tricks_name_no_hidden_destination(text, domain):
     """The destination is what follows the last @, or there is none."""
     path = parse_path(text)
     assert domain == (None if path is None else path.domain)
+
+
+@pytest.mark.parametrize(
+    ("domain", "key"),
+    [
+        ("Example.COM", "example.com"),
+        ("[127.0.0.1]", "[127.0.0.1]"),
+        ("[127.0.0.1", None),
+        ("[", None),
+        ("", None),
+        (".", None),
+        ("\u00fc" * 300, None),
+        ("\u00fc" * 63, None),
+    ],
+)
+def test_domains_alone(domain, key):
+    """Other parts of the server ask for keys of what is not between brackets."""
+    assert key == domain_key(domain)
 
 
 _WORD = st.text(

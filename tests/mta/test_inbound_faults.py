@@ -243,6 +243,24 @@ async def test_a_commit_that_hangs_does_not_hold_the_client_for_ever():
     assert any("smtp message" in line for line in door.lines)
 
 
+async def test_the_end_of_a_session_waits_for_the_answer_to_a_message():
+    """A session whose time is over while its message is committed gets its 250, and then its 421."""
+    door = FakeDoor(timeout_s=300.0, max_session_s=400.0)
+    door.hold = True
+    client = Client(door)
+    client.clock.advance(200.0)
+    client.ready()
+    client.clock.advance(190.0)
+    client.send("x\r\n.\r\n")
+    client.clock.advance(100.0)
+    assert client.take() == ""
+    door.commit()
+    await asyncio.sleep(0)
+    assert client.take().startswith("250 ")
+    client.clock.advance(201.0)
+    assert client.take().startswith("421 4.4.2 ")
+
+
 async def test_input_during_a_commit_waits_and_is_bounded():
     """One read's worth is kept; then reading stops until the commit is decided."""
     door = FakeDoor()
@@ -271,6 +289,43 @@ async def test_a_command_that_waits_is_our_mistake():
     with pytest.raises(AssertionError, match="b'WAIT' waited"):
         session.data_received(b"WAIT\r\n")
     session.connection_lost(None)
+
+
+async def test_a_subclass_may_add_commands_as_with_aiosmtpd():
+    """``smtp_VERB`` and `push` are what aiosmtpd's users know; the verb is found without a register."""
+
+    class More(Inbound):
+        async def smtp_XMORE(self, arg: str) -> None:
+            await self.push(f"250 2.0.0 {arg}")
+
+    door = FakeDoor()
+    client = Client(door)
+    session = More(door, loop=client.session.loop)
+    session.connection_made(client.wire)
+    client.take()
+    session.data_received(b"xmore soup\r\n")
+    assert client.take() == "250 2.0.0 soup\r\n"
+    assert client.say("XMORE soup").startswith("500 ")
+    session.connection_lost(None)
+
+
+async def test_a_client_without_address_is_nobody():
+    """A client that is gone before it is looked at has no address: it is logged, and is not loopback."""
+    door = FakeDoor()
+    client = Client(door)
+    session = Inbound(door, loop=client.session.loop)
+    client.wire._extra["peername"] = None
+    session.connection_made(client.wire)
+    assert "connected address=unknown host=unknown" in door.lines[-1]
+    session.connection_lost(None)
+
+
+async def test_a_transport_that_cannot_half_close_is_closed():
+    """So it will be under TLS."""
+    client = Client(FakeDoor())
+    client.wire.can_write_eof = lambda: False  # type: ignore[method-assign]
+    assert client.say("GET /").startswith("421 ")
+    assert client.wire.closing
 
 
 async def test_a_session_alone_knows_no_messages():

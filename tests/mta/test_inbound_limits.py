@@ -62,6 +62,16 @@ async def test_errors_have_a_limit():
     assert door.lines[-1].endswith("reason=errors")
 
 
+async def test_refused_messages_are_errors():
+    """A client that sends nothing but bad messages is sent away as well."""
+    client = Client(FakeDoor(max_errors=2))
+    for code in ("550", "550"):
+        answer = client.ready().send("a\nb\r\n.\r\n")
+        assert answer.startswith(code)
+    assert answer.splitlines()[1].startswith("421 4.7.0 ")
+    assert not client.is_open
+
+
 async def test_errors_in_one_group_stop_at_the_limit():
     """A flood of bad commands in one segment is not obeyed to its end."""
     door = FakeDoor(max_errors=20)
@@ -284,6 +294,21 @@ async def test_a_client_that_does_not_read_is_not_obeyed():
     client.session.resume_writing()
     assert client.take() == "250 2.0.0 Ok\r\n" * 3
     assert client.wire.reading
+
+
+async def test_a_stuck_client_may_fill_more_than_one_read():
+    """Data that was under way when reading stopped is kept too; a client that is gone isn't obeyed."""
+    client = Client(FakeDoor())
+    client.say("EHLO c.test")
+    client.wire.stuck = True
+    client.say("NOOP")
+    client.session.data_received(b"NOOP\r\n")
+    client.session.data_received(b"QUIT\r\n")
+    client.wire.stuck = False
+    client.session.resume_writing()
+    assert client.take() == "250 2.0.0 Ok\r\n221 2.0.0 Bye\r\n"
+    client.session.resume_writing()
+    assert client.take() == ""
 
 
 async def test_a_stuck_client_is_cut_off():

@@ -402,14 +402,14 @@ class Effects:
             listener.setblocking(False)
             listener.bind(str(path))
             try:
-                path.chmod(PRIVATE_FILE)
+                path.chmod(PRIVATE_FILE)  # noqa: ASYNC240  # once per start, and local
                 loop = asyncio.get_running_loop()
                 server = await loop.create_unix_server(
                     protocol_factory, sock=listener, backlog=backlog
                 )
             except BaseException:
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    path.unlink()  # noqa: ASYNC240  # likewise
                 raise
         except BaseException:
             listener.close()

@@ -4,12 +4,14 @@ Losing mail is forbidden, duplicates are counted: `submit` completes only when m
 are on stable storage; `remove` may lag, so a crash can only repeat a delivery.
 """
 
-import asyncio
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mta.core.envelopes.base import MtaEnvelope, Recipient, Transaction
 from mta.core.ids import EvpId, MsgId
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class QueueUnavailableError(Exception):

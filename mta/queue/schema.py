@@ -13,6 +13,8 @@ The statement comes in sizes, powers of two, and a batch uses the next size up w
 the unused places; no trigger fires for those. So the texts are few, and SQLite keeps them prepared.
 """
 
+# ruff: noqa: S608  # SQL is put together from constants of this module only
+
 import enum
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -28,11 +30,6 @@ SQLITE_MIN: Final = (3, 32, 0)
 """The first SQLite with iif() and 32,766 parameters."""
 ROWS_MAX: Final = 1024
 """Changes per statement; thirteen columns each stay below SQLite's 32,766 parameters."""
-
-MSGID_LAST: Final = 0x7FFFFFFF
-"""Last message id given out before starting again at 1: an `EvpId` must fit SQLite's signed 64 bits."""
-MSGID_BLOCK: Final = 4096
-"""Message ids reserved at once, so that ids are not written one by one; a crash skips at most so many."""
 
 TABLES: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;

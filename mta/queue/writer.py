@@ -202,7 +202,7 @@ class Writer:
             self._lagging.flags[evpid] = flags
             return len(self._lagging.flags)
 
-    def set_mark(self, mark: int, *, wrapped: bool) -> None:
+    def set_mark(self, mark: int, wrapped: bool) -> None:
         """Write down with the next commit that message ids below ``mark`` are spoken for."""
         with self._mutex:
             self._mark = (mark, wrapped)

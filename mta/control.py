@@ -107,6 +107,8 @@ class ControlServer:
         self.now = effects.now
         self._effects = effects
         self._server: asyncio.Server | None = None
+        self._gone: asyncio.Future[None] | None = None
+        """Done when the last connection is gone."""
         self._inode: tuple[int, int] | None = None
         self._open: set[_Session] = set()
         self._admitted: set[_Session] = set()
@@ -139,9 +141,17 @@ class ControlServer:
             found = self.path.lstat()
             if (found.st_dev, found.st_ino) == self._inode:
                 self._effects.unlink(self.path, site="control")
+        for _ in range(4):
+            # Why? So many turns asyncio takes from accept to connection_made; a connection that is
+            # between the two when its server closes is lost with its descriptor.
+            await asyncio.sleep(0)
         server.close()
         for session in list(self._open):
             session.abort()
+        if self._open:
+            # Why not leave it to wait_closed? Before Python 3.12 it does not wait for connections.
+            self._gone = asyncio.get_running_loop().create_future()
+            await self._gone
         await server.wait_closed()
 
     async def _clear(self) -> None:
@@ -181,6 +191,8 @@ class ControlServer:
         """Forget a client."""
         self._open.discard(session)
         self._admitted.discard(session)
+        if not self._open and self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)

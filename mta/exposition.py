@@ -83,6 +83,8 @@ class Exposition:
         self.limits = limits or ExpositionLimits()
         self._effects = effects
         self._server: asyncio.Server | None = None
+        self._gone: asyncio.Future[None] | None = None
+        """Done when the last connection is gone."""
         self._scrapers: set[_Scraper] = set()
         # Why a registry of our own? The default one has whatever other libraries put there.
         self._registry = CollectorRegistry(auto_describe=False)
@@ -108,9 +110,17 @@ class Exposition:
         server, self._server = self._server, None
         if server is None:
             return
+        for _ in range(4):
+            # Why? So many turns asyncio takes from accept to connection_made; a connection that is
+            # between the two when its server closes is lost with its descriptor.
+            await asyncio.sleep(0)
         server.close()
         for scraper in list(self._scrapers):
             scraper.abort()
+        if self._scrapers:
+            # Why not leave it to wait_closed? Before Python 3.12 it does not wait for connections.
+            self._gone = asyncio.get_running_loop().create_future()
+            await self._gone
         await server.wait_closed()
 
     def page(self) -> bytes:
@@ -125,6 +135,8 @@ class Exposition:
     def leave(self, scraper: "_Scraper") -> None:
         """Forget a connection."""
         self._scrapers.discard(scraper)
+        if not self._scrapers and self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
 
 
 class _Scraper(asyncio.Protocol):

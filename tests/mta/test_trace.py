@@ -98,7 +98,7 @@ def test_a_follower_that_leaves_while_lines_come(tracer):
 def test_unknown_subsystems_are_told(tracer):
     """The error names what there is."""
     for call in (lambda: tracer.set("smpt", True), lambda: tracer.follow("", print)):
-        with pytest.raises(ValueError, match="there are smtp, mta, .* and all"):
+        with pytest.raises(ValueError, match=r"there are smtp, mta, .* and all"):
             call()
     assert tracer.logged() == []
 

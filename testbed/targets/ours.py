@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -66,6 +67,8 @@ class OurServer:
         self._socket = self._private / "control"
         self._child: Child | None = None
         self._control: _Control | None = None
+        # The sampler asks on a thread of its own.
+        self._asking = threading.Lock()
         self._address = ("", 0)
         own: dict[str, Any] = {
             "hostname": "relay.testbed.test",
@@ -156,26 +159,32 @@ class OurServer:
 
     def stop(self) -> int:
         """End it with SIGTERM and return its exit status. Idempotent."""
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        with self._asking:
+            if self._control is not None:
+                self._control.close()
+                self._control = None
         status = self._child.end(grace_s=45.0) if self._child is not None else 0
         shutil.rmtree(self._private, ignore_errors=True)
         return status
+
+    def discard_queue(self) -> None:
+        """Remove the queue's directory; only after `stop`."""
+        shutil.rmtree(self.queue, ignore_errors=True)
 
     def describe_end(self) -> str:
         """Return one line on how it ended."""
         return self._child.describe_end() if self._child is not None else "server was never started"
 
     def _ask(self, verb: str) -> list[dict[str, Any]]:
-        if self._control is None:
-            self._control = _Control(self._socket)
-        try:
-            return self._control.ask(verb)
-        except OSError:
-            self._control.close()
-            self._control = None
-            raise
+        with self._asking:
+            if self._control is None:
+                self._control = _Control(self._socket)
+            try:
+                return self._control.ask(verb)
+            except OSError:
+                self._control.close()
+                self._control = None
+                raise
 
 
 class _Control:
@@ -244,7 +253,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_toml(settings: Mapping[str, Any]) -> str:
     """Return a configuration file: one dotted key a line, as `mta config` prints it."""
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in _leaves(settings))
+    return "".join(
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in _leaves(settings)
+    )
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,351 @@
+"""One server in one fresh world under one load: started, warmed up, loaded, drained, stopped, accounted for.
+
+The order, and what ends it early:
+
+1. world, then server; each is up or says why not;
+2. a few messages, so that imports, caches and connections are in memory before anything is measured;
+3. the load; its record says when it began, and the world's outages count from that instant;
+4. the queue empties, for ``drain_s`` at most;
+5. gauges come back to 0, sampling ends, the server is told to stop, then the world; the ledger is made.
+
+Whatever goes wrong, and on Ctrl-C, all processes are ended before the error goes on.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import smtplib
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from mta.core.metrics import DRAINING
+from sim.scenario import Scenario, domains_of
+from sim.workload import Schedule, draw, message_bytes
+from testbed import ledger as accounts
+from testbed.children import Child, RunError, python, source_environment
+from testbed.ledger import Ledger
+from testbed.progress import Part
+from testbed.rundir import Notes, write_json
+from testbed.sampler import Sampler
+from testbed.targets.ours import OurServer
+from testbed.world.handle import World, WorldError
+
+WARM_UP_MESSAGES: Final = 120
+"""Enough for all sessions, codecs, statements and connections to have been used."""
+
+WARM_UP_CLIENTS: Final = 6
+
+WARM_UP_S: Final = 20.0
+"""Longest wait for these to be delivered."""
+
+IDLE_S: Final = 0.6
+"""How long the server is watched doing nothing, before the load and after it."""
+
+LOAD_START_S: Final = 60.0
+"""Longest wait for the load to begin: it imports, and draws its schedule."""
+
+LOAD_LATE_S: Final = 60.0
+"""How long after the last due message the load may go on before it is taken to hang."""
+
+SETTLE_S: Final = 4.0
+"""Longest wait for gauges to come back to 0 after the drain, beyond the keep-alive of idle connections."""
+
+TICK_S: Final = 0.1
+"""Between two looks at what is going on."""
+
+
+def observe(
+    scenario: Scenario,
+    scenario_file: Path,
+    representation: str,
+    directory: Path,
+    *,
+    part: Part,
+    keep_queue: bool = False,
+) -> Ledger:
+    """Run one representation; return the account, leave everything else in the directory.
+
+    Args:
+        scenario: what to run.
+        scenario_file: the same, for the children to read.
+        representation: how envelopes are kept.
+        directory: made here.
+        part: where progress is shown.
+        keep_queue: leave the server's queue there even if it is empty.
+
+    Raises:
+        RunError: the run could not be made, or a child ended before its time.
+        UsageError: a child can't use what the scenario says.
+    """
+    directory.mkdir()
+    return _Observation(scenario, scenario_file, representation, directory, part).run(keep_queue)
+
+
+class _Observation:
+    def __init__(
+        self,
+        scenario: Scenario,
+        scenario_file: Path,
+        representation: str,
+        directory: Path,
+        part: Part,
+    ) -> None:
+        self._scenario = scenario
+        self._file = scenario_file
+        self._representation = representation
+        self._directory = directory
+        self._part = part
+        self._schedule = draw(scenario)
+        self._run_id = f"{scenario.name[:16]}-{representation}-{os.getpid()}"
+        self._record = directory / "load.jsonl"
+        self._load: Child | None = None
+        self._accepted = 0
+        self._delivered_before = 0.0
+
+    def run(self, keep_queue: bool) -> Ledger:
+        """Do it all."""
+        with contextlib.ExitStack() as stack:
+            try:
+                return self._run(stack, keep_queue)
+            except WorldError as error:
+                raise RunError(f"world: {error}") from error
+
+    def _run(self, stack: contextlib.ExitStack, keep_queue: bool) -> Ledger:
+        scenario, directory, part = self._scenario, self._directory, self._part
+        part.show("starting")
+        world = stack.enter_context(World(self._file, record_dir=directory))
+        server = OurServer(
+            directory,
+            representation=self._representation,
+            overrides=scenario.server,
+            seed=scenario.seed,
+            relay_port=world.smtp_port,
+            nameserver=world.dns,
+        )
+        stack.callback(server.stop)
+        server.start()
+        stack.callback(self._end_load)
+        with Sampler(
+            directory / "samples.csv",
+            server=server.pids,
+            stats=server.stats,
+            load=lambda: [self._load.pid] if self._load is not None else [],
+            world=lambda: world.pids,
+        ) as sampler:
+            self._warm_up(server, sampler)
+            sampler.phase = "idle"
+            self._pause(server, IDLE_S)
+            sampler.phase = "load"
+            load_start = self._start_load(server, world)
+            self._watch_load(server, world, sampler)
+            load_end = time.time()
+            sampler.phase = "drain"
+            drained = self._drain(server, world, sampler)
+            sampler.phase = "idle-after"
+            leaks = self._settle(server, sampler)
+        part.show("stopping", self._delivered(sampler.latest))
+        stats = dict(sampler.latest)
+        queued = server.queued()
+        status = server.stop()
+        tally = world.stop()
+        assert self._load is not None
+        notes = Notes(
+            run_id=self._run_id,
+            representation=self._representation,
+            load_start=load_start,
+            load_end=load_end,
+            drained=drained,
+            server_status=status,
+            load_status=self._load.wait(0.0) or 0,
+            load=self._load_end_line(),
+            world=tally,
+            stats=stats,
+            leaks=leaks,
+        )
+        write_json(directory / "run.json", asdict(notes))
+        if status != 0:
+            raise RunError(server.describe_end())
+        names = {
+            domain: each.name for each in scenario.destinations for domain in domains_of(each)
+        }
+        part.show("accounting")
+        ledger = accounts.build(
+            accounts.read_lines(self._record),
+            (line for path in world.records for line in accounts.read_lines(path)),
+            run_id=self._run_id,
+            start=load_start,
+            queued=queued,
+            bounced=server.bounced(),
+            queue_id=server.queue_id,
+            destination=lambda domain: names.get(domain, domain),
+        )
+        if not keep_queue and not queued:
+            server.discard_queue()
+        return ledger
+
+    # Phases
+
+    def _warm_up(self, server: OurServer, sampler: Sampler) -> None:
+        sampler.phase = "warm-up"
+        self._part.show("warm-up")
+        count = min(WARM_UP_MESSAGES, len(self._schedule))
+        shares = [range(i, count, WARM_UP_CLIENTS) for i in range(WARM_UP_CLIENTS)]
+        host, port = server.smtp_address
+        with ThreadPoolExecutor(WARM_UP_CLIENTS) as pool:
+            try:
+                list(pool.map(lambda share: _send(host, port, self._schedule, share), shares))
+            except (OSError, smtplib.SMTPException) as error:
+                server.check()
+                raise RunError(f"warm-up: the server does not take mail: {error}") from error
+        deadline = time.monotonic() + WARM_UP_S
+        self._next_sample(sampler)
+        # What the world refuses on purpose stays in the queue: not every scenario can wait for it.
+        while _in_queue(sampler.latest) and time.monotonic() < deadline:
+            self._pause(server, TICK_S)
+        self._delivered_before = sampler.latest.get("scheduler.delivery.ok", 0.0)
+
+    def _start_load(self, server: OurServer, world: World) -> float:
+        """Start the load; return when its schedule begins, in seconds since the epoch."""
+        self._part.show("load")
+        found = importlib.util.find_spec("loadtests")
+        assert found is not None
+        assert found.submodule_search_locations
+        address, port = server.smtp_address
+        self._load = Child(
+            "load",
+            [
+                *python("locust", "-f", found.submodule_search_locations[0]),
+                *("--headless", "--only-summary", "--host", f"smtp://{address}:{port}"),
+                *("--scenario", str(self._file.resolve()), "--run-id", self._run_id),
+                *("--record", str(self._record.resolve())),
+            ],
+            log=self._directory / "load.log",
+            cwd=self._directory,
+            environment={**source_environment(), "LOCUST_LOGLEVEL": "INFO"},
+        )
+        deadline = time.monotonic() + LOAD_START_S
+        while time.monotonic() < deadline:
+            start = _start_of(self._record)
+            if start is not None:
+                # It is a little in the future: the load spawns its users first.
+                world.set_start(start)
+                return start
+            self._load.check()
+            if self._load.status is not None:
+                raise RunError(self._load.describe_end())
+            self._pause(server, 0.02)
+        raise RunError(f"load: did not begin within {LOAD_START_S:.0f} s")
+
+    def _watch_load(self, server: OurServer, world: World, sampler: Sampler) -> None:
+        load = self._load
+        assert load is not None
+        deadline = time.monotonic() + float(self._schedule.due_s[-1]) + LOAD_LATE_S
+        asked = time.monotonic()
+        while load.status is None:
+            if time.monotonic() > deadline:
+                raise RunError(f"load: not over {LOAD_LATE_S:.0f} s after its last message was due")
+            if time.monotonic() - asked > 1.0:
+                asked = time.monotonic()
+                world.stats()
+            self._show("load", sampler.latest)
+            self._pause(server, TICK_S)
+        # 1: replies that nobody expected; the summary tells of them.
+        if load.status not in (0, 1) or not self._load_end_line().get("complete"):
+            raise RunError(load.describe_end())
+
+    def _drain(self, server: OurServer, world: World, sampler: Sampler) -> bool:
+        """Wait until the queue is empty; return whether it is."""
+        self._next_sample(sampler)
+        deadline = time.monotonic() + self._scenario.drain_s
+        while time.monotonic() < deadline:
+            latest = sampler.latest
+            self._show("drain", latest)
+            if not _in_queue(latest):
+                return True
+            self._pause(server, TICK_S)
+        world.stats()
+        return False
+
+    def _settle(self, server: OurServer, sampler: Sampler) -> dict[str, float]:
+        """Wait for gauges to come back; return those that did not, though the queue is empty."""
+        self._pause(server, IDLE_S)
+        if _in_queue(sampler.latest):
+            return {}
+        mta = self._scenario.server.get("limits", {}).get("mta", {})
+        patience = SETTLE_S + min(float(mta.get("session_keepalive_s", 10.0)), 15.0)
+        deadline = time.monotonic() + patience
+        while True:
+            latest = sampler.latest
+            leaks = {name: latest[name] for name in DRAINING if latest.get(name)}
+            if not leaks or time.monotonic() > deadline:
+                return leaks
+            self._show("settling", latest)
+            self._pause(server, TICK_S)
+
+    # Details
+
+    def _pause(self, server: OurServer, seconds: float) -> None:
+        time.sleep(seconds)
+        server.check()
+
+    def _next_sample(self, sampler: Sampler) -> None:
+        """Wait until the gauges are of now."""
+        wanted = sampler.samples + 2
+        deadline = time.monotonic() + 10.0
+        while sampler.samples < wanted:
+            if time.monotonic() > deadline:
+                raise RunError("sampling: the server does not answer on its control socket")
+            time.sleep(0.02)
+
+    def _delivered(self, latest: Mapping[str, float]) -> float:
+        return latest.get("scheduler.delivery.ok", 0.0) - self._delivered_before
+
+    def _show(self, phase: str, latest: Mapping[str, float]) -> None:
+        delivered = self._delivered(latest)
+        numbers = (
+            f"queue {_in_queue(latest):>6,.0f}  delivered {delivered:>7,.0f} of"
+            f" {self._schedule.envelopes:,}  RSS {latest.get('rss_bytes', 0) / 2**20:.1f} MiB"
+        )
+        self._part.show(phase, delivered, numbers)
+
+    def _load_end_line(self) -> dict[str, Any]:
+        last: dict[str, Any] = {}
+        for line in accounts.read_lines(self._record):
+            if line.get("kind") == "end":
+                last = line
+        return last
+
+    def _end_load(self) -> None:
+        if self._load is not None:
+            self._load.end()
+
+
+def _in_queue(stats: Mapping[str, float]) -> float:
+    return stats.get("scheduler.envelope", 0.0)
+
+
+def _start_of(record: Path) -> float | None:
+    """Return when the load's schedule begins, by the first line of its record; None before it is there."""
+    try:
+        with record.open("rb") as file:
+            line = file.readline()
+    except OSError:
+        return None
+    if not line.endswith(b"\n"):
+        return None
+    return float(json.loads(line)["load_start"])
+
+
+def _send(host: str, port: int, schedule: Schedule, share: range) -> None:
+    """Send some messages of the schedule as those of a run that nobody accounts for."""
+    with smtplib.SMTP(host, port, local_hostname="client.testbed.test", timeout=WARM_UP_S) as client:
+        for i in share:
+            recipients = [mailbox.address for mailbox in schedule.recipients(i)]
+            message = message_bytes(schedule, i, "warm-up")
+            client.sendmail(schedule.sender(i), recipients, message)
+

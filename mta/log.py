@@ -213,7 +213,7 @@ class LineFile:
         self._timer = loop.call_later(self._flush_s, self.flush)
 
 
-def _poller(descriptor: int) -> select.poll | None:
+def _poller(descriptor: int) -> "select.poll | None":
     """Return how to ask whether a write would wait; None for a file, which never says no."""
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -33,7 +33,7 @@ from mta.core.stimuli import DrainRequested
 from mta.door import ServerDoor
 from mta.driver import Driver
 from mta.effects import Effects
-from mta.exposition import MetricsServer
+from mta.exposition import Exposition
 from mta.inbound import Inbound
 from mta.log import Log
 from mta.operations import Operations
@@ -78,7 +78,7 @@ class MtaServer:
         self.door: ServerDoor
         self._record: StimulusTrace | None = None
         self._control: ControlServer | None = None
-        self._exposition: MetricsServer | None = None
+        self._exposition: Exposition | None = None
         self._smtp: asyncio.Server | None = None
         self._resolver: Resolver
         self._started_at = self.effects.now()
@@ -256,7 +256,7 @@ class MtaServer:
             raise self._unusable("control.socket", control.socket, error) from None
         if control.metrics:
             address, port = self._address("control.metrics", control.metrics)
-            self._exposition = MetricsServer(self.stats, self.effects)
+            self._exposition = Exposition(self.stats, self.effects)
             try:
                 await self._exposition.start(address, port)
             except OSError as error:
@@ -394,7 +394,8 @@ class MtaServer:
             record, self._record = self._record, None
             record.close()
         if hasattr(self, "log"):
-            self.log.info("mta stopped")
+            if self._smtp is not None:
+                self.log.info("mta stopped")
             self.log.close()
 
 

@@ -113,6 +113,21 @@ async def test_an_address_given_twice_is_one_envelope():
     assert ["b@dst.test", "B@dst.test"] == [rcpt.address for rcpt in door.accepted[0].recipients]
 
 
+@pytest.mark.parametrize("end", ["RSET", "EHLO c.test", "HELO c.test"])
+async def test_nothing_outlives_a_reset(end):
+    """Also behind rejected commands: sender, recipients and parameters are gone."""
+    door = FakeDoor()
+    client = Client(door)
+    client.say("EHLO c.test", "MAIL FROM:<a@b> BODY=8BITMIME", "RCPT TO:<c@d>", "XYZZY", end)
+    assert client.say("RCPT TO:<e@f>").startswith("503 ")
+    client.say("MAIL FROM:<g@h>", "RCPT TO:<i@j>", "DATA")
+    client.send(".\r\n")
+    [message] = door.accepted
+    assert message.recipients == (Recipient("i@j", "j"),)
+    assert message.transaction.sender == "g@h"
+    assert message.transaction.body_type == ""
+
+
 STATES: dict[str, list[str]] = {
     "fresh": [],
     "greeted": ["EHLO c.test"],

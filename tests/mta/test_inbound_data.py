@@ -167,10 +167,11 @@ def test_a_line_without_end_costs_its_limit_and_no_more():
 
 @pytest.mark.parametrize(("size", "taken"), [(1000, True), (1001, False)])
 @pytest.mark.parametrize("piece", [1 << 20, 64, 1])
-def test_a_message_has_a_limit(size, taken, piece):
+@pytest.mark.parametrize("dots_first", [True, False])
+def test_a_message_has_a_limit(size, taken, piece, dots_first):
     """The limit counts what the message is: neither our field, nor the end mark, nor stuffed dots."""
-    dots = [b"." * 98] * 9
-    lines = [*dots, b"x" * (size - 9 * 100 - 2)]
+    dots, text = [b"."] * 100, [b"x" * (size - 100 * 3 - 2)]
+    lines = dots + text if dots_first else text + dots
     assert sum(len(line) + 2 for line in lines) == size
     sent = stuff(lines) + b".\r\nREST"
     message = reader(size_max=1000)

@@ -16,6 +16,7 @@ async def test_recipients_have_a_limit():
     client.say("EHLO c.test", "MAIL FROM:<a@b>")
     answers = [client.say(f"RCPT TO:<r{number}@d>")[:9] for number in range(20)]
     assert answers == ["250 2.1.5"] * 3 + ["452 4.5.3"] * 17
+    assert client.say("RCPT TO:<r1@d>").startswith("250 ")  # an old acquaintance needs no room
     client.say("DATA")
     client.send(".\r\n")
     assert ["r0@d", "r1@d", "r2@d"] == [rcpt.address for rcpt in door.accepted[0].recipients]

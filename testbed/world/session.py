@@ -175,9 +175,13 @@ class SinkSession(asyncio.Protocol):
         self._flush(now)
 
     def eof_received(self) -> bool:
-        """Stay while replies wait: a client may close its half after the dot."""
+        """Stay while replies wait, but not for a message: FIN is also how a client gives up.
+
+        It may have closed its half or all of it, and only a write would tell. A message that waits is
+        not taken then: the client is not going to be told, or did not want to wait.
+        """
         self._eof = True
-        return bool(self._waiting)
+        return bool(self._waiting) and all(each.taken is None for each in self._waiting)
 
     def pause_writing(self) -> None:
         """Stop reading: who does not take replies may not send commands."""

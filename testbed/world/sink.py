@@ -276,6 +276,10 @@ class Sink:
         self.serving = False
         for task in self._stopping:
             task.cancel()
+        # An error of the user's own is on its way as it is; the group would wrap it. It has to know
+        # of a cancellation, which may be its own: a listener has failed.
+        if not isinstance(error, asyncio.CancelledError):
+            kind = error = trace = None
         try:
             await self._tasks.__aexit__(kind, error, trace)
         finally:

@@ -36,7 +36,8 @@ def host_of(*behaviours: Mapping[str, Any], seed: int = 1) -> RemoteHost:
 def ready(host: RemoteHost, now: float = 0.0, peer: str = PEER) -> Conn:
     """Return a connection that has said EHLO."""
     conn, verdict = host.connect(peer, now)
-    assert verdict.reply is not None and not verdict.close, verdict
+    assert verdict.reply is not None, verdict
+    assert not verdict.close, verdict
     host.command(conn, "EHLO", "client.test", now)
     return conn
 

@@ -236,7 +236,12 @@ def _retry(text: str) -> Answer:
 
 def _check_name(name: str) -> str:
     """Return a name that cannot mean something else in the DNS's text form."""
-    if not name.isascii() or not name.isprintable() or any(c in name for c in '\\"@ ()$;'):
+    if (
+        not name
+        or not name.isascii()
+        or not name.isprintable()
+        or any(c in name for c in '\\"@ ()$;')
+    ):
         raise ValueError("not a host name")
     return name if name.endswith(".") else name + "."
 

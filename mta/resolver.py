@@ -136,10 +136,12 @@ class Resolver:
 
     async def close(self) -> None:
         """Stop all look-ups; whoever waits for one gets RETRY. Idempotent."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            # Why again and again? dnspython waits with asyncio.wait_for, which before Python 3.12
+            # loses a cancellation that comes in the same turn of the loop as its result.
+            await asyncio.wait(tasks, timeout=0.05)
 
     def _ended(self, key: str, task: asyncio.Task[Resolution]) -> None:
         self._tasks.discard(task)
@@ -167,7 +169,9 @@ class Resolver:
         except TimeoutError:
             # As many domains as there are slots are waiting for servers that are silent. To queue
             # behind them would only make the answer late.
-            return self._temporary("Too many look-ups are waiting")
+            # That says nothing about the domain, so it is not kept as long as a failure of its own.
+            busy = self._temporary("Too many look-ups are waiting")
+            return busy._replace(ttl_s=self._config.ttl_min_s)
         try:
             deadline = asyncio.get_running_loop().time() + lifetime_s
             return await _Lookup(self, deadline).run(key)

@@ -24,15 +24,13 @@ from mta.core.stimuli import (
 )
 from mta.effects import Effects
 from mta.esmtp import TOO_LARGE
-from mta.outbound import (
+from mta.outbound import Outbound, delivery_line, show_duration
+from mta.outconnection import (
     CONNECT_TIMED_OUT,
     LOCAL_FAULT,
     NOT_LOOPBACK,
     STOPPED,
-    Outbound,
-    delivery_line,
     network_error,
-    show_duration,
 )
 from mta.smtpclient import CHUNK_BYTES, TIMED_OUT, Timeouts
 
@@ -532,6 +530,26 @@ class TestConnecting:
                 assert recorder.count(ConnectionFailed) == 1
 
         run(main(), loop_factory)
+
+    def test_our_own_mistake_is_told_and_reported(self):
+        """A bug in connecting is no silence: the connection fails, and the loop hears of the bug."""
+
+        class Buggy(Effects):
+            async def apoint(self, op: str, site: str) -> None:
+                raise ZeroDivisionError
+
+        async def main() -> None:
+            mistakes: list[object] = []
+            asyncio.get_running_loop().set_exception_handler(
+                lambda loop, context: mistakes.append(context.get("exception"))
+            )
+            recorder = Recorder(25, effects=Buggy())
+            recorder.open()
+            assert await recorder.told_count(1) == [ConnectionFailed(S1, LOCAL_FAULT)]
+            await recorder.outbound.wait_idle()
+            assert [type(mistake) for mistake in mistakes] == [ZeroDivisionError]
+
+        run(main())
 
     def test_errors_in_words(self):
         """What the network says is passed on, without numbers."""

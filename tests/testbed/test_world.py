@@ -123,25 +123,25 @@ class TestErrors:
         self,
         arguments: list[str],
         line: str,
-        capfd: pytest.CaptureFixture[str],
+        capsys: pytest.CaptureFixture[str],
         fds: Callable[[], dict[int, str]],
     ):
         """File or option, key, value and what is wrong."""
         assert main(arguments) == 2
-        out, err = capfd.readouterr()
+        out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("testbed world: ")
         assert err.count("\n") == 1
         assert line in err
 
-    def test_a_taken_port_is_one_line(self, capfd: pytest.CaptureFixture[str]):
+    def test_a_taken_port_is_one_line(self, capsys: pytest.CaptureFixture[str]):
         """Taken on one of four addresses is taken."""
         with socket.socket() as other:
             other.bind((FLAKY, 0))
             other.listen()
             port = other.getsockname()[1]
             assert main(["backlog", "--smtp-port", str(port)]) == 2
-        assert f"--smtp-port: {port}: {FLAKY}:{port} is taken" in capfd.readouterr().err
+        assert f"--smtp-port: {port}: {FLAKY}:{port} is taken" in capsys.readouterr().err
 
 
 def test_hosts_are_dealt_out_to_processes():

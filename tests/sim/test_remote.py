@@ -560,6 +560,17 @@ class TestOutage:
         host.disconnect(conn, 21.0)
         assert host.connect(PEER, 21.0)[1].reply is not None
 
+    def test_a_silent_connection_is_reset_by_an_outage(self):
+        """Who hangs in DATA learns of the outage, and until then nothing."""
+        host = host_of({"kind": "drop", "verb": "DATA", "mode": "silent"}, self.WINDOW)
+        conn = ready(host, 0.0)
+        for verb, argument in (("MAIL", SENDER), ("RCPT", RCPT), ("DATA", "")):
+            verdict = host.command(conn, verb, argument, 0.0)
+        assert verdict.reply is None
+        assert host.end_of_data(conn, 9, 1.0) == (None, 0.0, 0.0, False)
+        assert host.end_of_data(conn, 9, 3.0) == (None, 0.0, 0.0, True)
+        assert host.open_count == 0
+
     @pytest.mark.parametrize("extra", [[], [{"kind": "reject", "probability": 0.0}]])
     def test_a_transaction_that_the_outage_cuts_is_not_taken(self, extra: list[dict[str, Any]]):
         """The connection breaks at the beginning of the outage, not when the reply was due."""

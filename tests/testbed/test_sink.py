@@ -558,6 +558,36 @@ class TestSink:
                 with suppress(ConnectionError):
                     await writer.wait_closed()
 
+    async def test_a_port_that_was_stolen_in_an_outage_ends_the_sink(
+        self, monkeypatch: pytest.MonkeyPatch, fds: Callable[[], dict[int, str]]
+    ):
+        """A host that can't come back would look like the scenario; whoever uses the sink is told."""
+        monkeypatch.setattr("testbed.world.sink._REOPEN_TRIES", 3)
+        hands = Hands()
+        outage = {"kind": "outage", "from_s": 3.0, "to_s": 18.0}
+        with socket.socket() as thief:
+            with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the end is what is tested
+                async with a_sink(outage, clock=hands.clock(hands.wall_s)) as sink:
+                    hands.move(5.0)
+                    sink.listeners[0].clock_changed()
+                    await until(lambda: sink.listeners[0]._server is None)
+                    await asyncio.sleep(0)
+                    thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    thief.bind((HOST, sink.port))
+                    thief.listen()
+                    hands.move(13.0)
+                    sink.listeners[0].clock_changed()
+                    await asyncio.Event().wait()
+        (error,) = caught.value.exceptions
+        assert isinstance(error, ConfigError)
+        assert str(error).endswith(" is taken")
+
+    async def test_an_error_of_the_user_comes_out_as_it_is(self, fds: Callable[[], dict[int, str]]):
+        """Not wrapped in a group."""
+        with pytest.raises(ZeroDivisionError):
+            async with a_sink():
+                raise ZeroDivisionError
+
     async def test_cancelled_in_the_middle_it_shuts_down(self, fds: Callable[[], dict[int, str]]):
         """Cancellation of who uses the sink closes it."""
         opened = asyncio.Event()

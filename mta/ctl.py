@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, Final, Literal, NoReturn, TextIO
 
 SOCKET: Final = "var/control.sock"
 """Where the server's configuration puts the socket if nothing else is said."""
@@ -262,6 +262,7 @@ def run(arguments: Sequence[str], out: TextIO) -> int:
     client = Client(options.socket)
     try:
         rows = client.ask(request, patient=verb.words == "monitor" or options.follow)
+        mode: Literal["json", "terminal", "pipe"]
         mode = "json" if options.json else "terminal" if out.isatty() else "pipe"
         show(verb.words, rows, out=out, mode=mode, now=time.time(), end=lambda: client.end)
     except KeyError as error:

@@ -7,18 +7,16 @@ reaches a terminal unescaped. Instants are seconds since the epoch; ``now`` is a
 import base64
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, TextIO, TypeAlias
 
-Row: TypeAlias = dict[str, Any]
-Mode: TypeAlias = Literal["terminal", "pipe", "json"]
+from mta.ctltables import TABLES, print_pairs, print_table
+from mta.ctlwords import Row, duration, escaped, plain
 
-PAGE: Final = 256
-"""Rows of one table: a queue of a million is printed as it comes, not collected."""
+Mode: TypeAlias = Literal["terminal", "pipe", "json"]
 
 
 def show(
-    verb: str, rows: Iterator[Row], *, out: TextIO, mode: str, now: float, end: Callable[[], Row]
+    verb: str, rows: Iterator[Row], *, out: TextIO, mode: Mode, now: float, end: Callable[[], Row]
 ) -> None:
     """Print an answer.
 
@@ -42,60 +40,10 @@ def show(
     elif mode == "pipe":
         for row in rows:
             out.write(_PLAIN[verb](row, now))
-    elif verb in _COLUMNS:
-        _tables(verb, rows, out, now)
+    elif verb in TABLES:
+        print_table(verb, rows, out, now)
     else:
-        _pairs(verb, rows, out, now)
-
-
-# ---- values in words
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in its two largest units, as OpenSMTPD writes them: ``1d2h``, ``3m4s``, ``5s``."""
-    sign, left = ("-" if seconds < 0 else ""), int(abs(seconds))
-    if not left and seconds:
-        return f"{seconds:.1f}s"
-    parts: list[str] = []
-    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, length)
-        if count or parts:
-            parts.append(f"{count}{unit}" if count else "")
-        if len(parts) == 2:
-            break
-    return sign + ("".join(parts) or "0s")
-
-
-def size(count: float) -> str:
-    """Return a number of bytes in words: ``512 B``, ``4.0 KiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def escaped(text: str) -> str:
-    r"""Return text that can do nothing to a terminal: control characters are written as ``\x1b``."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
-
-
-def plain(value: Any) -> str:
-    """Return a value as one word or one line: lists with commas, nothing as ``-``."""
-    if value is None or value == "" or value == []:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
-    if isinstance(value, list):
-        return ",".join(plain(item) for item in value)
-    return escaped(str(value))
+        print_pairs(verb, rows, out, now)
 
 
 # ---- in a pipe
@@ -236,7 +184,7 @@ _MONITOR_LINE: Final = (
 MONITOR_EVERY: Final = 25
 
 
-def _monitor(rows: Iterator[Row], out: TextIO, mode: str) -> None:
+def _monitor(rows: Iterator[Row], out: TextIO, mode: Mode) -> None:
     # The first line has the totals since the server's start, as smtpctl's and vmstat's have.
     last: Row = {}
     for number, row in enumerate(rows):
@@ -257,7 +205,7 @@ def _monitor(rows: Iterator[Row], out: TextIO, mode: str) -> None:
         last = row
 
 
-def _message(rows: Iterator[Row], out: TextIO, mode: str, end: Callable[[], Row]) -> None:
+def _message(rows: Iterator[Row], out: TextIO, mode: Mode, end: Callable[[], Row]) -> None:
     pieces = (base64.b64decode(row["base64"]) for row in rows)
     if mode == "json":
         body = b"".join(pieces)
@@ -280,7 +228,7 @@ _DONE: Final = {
 }
 
 
-def _lines(verb: str, rows: Iterator[Row], out: TextIO, mode: str, end: Callable[[], Row]) -> None:
+def _lines(verb: str, rows: Iterator[Row], out: TextIO, mode: Mode, end: Callable[[], Row]) -> None:
     for row in rows:
         out.write((json.dumps(row) if mode == "json" else escaped(row["line"])) + "\n")
         out.flush()
@@ -291,182 +239,3 @@ def _lines(verb: str, rows: Iterator[Row], out: TextIO, mode: str, end: Callable
         out.write(f"{count} envelope{'' if count == 1 else 's'} {_DONE[verb]}\n")
     else:
         out.write("command succeeded\n")
-
-
-# ---- on a terminal
-
-
-class _Column(NamedTuple):
-    title: str
-    value: Callable[[Row, float], str]
-    width: int | None = None
-    """Characters; None shares what is left."""
-    right: bool = False
-    ratio: int = 1
-
-
-def _field(name: str) -> Callable[[Row, float], str]:
-    return lambda row, now: plain(row.get(name))
-
-
-def _ago(name: str) -> Callable[[Row, float], str]:
-    return lambda row, now: "-" if row.get(name) is None else duration(max(0.0, now - row[name]))
-
-
-def _until(name: str) -> Callable[[Row, float], str]:
-    def value(row: Row, now: float) -> str:
-        instant = row.get(name)
-        return (
-            "-"
-            if instant is None
-            else duration(max(0.0, instant - now))
-            if instant > now
-            else "now"
-        )
-
-    return value
-
-
-def _next_try(row: Row, now: float) -> str:
-    return _until("due_at")(row, now) if row.get("state") == "pending" else "-"
-
-
-def _sender(row: Row, now: float) -> str:
-    sender = row.get("sender")
-    return "-" if sender is None else escaped(sender) or "<>"
-
-
-def _rcpt(row: Row, now: float) -> str:
-    return plain(row.get("rcpt") or f"@{row.get('domain', '')}")
-
-
-_COLUMNS: Final[Mapping[str, tuple[_Column, ...]]] = {
-    "show queue": (
-        _Column("envelope", _field("evpid"), 16),
-        _Column("state", _field("state"), 9),
-        _Column("age", _ago("created_at"), 6, right=True),
-        _Column("next", _next_try, 6, right=True),
-        _Column("tries", _field("attempts"), 5, right=True),
-        _Column("from", _sender, ratio=3),
-        _Column("to", _rcpt, ratio=3),
-        _Column("last reply", _field("last_status"), ratio=5),
-    ),
-    "show relays": (
-        _Column("domain", _field("domain"), ratio=4),
-        _Column("state", _field("state"), 10),
-        _Column("tasks", _field("tasks"), 7, right=True),
-        _Column("running", _field("running"), 7, right=True),
-        _Column("held", _field("held"), 7, right=True),
-        _Column("conns", _field("connections"), 5, right=True),
-        _Column("window", _field("window"), 6, right=True),
-        _Column("retry", _until("retry_at"), 6, right=True),
-        _Column("last failure", _field("status"), ratio=5),
-    ),
-    "show routes": (
-        _Column("source", _field("source"), 16),
-        _Column("address", _field("address"), ratio=3),
-        _Column("state", _field("state"), 10),
-        _Column("conns", _field("connections"), 5, right=True),
-        _Column("penalty", _field("penalty"), 7, right=True),
-        _Column("enabled in", _until("enabled_at"), 10, right=True),
-    ),
-    "show hosts": (
-        _Column("address", _field("address"), 24),
-        _Column("name", _field("name"), ratio=3),
-        _Column("conns", _field("connections"), 5, right=True),
-        _Column("last connect", _ago("last_connect_at"), 12, right=True),
-    ),
-    "show sessions": (
-        _Column("session", _field("session"), 16),
-        _Column("direction", _field("direction"), 9),
-        _Column("peer", _field("peer"), ratio=3),
-        _Column("state", _field("state"), 12),
-        _Column("messages", _field("messages"), 8, right=True),
-        _Column("since", _ago("since"), 8, right=True),
-    ),
-}
-
-_COLOURS: Final = {
-    "pending": "yellow",
-    "held": "magenta",
-    "suspended": "cyan",
-    "dead": "red",
-    "disabled": "red",
-    "resting": "yellow",
-    "paused": "red",
-    "running": "green",
-}
-"""Only what wants attention has a colour."""
-
-
-def _console(out: TextIO) -> Any:
-    from rich.console import Console
-
-    return Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=False)
-
-
-def _tables(verb: str, rows: Iterator[Row], out: TextIO, now: float) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = _console(out)
-    columns = _COLUMNS[verb]
-    count = 0
-    while page := list(islice(rows, PAGE)):
-        # One table per page, without borders, all of the same widths: they look like one.
-        table = Table(
-            box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0), show_header=count == 0
-        )
-        for column in columns:
-            table.add_column(
-                column.title.upper(),
-                header_style="bold",
-                no_wrap=True,
-                overflow="ellipsis",
-                justify="right" if column.right else "left",
-                width=column.width,
-                ratio=None if column.width else column.ratio,
-            )
-        for row in page:
-            cells = [column.value(row, now) for column in columns]
-            table.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
-        console.print(table)
-        count += len(page)
-    what = verb.removeprefix("show ")
-    if what == "queue":
-        console.print(f"{count:,} envelope{'' if count == 1 else 's'}", style="dim")
-    elif not count:
-        console.print(f"no {what}", style="dim")
-
-
-def _pairs(verb: str, rows: Iterator[Row], out: TextIO, now: float) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = _console(out)
-    for row in rows:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-        table.add_column(no_wrap=True)
-        table.add_column(justify="right" if verb == "show stats" else "left", overflow="fold")
-        group = ""
-        for name, value in row.items():
-            head = name.partition(".")[0]
-            if verb == "show stats" and group and head != group:
-                table.add_row("", "")
-            group = head
-            text = _in_words(name, value, now)
-            table.add_row(name, Text(text, style=_COLOURS.get(text, "dim" if value == 0 else "")))
-        console.print(table)
-
-
-def _in_words(name: str, value: Any, now: float) -> str:
-    """Return a value as a human wants it: by what its name ends in."""
-    if value is None or isinstance(value, bool | str | list):
-        return plain(value)
-    if name == "uptime" or name.endswith("_s"):
-        return duration(value)
-    if name.endswith("_at"):
-        return f"{duration(now - value)} ago" if value <= now else f"in {duration(value - now)}"
-    if name == "size" or name.endswith(("bytes", ".rss")):
-        return size(value)
-    return f"{value:,}"

@@ -114,18 +114,10 @@ def read_extensions(lines: Sequence[bytes]) -> Extensions:
 
 def is_sendable(address: str) -> bool:
     """Return whether an address can stand between < and > without ending the command."""
-    if not address.isprintable() or not (address.isascii() or _encodes(address)):
+    if not address.isprintable():  # nor are surrogates, which have no UTF-8
         return False
     if "<" in address or ">" in address or " " in address:
         return _QUOTED.fullmatch(address) is not None
-    return True
-
-
-def _encodes(address: str) -> bool:
-    try:
-        address.encode()
-    except UnicodeEncodeError:
-        return False
     return True
 
 

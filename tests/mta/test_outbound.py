@@ -531,6 +531,43 @@ class TestConnecting:
 
         run(main(), loop_factory)
 
+    def test_a_connection_that_comes_too_late(self):
+        """A transport that is made after the connection was given up is aborted at once."""
+
+        class Transport(asyncio.Transport):
+            aborted = False
+
+            def write(self, data: object) -> None:
+                raise AssertionError("nothing is said on it")
+
+            def abort(self) -> None:
+                self.aborted = True
+
+        class Slow(Effects):
+            factory: Any = None
+
+            async def create_connection(self, protocol_factory: Any, *_: Any, **__: Any) -> Any:
+                self.factory = protocol_factory
+                await asyncio.Event().wait()
+
+        async def main() -> None:
+            effects = Slow()
+            recorder = Recorder(25, effects=effects)
+            recorder.open()
+            await asyncio.sleep(0)
+            recorder.outbound.abort_all()
+            transport = Transport()
+            protocol = effects.factory()
+            protocol.connection_made(transport)
+            assert transport.aborted
+            protocol.data_received(b"220 hello\r\n")
+            protocol.eof_received()
+            protocol.connection_lost(None)
+            assert recorder.told == [ConnectionFailed(S1, STOPPED)]
+            await recorder.outbound.wait_idle()
+
+        run(main())
+
     def test_our_own_mistake_is_told_and_reported(self):
         """A bug in connecting is no silence: the connection fails, and the loop hears of the bug."""
 

@@ -1,0 +1,173 @@
+"""What things cost: the only part of the model that is not shared with the server.
+
+Decisions come from `mta.core`, the behaviour of remote hosts from `sim.remote`; times and bytes come from
+here. `sim.calibrate` measures them in a run. The defaults are those of the server on one core of the
+machine on which it was written, and good for questions of "about how much" only.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mta.core.settings import ConfigError, build
+
+MIB = 1024 * 1024
+
+
+@dataclass(slots=True)
+class MemoryCosts:
+    """Resident memory of a server with one representation: ``base + envelope * queued + ...``."""
+
+    base_bytes: float = 62.0 * MIB
+    """Of a warm server with an empty queue."""
+    envelope_bytes: float = 400.0
+    """For each queued envelope, everything that grows with it."""
+    body_share: float = 0.0
+    """Part of the queued messages' bytes that stays in memory; 1 for ``whole``."""
+    kept_share: float = 0.9
+    """Part of the growth that is not given back when the queue drains: arenas with holes."""
+    base_stderr: float = 0.0
+    """Standard error of ``base_bytes``; 0 if it was not measured."""
+    envelope_stderr: float = 0.0
+    """Standard error of ``envelope_bytes``; 0 if it was not measured."""
+
+    def problems(self) -> Any:
+        """Yield what makes no sense; see `mta.core.settings`."""
+        yield from _negative(self)
+        if not self.kept_share <= 1:
+            yield "kept_share", self.kept_share, "must be from 0 to 1"
+
+
+@dataclass(slots=True)
+class Provenance:
+    """Where costs come from, so that nobody has to believe them."""
+
+    run: str = ""
+    """The run's directory."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Name of each training file, relative to the run -> sha256."""
+    samples: int = 0
+    transactions: int = 0
+    commits: int = 0
+    cpu_explained: float = 0.0
+    """Part of the variance of CPU time per sample that the fit explains (R squared)."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured and has its default."""
+
+
+@dataclass(slots=True)
+class Costs:
+    """Seconds of the event loop unless the name says something else. Each is service, never waiting."""
+
+    # The door.
+    session_s: float = 250e-6
+    """An inbound connection: accept, greeting, EHLO, QUIT."""
+    message_s: float = 350e-6
+    """An inbound message: MAIL, DATA, Received, hand-over to the queue, the core's part."""
+    recipient_s: float = 60e-6
+    """Each RCPT of it, with its envelope in the core and its row in the database."""
+    byte_s: float = 3e-9
+    """Each byte of it."""
+    # The relaying agent.
+    connect_s: float = 250e-6
+    """An outbound connection: connect, EHLO, QUIT."""
+    transaction_s: float = 250e-6
+    """An outbound transaction: envelope, message, replies."""
+    delivery_s: float = 60e-6
+    """Each recipient of it: RCPT, its reply, its log line, its removal."""
+    sent_byte_s: float = 1e-9
+    """Each byte sent."""
+    deferral_s: float = 60e-6
+    """Each temporary failure: the core's part, the log line, the note on disk."""
+    lookup_s: float = 1e-3
+    """A look-up of mail exchangers that is not in the cache."""
+    idle_share: float = 0.0
+    """Part of the loop's time that goes to whoever watches it (metrics, gauges)."""
+    # Waiting for others, during which the loop is free.
+    client_s: float = 1.5e-3
+    """A client's own time for one message and its connection: its CPU and the network's."""
+    client_recipient_s: float = 0.2e-3
+    """The same for each recipient: one round trip."""
+    client_close_s: float = 0.5e-3
+    """From the reply to the final dot until the client has closed and can open another."""
+    network_s: float = 0.5e-3
+    """A transaction's time in the network and in the remote host's process, beside its scripted delays."""
+    connect_network_s: float = 1.0e-3
+    """The same for a connection until EHLO is answered."""
+    lookup_network_s: float = 2.0e-3
+    """The same for a look-up."""
+    # The writer.
+    commit_s: float = 1.0e-3
+    """An empty commit, to the end of its fsync."""
+    commit_message_s: float = 40e-6
+    """Each message in it."""
+    commit_lagging_s: float = 5e-6
+    """Each removal or deferral in it."""
+    memory: dict[str, MemoryCosts] = field(
+        default_factory=lambda: {
+            "whole": MemoryCosts(envelope_bytes=1500.0, body_share=1.0),
+            "full": MemoryCosts(envelope_bytes=1100.0),
+            "slim": MemoryCosts(envelope_bytes=400.0),
+            "packed": MemoryCosts(envelope_bytes=60.0),
+        }
+    )
+    """By representation."""
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def problems(self) -> Any:
+        """Yield what makes no sense; see `mta.core.settings`."""
+        yield from _negative(self)
+        if not self.idle_share < 1:
+            yield "idle_share", self.idle_share, "must be below 1"
+
+    def memory_of(self, representation: str) -> MemoryCosts:
+        """Return the memory costs of a representation; those of ``slim`` if it was not measured."""
+        return self.memory.get(representation) or self.memory.get("slim") or MemoryCosts()
+
+
+def _negative(costs: object) -> Any:
+    for name, value in asdict(costs).items():  # type: ignore[call-overload]  # both callers are dataclasses
+        if isinstance(value, float) and not value >= 0:
+            yield name, value, "must not be negative"
+
+
+def save(costs: Costs, path: Path) -> None:
+    """Write costs as JSON."""
+    path.write_text(json.dumps(asdict(costs), indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Costs:
+    """Read what `save` wrote.
+
+    Raises:
+        ConfigError: the file can't be read, is not JSON, or has an unknown key or a wrong value.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(str(path), problem=f"can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(str(path), problem=f"is not JSON: {error}") from None
+    return from_mapping(data, source=str(path))
+
+
+def from_mapping(data: Mapping[str, Any], *, source: str) -> Costs:
+    """Build costs from plain tables.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value.
+    """
+    return build(Costs, data, source=source)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file, 64 hexadecimal digits.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,314 @@
+"""Carries the core's instructions out in simulated time, and tells it what happened.
+
+The counterpart of mta/driver.py, method for method: one stimulus at a time, one wake-up at a time,
+instructions in their order. What takes time there is drawn or reckoned here.
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from mta.core.engine import Engine
+from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.ids import EvpId, MsgId
+from mta.core.instructions import (
+    CloseConnection,
+    DeferEnvelope,
+    Instruction,
+    Note,
+    OpenConnection,
+    Removal,
+    RemoveEnvelope,
+    ResolveDomain,
+    SendBounce,
+    StartTransaction,
+    SuspendEnvelope,
+)
+from mta.core.limits import Limits
+from mta.core.routing import Resolution
+from mta.core.stimuli import DomainResolved, MessageSubmitted, Stimulus, TimeReached
+from sim.costs import Costs
+from sim.cpu import EventLoop
+from sim.inbound import Inbound, Submission
+from sim.kernel import Kernel
+from sim.outbound import Outbound
+from sim.queue import GroupCommit
+from sim.remote import RemoteHost
+from sim.resolver import Resolver
+from sim.scenario import Load
+from sim.workload import Schedule
+
+BOUNCE_BYTES: Final = 2048
+"""Of a report beside the headers of the message that it reports."""
+
+Observer: TypeAlias = Callable[[Stimulus, float, list[Instruction]], None]
+"""Told of each stimulus, the core's clock, and what the core said."""
+
+_NUMBER_MASK: Final = 0xFFFFFFFF
+
+
+class _Message:
+    """What a message is, until its last envelope is gone."""
+
+    __slots__ = ("due_s", "left", "recipients", "sender", "size")
+
+    def __init__(self, submission: Submission) -> None:
+        self.sender = submission.transaction.sender
+        self.size = submission.transaction.size
+        self.recipients = submission.recipients
+        self.left = len(submission.recipients)
+        self.due_s = submission.due_s
+
+
+class Driver:
+    """Between the core and the model's world."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        engine: Engine,
+        costs: Costs,
+        limits: Limits,
+        *,
+        load: Load,
+        schedule: Schedule,
+        hosts: dict[str, RemoteHost],
+        resolver: Callable[[EventLoop], Resolver],
+        start: float = 0.0,
+    ) -> None:
+        """Get ready; `start` lets the load begin.
+
+        Args:
+            kernel: the clock, which is the scenario's: seconds since the start of the load.
+            engine: the core.
+            costs: what everything costs.
+            limits: the server's.
+            load: how the schedule is sent.
+            schedule: every message.
+            hosts: every address that can be connected to.
+            resolver: makes the resolver.
+            start: what the core's clock says at the start of the load.
+        """
+        self.kernel = kernel
+        self.engine = engine
+        self.loop = EventLoop(kernel)
+        self.queue = GroupCommit(
+            kernel, costs, batch_max=limits.queue.commit_batch_max, durable=self._committed
+        )
+        self.outbound = Outbound(kernel, self.loop, costs, limits.mta, hosts=hosts, tell=self.tell)
+        self.inbound = Inbound(
+            kernel,
+            self.loop,
+            costs,
+            limits,
+            load=load,
+            schedule=schedule,
+            queue=self.queue,
+            queued=self._queued,
+        )
+        self.resolver = resolver(self.loop)
+        self.messages: dict[MsgId, _Message] = {}
+        self.queued_bytes = 0
+        self.bounces_waiting = 0
+        """Bounces that are not durable yet."""
+        self.delivered = 0
+        """Envelopes, bounces not counted."""
+        self.delivered_bounces = 0
+        self.failed = 0
+        """Envelopes that failed for good or expired, reported or not."""
+        self.peak_queued = 0
+        self.emptied_at = 0.0
+        """When the queue became empty for the last time."""
+        self.latency_s = array("d")
+        """Of each delivery: from the instant at which its message was due."""
+        self.observer: Observer | None = None
+        self._costs = costs
+        self._start = start
+        self._clock = start
+        self._store = engine.store
+        self._handle_stimulus = engine.handle
+        self._inbox: deque[Stimulus] = deque()
+        self._busy = False
+        self._armed_at: float | None = None
+        self._next_msgid = 1
+        self._keeps_bodies = engine.store.keeps_bodies
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            ResolveDomain: self._resolve,
+            OpenConnection: self.outbound.open,
+            StartTransaction: self._start_transaction,
+            CloseConnection: self._close,
+            DeferEnvelope: self._defer,
+            RemoveEnvelope: self._remove,
+            SendBounce: self._bounce,
+            SuspendEnvelope: self._suspend,
+            Note: self._note,
+        }
+
+    def start(self) -> None:
+        """Let the load begin."""
+        self.inbound.start()
+
+    @property
+    def now(self) -> float:
+        """The core's clock: never decreasing, though start + t may round either way."""
+        clock = self._start + self.kernel.now
+        if clock > self._clock:
+            self._clock = clock
+        return self._clock
+
+    def is_quiet(self) -> bool:
+        """Return whether the load is over, the queue is empty and no connection is open."""
+        return (
+            self.inbound.ended_at is not None
+            and not self.messages
+            and not self.bounces_waiting
+            and not self.outbound.connections
+        )
+
+    # In
+
+    def tell(self, stimulus: Stimulus) -> None:
+        """Give the core a stimulus, now or as soon as it is done with the one before."""
+        self._inbox.append(stimulus)
+        if self._busy:
+            return
+        self._busy = True
+        inbox, carry_out = self._inbox, self._carry_out
+        while inbox:
+            stimulus = inbox.popleft()
+            now = self.now
+            instructions = self._handle_stimulus(stimulus, now=now)
+            if self.observer is not None:
+                self.observer(stimulus, now, instructions)
+            for instruction in instructions:
+                carry_out[type(instruction)](instruction)
+        self._busy = False
+        self._arm()
+
+    def _queued(self) -> tuple[int, int]:
+        return len(self._store), self.queued_bytes
+
+    def _committed(self, submission: Submission) -> None:
+        self.loop.do(self._accepted, submission)
+
+    def _accepted(self, submission: Submission) -> None:
+        """A message is durable: the core takes it over, then its client is answered."""
+        msgid = MsgId(self._next_msgid)
+        self._next_msgid += 1
+        transaction = submission.transaction
+        for replaced in submission.reports:
+            self._gone(EvpId(replaced))
+        self.messages[msgid] = _Message(submission)
+        self.queued_bytes += transaction.size
+        # Empty, because nobody in the core looks into it and a model need not pay for it.
+        body = b"" if self._keeps_bodies else None
+        self.tell(MessageSubmitted(msgid, transaction, submission.recipients, body))
+        queued = len(self._store)
+        if queued > self.peak_queued:
+            self.peak_queued = queued
+        if submission.number < 0:
+            self.bounces_waiting -= 1
+        else:
+            self.inbound.durable(submission)
+
+    # Time
+
+    def _arm(self) -> None:
+        wakeup = self.engine.next_wakeup()
+        if wakeup is None or (self._armed_at is not None and self._armed_at <= wakeup):
+            return  # It rings early and is set again: SimPy can't move it.
+        self._armed_at = wakeup
+        self.kernel.schedule(max(0.0, wakeup - self.now), self._ring, wakeup)
+
+    def _ring(self, wakeup: float) -> None:
+        if wakeup == self._armed_at:
+            self._armed_at = None
+            self.loop.do(self._time_reached, None)
+
+    def _time_reached(self, _: None) -> None:
+        wakeup = self.engine.next_wakeup()
+        if wakeup is not None and wakeup <= self.now:
+            self.tell(TimeReached())
+        else:
+            self._arm()
+
+    # Out: one method per instruction
+
+    def _resolve(self, instruction: ResolveDomain) -> None:
+        domain = instruction.domain
+        known = self.resolver.cached(domain)
+        if known is not None:
+            self._inbox.append(DomainResolved(domain, known))
+            return
+        loop = self.loop
+        loop.charge(self._costs.lookup_s)
+        self.resolver.look_up(domain, loop.done_at - self.kernel.now, self._looked_up)
+
+    def _looked_up(self, answer: tuple[str, Resolution]) -> None:
+        self.loop.do(self._resolved, answer)
+
+    def _resolved(self, answer: tuple[str, Resolution]) -> None:
+        self.tell(DomainResolved(*answer))
+
+    def _start_transaction(self, instruction: StartTransaction) -> None:
+        session, msgid, evpids = instruction
+        message = self.messages[msgid]
+        recipients = message.recipients
+        rcpts = [recipients[(envelope & _NUMBER_MASK) - 1].address for envelope in evpids]
+        self.outbound.start(session, evpids, message.sender, rcpts, message.size)
+
+    def _close(self, instruction: CloseConnection) -> None:
+        self.outbound.close(instruction.session)
+
+    def _defer(self, instruction: DeferEnvelope) -> None:
+        self.loop.charge(self._costs.deferral_s)
+        self.queue.lag()
+
+    def _remove(self, instruction: RemoveEnvelope) -> None:
+        envelope = instruction.evpid
+        message = self._gone(envelope)
+        if instruction.reason is Removal.DELIVERED:
+            if message.sender:
+                self.delivered += 1
+                self.latency_s.append(self.kernel.now - message.due_s)
+            else:
+                self.delivered_bounces += 1
+        else:
+            self.failed += 1
+        self.queue.lag()
+
+    def _gone(self, envelope: EvpId) -> _Message:
+        """Note that an envelope has left the queue; return its message."""
+        msgid = MsgId(envelope >> 32)
+        message = self.messages[msgid]
+        message.left -= 1
+        if not message.left:
+            del self.messages[msgid]
+            self.queued_bytes -= message.size
+            if not self.messages:
+                self.emptied_at = self.kernel.now
+        return message
+
+    def _bounce(self, instruction: SendBounce) -> None:
+        """Submit a report; its commit takes the envelopes that it reports away."""
+        message = self.messages[instruction.msgid]
+        self.failed += len(instruction.failures)
+        self.bounces_waiting += 1
+        self.loop.charge(self._costs.message_s)
+        size = BOUNCE_BYTES + 256 * len(instruction.failures)
+        domain = message.sender.rpartition("@")[2]
+        submission = Submission(
+            -1,
+            self.kernel.now,
+            Transaction("", size),
+            (Recipient(message.sender, domain),),
+            tuple([envelope for envelope, _ in instruction.failures]),
+        )
+        self.queue.put(submission, max(0.0, self.loop.done_at - self.kernel.now))
+
+    def _suspend(self, instruction: SuspendEnvelope) -> None:
+        self.queue.lag()
+
+    def _note(self, instruction: Note) -> None:
+        """Nobody reads a model's log."""

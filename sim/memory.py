@@ -1,0 +1,31 @@
+"""Resident memory of the server, from what is in it.
+
+Memory that an allocator has touched is given back late or never: arenas keep their holes. So the
+estimate follows growth at once and shrinks only by the part that was seen to come back in a run that was
+filled and drained.
+"""
+
+from sim.costs import MemoryCosts
+
+
+class Memory:
+    """The estimate of one server's RSS over time."""
+
+    __slots__ = ("_costs", "_high_bytes")
+
+    def __init__(self, costs: MemoryCosts) -> None:
+        self._costs = costs
+        self._high_bytes = 0.0
+
+    def rss_bytes(self, *, envelopes: int, body_bytes: int) -> int:
+        """Return the estimate now; calls are in order of time.
+
+        Args:
+            envelopes: queued envelopes.
+            body_bytes: bytes of the queued messages.
+        """
+        costs = self._costs
+        live = costs.envelope_bytes * envelopes + costs.body_share * body_bytes
+        self._high_bytes = max(self._high_bytes, live)
+        kept = live + costs.kept_share * (self._high_bytes - live)
+        return round(costs.base_bytes + kept)

@@ -1,0 +1,117 @@
+"""The durable queue: one writer, group commit, no disk.
+
+Whoever wants to be durable waits for the next commit; a commit takes whatever waits when the one
+before it ends. Removals and deferrals lag: they go with a commit that happens anyway, or with one of
+their own a little later (mta/queue/writer.py).
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from sim.costs import Costs
+from sim.kernel import Kernel
+
+LAG_S: Final = 0.05
+"""Seconds that removals and deferrals wait for somebody else's commit; mta/queue/sqlite.py."""
+
+
+class GroupCommit:
+    """The writer: at most one commit at a time."""
+
+    __slots__ = (
+        "_busy",
+        "_costs",
+        "_durable",
+        "_kernel",
+        "_lag_armed",
+        "_lagging",
+        "_max",
+        "_waiting",
+        "commits",
+        "longest_batch",
+        "on_commit",
+        "waiting_bytes",
+    )
+
+    def __init__(
+        self, kernel: Kernel, costs: Costs, *, batch_max: int, durable: Callable[[Any], None]
+    ) -> None:
+        """Get ready.
+
+        Args:
+            kernel: the clock.
+            costs: how long a commit takes.
+            batch_max: submissions per commit, and as many removals and deferrals.
+            durable: told of each submission when its commit is done.
+        """
+        self._kernel = kernel
+        self._costs = costs
+        self._max = batch_max
+        self._durable = durable
+        self._waiting: list[Any] = []
+        self._lagging = 0
+        self._lag_armed = False
+        self._busy = False
+        self.waiting_bytes = 0
+        """Bytes of the submissions that wait."""
+        self.commits = 0
+        self.longest_batch = 0
+        self.on_commit: Callable[[int, int, float], None] | None = None
+        """Told of each commit: submissions, removals and deferrals, seconds."""
+
+    @property
+    def waiting(self) -> int:
+        """Submissions that wait for a commit."""
+        return len(self._waiting)
+
+    def put(self, submission: Any, after: float) -> None:
+        """Make something durable; the writer is rung ``after`` seconds from now."""
+        self._waiting.append(submission)
+        if not self._busy:
+            self._busy = True
+            self._kernel.schedule(after, self._begin, None)
+
+    def lag(self) -> None:
+        """Note that an envelope is to be removed or deferred on disk."""
+        self._lagging += 1
+        if self._busy:
+            return
+        if self._lagging >= self._max:
+            self._busy = True
+            self._kernel.schedule(0.0, self._begin, None)
+        elif not self._lag_armed:
+            self._lag_armed = True
+            self._kernel.schedule(LAG_S, self._lag_ends, None)
+
+    def _lag_ends(self, _: None) -> None:
+        self._lag_armed = False
+        if self._lagging and not self._busy:
+            self._busy = True
+            self._begin(None)
+
+    def _begin(self, _: None) -> None:
+        waiting = self._waiting
+        batch, self._waiting = waiting[: self._max], waiting[self._max :]
+        lagging = min(self._lagging, self._max)
+        self._lagging -= lagging
+        costs = self._costs
+        seconds = costs.commit_s + costs.commit_message_s * len(batch)
+        seconds += costs.commit_lagging_s * lagging
+        self._kernel.schedule(seconds, self._end, (batch, lagging, seconds))
+
+    def _end(self, done: tuple[list[Any], int, float]) -> None:
+        batch, lagging, seconds = done
+        self.commits += 1
+        if len(batch) > self.longest_batch:
+            self.longest_batch = len(batch)
+        if self.on_commit is not None:
+            self.on_commit(len(batch), lagging, seconds)
+        # Taken before anybody is told: what is told may make more wait.
+        durable = self._durable
+        for submission in batch:
+            durable(submission)
+        # The writer goes on while anything waits (Writer._commit_all).
+        if self._waiting or self._lagging:
+            self._begin(None)
+        else:
+            self._busy = False

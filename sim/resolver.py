@@ -1,0 +1,172 @@
+"""MX look-ups of the model: a cache that obeys TTLs in front of scripted name servers.
+
+What is asked and for how long it is kept is that of mta/resolver.py: MX first, then the addresses of all
+hosts at once; one look-up at a time for each domain. The core asks again only when an answer has
+expired, so that nothing is looked up twice at once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mta.core.routing import MxHost, Resolution, ResolutionStatus
+from sim.behaviours.dns import DnsAnswer
+from sim.kernel import Kernel
+from sim.remote import NameServer
+from sim.scenario import MxAnswer
+
+NEGATIVE_TTL_S = 60.0
+"""What the scripted name servers let others keep a name that is not there."""
+
+_TEMPORARY = "Temporary failure in MX lookup"
+
+
+@dataclass(slots=True)
+class DnsSettings:
+    """The resolver's part of the server's configuration: the keys and defaults of ``dns``."""
+
+    nameserver: str = ""
+    timeout_s: float = 5.0
+    lifetime_s: float = 15.0
+    cache_max: int = 10_000
+    ttl_min_s: float = 5.0
+    ttl_max_s: float = 86_400.0
+    negative_ttl_s: float = 60.0
+    cname_max: int = 8
+
+
+class Resolver:
+    """Answers look-ups after as long as the name servers take."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        settings: DnsSettings,
+        *,
+        records: Mapping[str, Sequence[MxAnswer]],
+        destinations: Mapping[str, int],
+        servers: Sequence[NameServer],
+        network_s: float,
+    ) -> None:
+        """Get ready, with an empty cache.
+
+        Args:
+            kernel: the clock.
+            settings: what the server is configured with.
+            records: mail exchangers of every domain.
+            destinations: domain -> index into ``servers``.
+            servers: what decides about answers.
+            network_s: time of a look-up beside the scripted delays.
+        """
+        self._kernel = kernel
+        self._settings = settings
+        self._records = records
+        self._destinations = destinations
+        self._servers = servers
+        self._network_s = network_s
+        self._cache: OrderedDict[str, tuple[float, Resolution]] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
+
+    def cached(self, domain: str) -> Resolution | None:
+        """Return the answer if it is known, with the rest of its TTL."""
+        kept = self._cache.get(domain)
+        if kept is None:
+            return None
+        left = kept[0] - self._kernel.now
+        if left <= 0:
+            del self._cache[domain]
+            return None
+        self._cache.move_to_end(domain)
+        self.hits += 1
+        return kept[1]._replace(ttl_s=left)
+
+    def look_up(
+        self, domain: str, after: float, told: Callable[[tuple[str, Resolution]], None]
+    ) -> None:
+        """Ask the name servers ``after`` seconds from now, and tell what they said."""
+        self.misses += 1
+        self._kernel.schedule(after, self._ask, (domain, told))
+
+    def _ask(self, question: tuple[str, Callable[[tuple[str, Resolution]], None]]) -> None:
+        domain, told = question
+        seconds, resolution = self._answer(domain)
+        self._kernel.schedule(seconds + self._network_s, self._answered, (domain, resolution, told))
+
+    def _answered(
+        self, answer: tuple[str, Resolution, Callable[[tuple[str, Resolution]], None]]
+    ) -> None:
+        domain, resolution, told = answer
+        self._cache[domain] = (self._kernel.now + resolution.ttl_s, resolution)
+        self._cache.move_to_end(domain)
+        while len(self._cache) > self._settings.cache_max:
+            self._cache.popitem(last=False)
+        told((domain, resolution))
+
+    def _answer(self, domain: str) -> tuple[float, Resolution]:
+        """Return how long a look-up takes and what comes of it."""
+        settings = self._settings
+        answers = self._records.get(domain)
+        number = self._destinations.get(domain)
+        if answers is None or number is None:
+            return 0.0, self._negative(ResolutionStatus.NO_DOMAIN)
+        server = self._servers[number]
+        now = self._kernel.now
+        exchangers = server.decide(now)
+        if exchangers.answer is DnsAnswer.TIMEOUT or exchangers.delay_s > settings.lifetime_s:
+            return settings.lifetime_s, self._temporary()
+        taken = exchangers.delay_s
+        status = _STATUS.get(exchangers.answer)
+        if status is ResolutionStatus.RETRY:
+            return taken, self._temporary()
+        if status is ResolutionStatus.NULL_MX:
+            ttl_s = self._clamped(exchangers.ttl_s)
+            return taken, Resolution(status, (), ttl_s, "Domain does not accept mail")
+        if status is ResolutionStatus.NO_DOMAIN:
+            return taken, self._negative(status)
+        if status is ResolutionStatus.NO_MX:
+            # The scripted domains have no address of their own: the implicit MX leads nowhere.
+            taken += server.decide(now + taken).delay_s
+            return taken, self._negative(status)
+        # Addresses of all hosts at once, IPv4 and IPv6 (mta/resolver.py).
+        slowest = 0.0
+        ttl_s = float(exchangers.ttl_s)
+        hosts: dict[str, MxHost] = {}
+        failed = False
+        for answer in answers:
+            address, other = server.decide(now + taken), server.decide(now + taken)
+            for verdict in (address, other):
+                late = verdict.answer is DnsAnswer.TIMEOUT
+                slowest = max(slowest, settings.lifetime_s if late else verdict.delay_s)
+                failed |= late or _STATUS.get(verdict.answer) is ResolutionStatus.RETRY
+            if address.answer in (DnsAnswer.OK, DnsAnswer.NODATA, DnsAnswer.NULL_MX):
+                ttl_s = min(ttl_s, float(address.ttl_s))
+                hosts[answer.host] = MxHost(answer.preference, answer.host, (answer.address,))
+        taken = min(taken + slowest, settings.lifetime_s)
+        if not hosts:
+            return taken, self._temporary()
+        ttl_s = self._clamped(ttl_s)
+        if failed:
+            ttl_s = min(ttl_s, settings.negative_ttl_s)
+        ordered = sorted(hosts.values(), key=lambda host: (host.preference, host.name))
+        return taken, Resolution(ResolutionStatus.OK, tuple(ordered), ttl_s)
+
+    def _clamped(self, ttl_s: float) -> float:
+        return min(max(ttl_s, self._settings.ttl_min_s), self._settings.ttl_max_s)
+
+    def _temporary(self) -> Resolution:
+        ttl_s = self._settings.negative_ttl_s
+        return Resolution(ResolutionStatus.RETRY, (), ttl_s, _TEMPORARY)
+
+    def _negative(self, status: ResolutionStatus) -> Resolution:
+        ttl_s = min(self._settings.negative_ttl_s, NEGATIVE_TTL_S)
+        return Resolution(status, (), ttl_s, status.value)
+
+
+_STATUS = {
+    DnsAnswer.SERVFAIL: ResolutionStatus.RETRY,
+    DnsAnswer.REFUSED: ResolutionStatus.RETRY,
+    DnsAnswer.NXDOMAIN: ResolutionStatus.NO_DOMAIN,
+    DnsAnswer.NODATA: ResolutionStatus.NO_MX,
+    DnsAnswer.NULL_MX: ResolutionStatus.NULL_MX,
+}

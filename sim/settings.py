@@ -1,0 +1,58 @@
+"""The part of the server's configuration that a model needs, with the same keys and defaults.
+
+The model can't import mta/config.py, which belongs to the shells; a test holds the two together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from mta.core.concurrency import ConcurrencySettings
+from mta.core.limits import Limits
+from mta.core.retry import RetrySettings
+from mta.core.settings import ConfigError, build
+from sim.resolver import DnsSettings
+
+IGNORED: Final = ("hostname", "drain_s", "smtp", "relay", "queue", "control", "log")
+"""Keys of the server that say where things are, not what is decided. A model has no place for them."""
+
+
+@dataclass(slots=True)
+class ModelConfig:
+    """What decides in the server, and so in the model."""
+
+    envelope: Literal["whole", "full", "slim", "packed"] = "slim"
+    """How envelopes are kept in memory."""
+    seed: int = 0
+    """Of MX order and jitter; 0 takes the scenario's."""
+    dns: DnsSettings = field(default_factory=DnsSettings)
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
+    limits: Limits = field(default_factory=Limits)
+
+
+def model_config(
+    server: Mapping[str, Any], *, source: str, overrides: Sequence[str] = ()
+) -> ModelConfig:
+    """Return what a model needs of a server's settings; `IGNORED` keys are left out.
+
+    Args:
+        server: a scenario's ``server`` table, or a whole configuration.
+        source: the file's name, for errors.
+        overrides: ``limits.mta.max_conn_per_host=2``, without ``server.``.
+
+    Raises:
+        ConfigError: an unknown key, or a value that makes no sense.
+    """
+    wanted = {key: value for key, value in server.items() if key not in IGNORED}
+    for override in overrides:
+        key = override.partition("=")[0].split(".")[0].strip()
+        if key in IGNORED:
+            problem = "says where things are, which a model does not ask"
+            raise ConfigError("--set", key, problem=problem)
+    try:
+        return build(ModelConfig, wanted, source=source, overrides=overrides)
+    except ConfigError as error:
+        if error.source == source and not source.startswith("trace"):
+            raise ConfigError(source, f"server.{error.key}", error.value, error.problem) from None
+        raise

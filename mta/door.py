@@ -175,7 +175,7 @@ class ServerDoor:
             return answer
 
         def settled(done: "asyncio.Future[None]") -> None:
-            error = done.exception()
+            error = QueueUnavailableError("cancelled") if done.cancelled() else done.exception()
             if error is None:
                 self._metrics.inc("smtp.message")
                 self._metrics.inc("smtp.message.bytes", len(body))

@@ -141,6 +141,7 @@ class Driver:
             QueueUnavailableError: here or from the future; nothing was kept.
         """
         created_at = to_tick(self.effects.now())
+        recipients = self._routed(recipients)
         flags = tuple([int(flags_for(transaction.sender, r.notify)) for r in recipients])
         committed = self.queue.enqueue(
             Submission(
@@ -168,6 +169,13 @@ class Driver:
 
         committed.add_done_callback(durable)
         return answer
+
+    def _routed(self, recipients: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
+        """Send everything to the smart host, if there is one: it is the relay's key then."""
+        smart_host = self.config.relay.smart_host
+        if not smart_host:
+            return recipients
+        return tuple([recipient._replace(domain=smart_host) for recipient in recipients])
 
     def _expiry(self, created_at: float, transaction: Transaction) -> float:
         limits = self.config.limits.scheduler
@@ -458,7 +466,7 @@ class Driver:
         )
         transaction = Transaction("", len(body), smtputf8=original.smtputf8)
         domain = original.sender.rpartition("@")[2].lower()
-        recipients = (Recipient(original.sender, domain),)
+        recipients = self._routed((Recipient(original.sender, domain),))
         created_at = to_tick(now)
         await self.queue.submit(
             Submission(

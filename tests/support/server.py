@@ -75,7 +75,8 @@ class RunningServer:
         return [line for line in self.log.read_text().splitlines() if "smtp listening" in line]
 
     def _stderr(self) -> str:
-        assert self.process is not None and self.process.stderr is not None
+        assert self.process is not None
+        assert self.process.stderr is not None
         return self.process.stderr.read().decode()
 
     @property

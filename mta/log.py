@@ -236,7 +236,8 @@ class _LogFile(LineFile):
         return self._log.line(f"warn: log: {lines} lines lost")
 
     def fit(self, line: bytes) -> bytes | None:
-        return line[: select.PIPE_BUF - 4] + b"...\n"
+        # Not in the middle of a character.
+        return line[: select.PIPE_BUF - 4].decode(errors="ignore").encode() + b"...\n"
 
 
 class Log:

@@ -210,3 +210,82 @@ async def test_a_pipe_without_reader_only_counts(disk):
         assert file.lost == 1
     finally:
         os.close(writer)
+
+
+async def test_a_burst_is_written_at_once(disk, path):
+    """What has grown to a good size does not wait for the timer."""
+    file = LineFile(disk, path, site="log")
+    for _ in range(100):
+        file.add(b"x" * 999 + b"\n")
+    assert disk.writes == 1
+    file.close()
+    assert path.read_bytes() == (b"x" * 999 + b"\n") * 100
+
+
+async def test_what_a_pipe_did_not_take_is_tried_again(disk):
+    """Lines that wait for a slow reader go out when it has read, without a new line to push them."""
+    reader, writer = os.pipe()
+    try:
+        file = _Pipe(disk, writer, flush_s=0.01)
+        for number in range(300):
+            file.add(b"%04d" % number + b"y" * 995 + b"\n")
+        file.flush()
+        assert file.lost == 0
+        loop, got, done = asyncio.get_running_loop(), bytearray(), asyncio.Event()
+
+        def read():
+            got.extend(os.read(reader, 1 << 20))
+            if len(got) >= 300_000:
+                done.set()
+
+        loop.add_reader(reader, read)
+        async with asyncio.timeout(20):
+            await done.wait()
+        loop.remove_reader(reader)
+        assert [b"%04d" % number for number in range(300)] == [
+            line[:4] for line in bytes(got).splitlines()
+        ]
+        file.close()
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_a_line_too_long_for_a_pipe_is_cut(disk, monkeypatch):
+    """The log's lines are cut where a pipe could take half of them."""
+    reader, writer = os.pipe()
+    saved = os.dup(2)
+    try:
+        os.dup2(writer, 2)
+        maillog = Log(disk, host="mx", pid=42)
+        maillog.info("ü" * LINE_MAX)
+        maillog.close()
+        os.dup2(saved, 2)
+        line = os.read(reader, 1 << 16)
+        assert select.PIPE_BUF - 1 <= len(line) <= select.PIPE_BUF
+        assert line.decode().endswith("ü...\n")
+        assert maillog.lost == 0
+    finally:
+        os.dup2(saved, 2)
+        for descriptor in (reader, writer, saved):
+            os.close(descriptor)
+
+
+async def test_a_close_that_fails_is_counted(disk, path):
+    """NFS and quotas tell only at the end; the descriptor is closed all the same."""
+
+    class Late(Disk):
+        def point(self, op, site):
+            if op == "close":
+                raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    file = LineFile(Late(), path, site="log")
+    file.add(b"x\n")
+    file.close()
+    assert file.lost == 1
+
+
+async def test_a_file_that_can_not_be_opened_is_an_error_at_the_start(disk, tmp_path):
+    """The server can tell the operator before it takes mail."""
+    with pytest.raises(FileNotFoundError):
+        Log(disk, tmp_path / "missing" / "log", host="mx", pid=42)

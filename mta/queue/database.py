@@ -200,6 +200,10 @@ class Database:
         with self._transaction("probe"):
             self.run("INSERT OR REPLACE INTO meta VALUES ('probe', random())", site="probe")
 
+    def has_message(self, msgid: int) -> bool:
+        """Say whether a message is there."""
+        return bool(self.run("SELECT 1 FROM message WHERE msgid = ?", (msgid,), site="probe"))
+
     def totals(self) -> Totals:
         """Count everything. Takes as long as reading the small tables."""
         return Totals(*self.run(schema.TOTALS, site="open")[0])

@@ -165,6 +165,7 @@ class Writer:
         self._suspicion = ""
         self._asleep = False
         self._untold = 0
+        self._suspects: list[Item] = []
         self._thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
 
     # ---- the loop's side
@@ -346,7 +347,7 @@ class Writer:
             # take its neighbours with it, nor what lags, again and again.
             parts = _apart(load)
             if len(parts) < 2:
-                self._refuse(load.items, f"not storable: {error!r}", began)
+                self._refuse_unwritten(load.items, f"not storable: {error!r}", began)
                 return
             for part in parts:
                 if self._database is None:
@@ -383,7 +384,12 @@ class Writer:
             self._remove_bodies(removed.files)
 
     def _give_back(self, load: _Load, problem: str, began: float) -> None:
-        """Fail a load's submissions, and keep what lags for later."""
+        """Fail a load's submissions, and keep what lags for later.
+
+        A commit that failed may be in the log all the same, if only its fsync failed. So the
+        submissions are suspects until the next probe; a body file goes when its row can't be there.
+        """
+        self._suspects += [item for item in load.items if isinstance(item, Item)]
         with self._mutex:
             removes, defers, flags = self._lagging
             kept = load.lagging
@@ -398,6 +404,10 @@ class Writer:
         for item in items:
             item.error = QueueUnavailableError(problem)
         self._on_commit(Commit(items, self._effects.monotonic() - began, 0, problem))
+
+    def _refuse_unwritten(self, items: Sequence[Waiting], problem: str, began: float) -> None:
+        """Fail submissions that no commit has seen, or one that the database did not take."""
+        self._refuse(items, problem, began)
         self._remove_bodies(
             [item.msgid for item in items if isinstance(item, Item) and item.in_file]
         )
@@ -408,7 +418,7 @@ class Writer:
         while self._inbox:
             items.append(self._inbox.popleft())
         if items:
-            self._refuse(items, problem, began)
+            self._refuse_unwritten(items, problem, began)
 
     def _checkpoint(self, *, always: bool = False) -> None:
         """Copy the log into the database if it is long, or ``always``."""
@@ -434,10 +444,11 @@ class Writer:
         delay = PROBE_FIRST_S
         while True:
             probe_at = self._effects.monotonic() + delay
+            # First whoever was in line when the disk failed; the bell does not ring again for them.
+            self._fail_inbox("the queue's disk failed")
             while not self._stopping and (left := probe_at - self._effects.monotonic()) > 0:
                 self._bell.acquire(timeout=left)
                 self._fail_inbox("the queue's disk failed")
-            self._fail_inbox("the queue's disk failed")
             totals = self._probe()
             if totals is not None:
                 self._on_health("", totals)
@@ -455,12 +466,38 @@ class Writer:
             return None
         try:
             database.probe()
+            files = self._clear_suspects(database)
             totals = database.totals()
         except (sqlite3.Error, OSError, MemoryError):
             database.close()
             return None
         self._database = database
+        self._suspects.clear()
+        self._remove_bodies(files)
         return totals
+
+    def _clear_suspects(self, database: Database) -> list[int]:
+        """Remove what was refused and is there all the same; return whose body files have no row.
+
+        Not a bounce: if it is there, what it reports is not, and the next start sends it.
+        """
+        database.commit(
+            [
+                (Change.BEGIN,),
+                *(
+                    (Change.REMOVE, item.msgid << 32 | number)
+                    for item in self._suspects
+                    if not item.replaces
+                    for number in range(1, item.envelopes + 1)
+                ),
+            ],
+            size_bytes=0,
+        )
+        return [
+            item.msgid
+            for item in self._suspects
+            if item.in_file and not database.has_message(item.msgid)
+        ]
 
 
 def _open(gate: threading.Lock) -> None:

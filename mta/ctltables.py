@@ -69,14 +69,14 @@ TABLES: Final[Mapping[str, tuple[_Column, ...]]] = {
     ),
     "show relays": (
         _Column("domain", _field("domain"), ratio=4),
-        _Column("state", _field("state"), 10),
+        _Column("state", _field("state"), 14),
         _Column("tasks", _field("tasks"), 7, right=True),
         _Column("running", _field("running"), 7, right=True),
         _Column("held", _field("held"), 7, right=True),
         _Column("conns", _field("connections"), 5, right=True),
         _Column("window", _field("window"), 6, right=True),
-        _Column("retry", _until("retry_at"), 6, right=True),
-        _Column("last failure", _field("status"), ratio=5, below=True),
+        _Column("dead for", _until("dead_until"), 8, right=True),
+        _Column("last failure", _field("last_status"), ratio=5, below=True),
     ),
     "show routes": (
         _Column("source", _field("source"), 16),
@@ -90,12 +90,14 @@ TABLES: Final[Mapping[str, tuple[_Column, ...]]] = {
         _Column("address", _field("address"), 24),
         _Column("name", _field("name"), ratio=3),
         _Column("conns", _field("connections"), 5, right=True),
+        _Column("relays", _field("relays"), 6, right=True),
         _Column("last connect", _ago("last_connect_at"), 12, right=True),
     ),
     "show sessions": (
         _Column("session", _field("session"), 16),
         _Column("direction", _field("direction"), 9),
-        _Column("peer", _field("peer"), ratio=3),
+        _Column("peer", _field("peer"), ratio=2),
+        _Column("domain", _field("domain"), ratio=3),
         _Column("state", _field("state"), 12),
         _Column("messages", _field("messages"), 8, right=True),
         _Column("since", _ago("since"), 8, right=True),
@@ -108,8 +110,10 @@ _COLOURS: Final = {
     "suspended": "cyan",
     "dead": "red",
     "disabled": "red",
-    "resting": "yellow",
+    "onhold": "magenta",
+    "waiting": "yellow",
     "paused": "red",
+    "failing": "red",
     "running": "green",
 }
 """Only what wants attention has a colour."""
@@ -146,7 +150,10 @@ def print_table(verb: str, rows: Iterator[Row], out: TextIO, now: float) -> None
         cells = [column.value(row, now) for column in columns]
         parts = _laid_out(cells, columns, widths)
         parts[-1] = parts[-1].rstrip()
-        styled = (ink(part, _COLOURS.get(cell)) for cell, part in zip(cells, parts, strict=True))
+        styled = (
+            ink(part, _COLOURS.get(cell.partition(",")[0]))
+            for cell, part in zip(cells, parts, strict=True)
+        )
         out.write("  ".join(styled) + "\n")
         if below and (text := below.value(row, now)) != "-":
             out.write("    " + ink(_cut(text, console.width - 4), "dim") + "\n")
@@ -238,4 +245,4 @@ def _in_words(name: str, value: Any, now: float) -> str:
         return f"{duration(now - value)} ago" if value <= now else f"in {duration(value - now)}"
     if name == "size" or name.endswith(("bytes", ".rss")):
         return size(value)
-    return str(value) if name == "pid" else f"{value:,}"
+    return str(value) if name in ("pid", "seed") else f"{value:,}"

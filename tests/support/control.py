@@ -84,25 +84,25 @@ class FakeTarget:
         return [
             {
                 "domain": "flaky.test",
-                "state": "dead",
+                "state": "dead,onhold",
                 "tasks": 50,
                 "running": 0,
                 "held": 1234,
                 "connections": 0,
                 "window": 5,
-                "retry_at": NOW + 45.0,
-                "status": "451 4.4.1 Connection refused",
+                "dead_until": NOW + 45.0,
+                "last_status": "451 4.4.1 Connection refused",
             },
             {
                 "domain": "steady.test",
-                "state": "running",
+                "state": "ready",
                 "tasks": 2,
                 "running": 5,
                 "held": 0,
                 "connections": 5,
                 "window": 5,
-                "retry_at": None,
-                "status": "",
+                "dead_until": None,
+                "last_status": None,
             },
         ]
 

@@ -170,9 +170,7 @@ class _Observation:
         write_json(directory / "run.json", asdict(notes))
         if status != 0:
             raise RunError(server.describe_end())
-        names = {
-            domain: each.name for each in scenario.destinations for domain in domains_of(each)
-        }
+        names = {domain: each.name for each in scenario.destinations for domain in domains_of(each)}
         part.show("accounting")
         ledger = accounts.build(
             accounts.read_lines(self._record),
@@ -343,9 +341,10 @@ def _start_of(record: Path) -> float | None:
 
 def _send(host: str, port: int, schedule: Schedule, share: range) -> None:
     """Send some messages of the schedule as those of a run that nobody accounts for."""
-    with smtplib.SMTP(host, port, local_hostname="client.testbed.test", timeout=WARM_UP_S) as client:
+    with smtplib.SMTP(
+        host, port, local_hostname="client.testbed.test", timeout=WARM_UP_S
+    ) as client:
         for i in share:
             recipients = [mailbox.address for mailbox in schedule.recipients(i)]
             message = message_bytes(schedule, i, "warm-up")
             client.sendmail(schedule.sender(i), recipients, message)
-

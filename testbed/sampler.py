@@ -12,7 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from _csv import Writer
 
 INTERVAL_S: Final = 0.2
 """Between two samples."""
@@ -198,7 +201,7 @@ class Sampler:
         except BaseException as error:  # noqa: BLE001 - told by close(), on the thread that can do something
             self._error = error
 
-    def _sample(self, writer: "csv._writer", names: list[str]) -> list[str]:
+    def _sample(self, writer: "Writer", names: list[str]) -> list[str]:
         pids = list(self._server())
         now = time.time()
         try:

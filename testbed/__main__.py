@@ -1,0 +1,165 @@
+"""The `testbed` command: run, report, show, world.
+
+Exit status: 0 done; 1 the run failed, and why is the last line; 2 asked wrongly.
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from mta.core.settings import ConfigError
+from testbed.children import RunError, UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Put a mail server into a scripted Internet, load it, watch it, and compare it with its model.",
+)
+
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="Directory of a run, its name below runs/, or latest.")
+]
+
+
+@app.command("run")
+def run_command(
+    scenario: Annotated[str, typer.Argument(help="Name or TOML file; `backlog` ships.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="Change one value of the scenario, as load.rate=500.",
+        ),
+    ] = None,
+    representations: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Of whole,full,slim,packed; the scenario's without it."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Root of all random streams.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The run's directory: new or empty. Default: below runs/."
+        ),
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Do not predict the run.")] = False,
+    keep_queue: Annotated[
+        bool, typer.Option("--keep-queue", help="Keep the servers' queues, even empty ones.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary instead of tables.")
+    ] = False,
+) -> None:
+    """Run a scenario: each representation in a fresh server and a fresh world, then the model, then the report."""
+    from testbed.progress import Display  # `testbed --help` need not load numpy and matplotlib
+    from testbed.run import Options, execute
+
+    changes = list(overrides or ())
+    if representations is not None:
+        names = [name.strip() for name in representations.split(",") if name.strip()]
+        changes.append(f"representations={json.dumps(names)}")
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    # A supervisor's SIGTERM ends a run as Ctrl-C does: children first.
+    signal.signal(signal.SIGTERM, _interrupt)
+    options = Options(
+        scenario=scenario,
+        overrides=tuple(changes),
+        out=out,
+        model=not no_model,
+        keep_queue=keep_queue,
+    )
+    try:
+        with Display() as display:
+            found = execute(options, display)
+    except (ConfigError, RunError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("testbed: interrupted; everything that was started has been ended", file=sys.stderr)
+        raise typer.Exit(130) from None
+    summary = found.summary
+    _print(found, summary, as_json=as_json)
+    if summary["failures"]:
+        print(f"testbed: {summary['failures'][0]}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def report_command(run: RunName = "latest", runs: Runs = Path("runs")) -> None:
+    """Make summary and report of a run again, from its files."""
+    from testbed.run import render
+    from testbed.rundir import Run, find
+
+    try:
+        print(render(Run(find(run, runs))))
+    except (ConfigError, RunError) as error:
+        _fail(error)
+
+
+@app.command("show")
+def show_command(
+    run: RunName = "latest",
+    runs: Runs = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary.")] = False,
+) -> None:
+    """Print the tables of a run."""
+    from testbed.rundir import Run, find
+
+    try:
+        found = Run(find(run, runs))
+        _print(found, found.summary, as_json=as_json)
+    except (ConfigError, RunError) as error:
+        _fail(error)
+
+
+@app.command(
+    "world",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def world_command(context: typer.Context) -> None:
+    """Run the scripted Internet alone: hosts that take mail as a scenario says, and their name server."""
+    from testbed.world.world import main as world_main
+
+    raise typer.Exit(world_main(context.args))
+
+
+def _print(found: Any, summary: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary))
+        return
+    from testbed.show import tables
+
+    console = Console(highlight=False)
+    for each in tables(found):
+        console.print(each)
+    report = found.directory / "report.html"
+    if report.is_file():
+        console.print(f"report: {report}", soft_wrap=True, markup=False)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(error: ConfigError | RunError) -> NoReturn:
+    print(f"testbed: {error}", file=sys.stderr)
+    raise typer.Exit(2 if isinstance(error, ConfigError | UsageError) else 1) from None
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

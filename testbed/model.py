@@ -1,0 +1,94 @@
+"""Asks the model for the run that was just made, and says how far off it is.
+
+The model gets the scenario, not what happened: its own arrivals out of the same seed. Its costs are calibrated with the
+very run that it predicts, so the errors are in-sample: they show whether the mechanism is right, not how well another limit or
+another machine would be predicted. Reports say so.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from sim.calibrate import calibrate
+from sim.runner import simulate
+from testbed.fit import Floats
+from testbed.rundir import Run, Samples, write_samples
+
+ERRORS: Final = ("peak_queue_error", "drain_time_error", "peak_rss_error")
+"""Relative, 0 for none; the worst over representations is what a run is judged by."""
+
+
+def predict(run: Run, representation: str) -> dict[str, Any]:
+    """Simulate one representation's run; write ``model.csv`` and return what it comes to."""
+    directory = run.directory / representation
+    costs = calibrate(directory)
+    result = simulate(run.scenario, representation=representation, costs=costs, start=0.0)
+    columns: dict[str, Floats] = {
+        name: np.asarray(getattr(result, name), dtype=float)
+        for name in ("t", "queued", "in_flight", "held", "rss_bytes", "delivered")
+    }
+    write_samples(directory / "model.csv", columns)
+    return {
+        "peak_queue": int(columns["queued"].max(initial=0)),
+        "peak_rss_bytes": int(columns["rss_bytes"].max(initial=0)),
+        "drain_time_s": result.drain_time_s,
+    }
+
+
+def compare(
+    predictions: Mapping[str, Mapping[str, Any]],
+    parts: Mapping[str, Mapping[str, Any]],
+    run: Run,
+) -> dict[str, Any]:
+    """Return the ``model`` part of a summary.
+
+    Args:
+        predictions: what `predict` returned, by representation.
+        parts: what was measured, by representation.
+        run: for the curves.
+    """
+    found: dict[str, Any] = {}
+    for name, predicted in predictions.items():
+        part = parts[name]
+        measured, model = run.samples(name).at_or_after(0.0), run.prediction(name)
+        assert model is not None, name
+        found[name] = {
+            "peak_queue_error": off(predicted["peak_queue"], part["peak_queue"]),
+            "drain_time_error": off(predicted["drain_time_s"], part["drain_time_s"]),
+            "peak_rss_error": off(predicted["peak_rss_bytes"], part["peak_rss_bytes"]),
+            "queue_area_error": area_between(measured, model),
+            "peak_queue": predicted["peak_queue"],
+            "drain_time_s": predicted["drain_time_s"],
+            "peak_rss_bytes": predicted["peak_rss_bytes"],
+        }
+    worst = {
+        key: max((each[key] for each in found.values() if each[key] is not None), default=None)
+        for key in ERRORS
+    }
+    return {
+        **worst,
+        "representations": found,
+        "calibration": "in-sample: costs from the same run that is predicted",
+    }
+
+
+def off(model: float | None, real: float | None) -> float | None:
+    """Return the relative error ``|model - real| / real``; None where there is nothing to compare."""
+    if model is None or not real:
+        return None
+    return round(abs(model - real) / real, 4)
+
+
+def area_between(measured: Samples, model: Samples) -> float | None:
+    """Return the area between two queue curves as a share of the measured one's.
+
+    Why not a mean of relative errors? Queues touch 0.
+    """
+    t, queued = measured["t"], np.nan_to_num(measured["scheduler.envelope"], nan=0.0)
+    if len(t) < 2:
+        return None
+    # A model that ends sooner is empty from then on.
+    predicted = np.interp(t, model["t"], model["queued"], right=float(model["queued"][-1]))
+    total = float(np.trapezoid(queued, t))
+    return round(float(np.trapezoid(np.abs(predicted - queued), t)) / total, 4) if total else None

@@ -1,0 +1,187 @@
+"""`testbed run`: a scenario, once for each representation, and what it comes to in a directory.
+
+Every representation gets a world and a server of its own, in fresh processes and a fresh directory, so that nothing of one is
+left in the memory of the next. Then the store alone is measured, the model predicts the same runs, and a report is written.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from sim.scenario import Scenario, load, to_toml
+from sim.workload import draw
+from testbed import ledger as accounts
+from testbed import report, rundir
+from testbed.children import Child, RunError, UsageError, python, source_environment
+from testbed.footprint import COUNT
+from testbed.observe import observe
+from testbed.progress import Display
+from testbed.rundir import Run, write_json
+from testbed.summary import host, summarise, versions
+
+RUNS: Final = Path("runs")
+"""Where runs are kept unless somebody says otherwise."""
+
+FOOTPRINT_S: Final = 120.0
+"""Longest wait for the store alone to be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    scenario: str
+    """Name or path."""
+    overrides: tuple[str, ...] = ()
+    out: Path | None = None
+    """The run directory; None for one of its own below `RUNS`."""
+    model: bool = True
+    keep_queue: bool = False
+    footprint: int = COUNT
+    """Envelopes with which the store alone is measured; 0 to leave that out."""
+
+
+def execute(options: Options, display: Display) -> Run:
+    """Do it all and return the run.
+
+    Raises:
+        ConfigError: the scenario can't be used.
+        UsageError: the directory can't be used, or a child can't use what the scenario says.
+        RunError: a child failed. What was measured until then is in the directory.
+    """
+    scenario = load(options.scenario, options.overrides)
+    directory = _directory(options, scenario)
+    display.say(f"{scenario.name}: {scenario.title or 'a run'}; in {directory}")
+    scenario_file = directory / "scenario.toml"
+    scenario_file.write_text(to_toml(scenario), encoding="utf-8")
+    begun = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_of(options),
+        "versions": versions(),
+        "host": host(),
+    }
+    write_json(directory / "begun.json", begun)
+    envelopes = draw(scenario).envelopes
+    ledgers: dict[str, Any] = {}
+    for name in scenario.representations:
+        with display.part(name, envelopes) as part:
+            ledger = observe(
+                scenario,
+                scenario_file,
+                name,
+                directory / name,
+                part=part,
+                keep_queue=options.keep_queue,
+            )
+            ledgers[name] = accounts.to_json(ledger)
+            write_json(directory / "ledger.json", ledgers)
+    found = Run(directory)
+    if options.footprint:
+        _measure_stores(found, scenario, options.footprint, display)
+    if options.model:
+        with display.part("model", len(scenario.representations)) as part:
+            from testbed.model import predict  # the model loads what a run without it does not need
+
+            predictions: dict[str, Any] = {}
+            for i, name in enumerate(scenario.representations):
+                part.show(name, i)
+                predictions[name] = predict(found, name)
+        write_json(directory / "predictions.json", predictions)
+    with display.part("report") as part:
+        part.show("drawing")
+        render(found)
+    rundir.link_latest(directory)
+    return found
+
+
+def render(found: Run) -> Path:
+    """Make summary and report of a run from its files, and return the report's path.
+
+    Raises:
+        UsageError: a file that every run has is missing or damaged.
+    """
+    begun = _read(found, "begun.json")
+    footprints = _read(found, "footprints.json")
+    predictions = _read(found, "predictions.json")
+    summary = summarise(found, footprints=footprints, model=None)
+    if predictions:
+        from testbed.model import compare
+
+        summary["model"] = compare(predictions, summary["representations"], found)
+    summary = {**summary, **begun}
+    write_json(found.directory / "summary.json", summary)
+    path = found.directory / "report.html"
+    path.write_text(report.html(found), encoding="utf-8")
+    return path
+
+
+def _read(found: Run, name: str) -> dict[str, Any]:
+    path = found.directory / name
+    if not path.is_file():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UsageError(f"{path}: not JSON") from None
+    return content
+
+
+def _directory(options: Options, scenario: Scenario) -> Path:
+    """Make the run's directory.
+
+    Raises:
+        UsageError: it is there already and not empty, or can't be made.
+    """
+    directory = options.out
+    if directory is None:
+        stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+        directory = RUNS / f"{scenario.name}-{stamp}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()):
+            raise UsageError(f"--out: {directory}: is there already, and not empty")
+    except OSError as error:
+        raise UsageError(f"--out: {directory}: {(error.strerror or 'unusable').lower()}") from None
+    return directory
+
+
+def _measure_stores(found: Run, scenario: Scenario, count: int, display: Display) -> None:
+    """Fill each store in a process of its own; write footprints.json."""
+    footprints: dict[str, Mapping[str, Any]] = {}
+    with display.part("store", len(scenario.representations)) as part:
+        for i, name in enumerate(scenario.representations):
+            part.show(name, i)
+            log = found.directory / name / "footprint.json"
+            child = Child(
+                "footprint",
+                [
+                    *python("testbed.footprint", name, "--count", str(count)),
+                    *("--scenario", str((found.directory / "scenario.toml").resolve())),
+                ],
+                log=log,
+                environment=source_environment(),
+            )
+            try:
+                if child.wait(FOOTPRINT_S) != 0:
+                    raise RunError(child.describe_end())
+            finally:
+                child.end()
+            try:
+                footprints[name] = json.loads(log.read_text(encoding="utf-8"))
+            except ValueError:
+                raise RunError(f"footprint: no answer: {log}") from None
+    write_json(found.directory / "footprints.json", footprints)
+
+
+def command_of(options: Options) -> str:
+    """Return the command line that makes the same run again."""
+    words = ["testbed", "run", options.scenario]
+    for override in options.overrides:
+        words += ["--set", override]
+    if not options.model:
+        words.append("--no-model")
+    return shlex.join(words)

@@ -1,0 +1,302 @@
+"""What a run comes to: numbers out of a run directory, put into ``summary.json``.
+
+Everything is computed from files, so that `testbed report` on an old run says the same. Keys are stable:
+scripts read them. Bytes per envelope come in two ways that must not be mixed up:
+
+- ``bytes_per_envelope``: the slope of the server's RSS on queued envelopes while the queue grew in this run (from 30 %
+  of its peak on, see `testbed.fit.rising`), with its standard error. The whole server: what the queue costs in caches, allocator and database besides the store.
+- ``store_bytes_per_envelope``: RSS of a fresh process that only fills the store with 100,000 envelopes of
+  this scenario (`testbed.footprint`).
+"""
+
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sim.scenario import Scenario, to_dict
+from testbed.fit import Floats, line, rising
+from testbed.rundir import Notes, Run, Samples
+
+SCHEMA: Final = 1
+"""Of summary.json. It grows when a key changes its meaning or goes away."""
+
+SUMMED: Final = ("accepted", "delivered", "bounced", "queued", "lost", "duplicates", "altered")
+"""What the ledger counts and the summary has at its top, summed over representations."""
+
+LATE_S: Final = 0.05
+"""A generator that is later than this at its 99th percentile did not offer the load that the run is about
+(facts of open-loop load generation: Schroeder, Wierman, Harchol-Balter, NSDI 2006)."""
+
+PACKAGES: Final = (
+    "mta-testbed",
+    "aiosmtpd",
+    "dnspython",
+    "locust",
+    "msgspec",
+    "numpy",
+    "simpy",
+    "uvloop",
+)
+
+
+def summarise(
+    run: Run, *, footprints: Mapping[str, Any], model: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the content of summary.json.
+
+    Args:
+        run: the directory, with ledgers and samples.
+        footprints: what `testbed.footprint` measured, by representation.
+        model: what `testbed.model` found; None if it was not asked.
+    """
+    scenario = run.scenario
+    ledgers = run.ledgers
+    parts: dict[str, Any] = {}
+    failures: list[str] = []
+    warnings: list[str] = []
+    for name in run.representations:
+        notes, samples = run.notes(name), run.samples(name)
+        parts[name] = {
+            **{key: ledgers[name][key] for key in SUMMED},
+            **measured(samples, notes, ledgers[name]),
+            **_footprint(footprints.get(name)),
+        }
+        found = notes, ledgers[name], parts[name]
+        failures += [f"{name}: {problem}" for problem in problems(*found)]
+        warnings += [f"{name}: {doubt}" for doubt in doubts(*found)]
+    summary: dict[str, Any] = {
+        "schema": SCHEMA,
+        **{key: sum(part[key] for part in parts.values()) for key in SUMMED},
+        "representations": parts,
+        "model": dict(model) if model is not None else None,
+        "failures": failures,
+        "warnings": warnings,
+        "seed": scenario.seed,
+        "scenario": to_dict(scenario),
+    }
+    return summary
+
+
+def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the samples and the ledger of one server say."""
+    load = samples.at_or_after(0.0)
+    queued, rss, t = load["scheduler.envelope"], load["rss_bytes"], load["t"]
+    before = samples["rss_bytes"][samples["t"] < 0]
+    # The last samples before the load: warmed up, nothing to do.
+    base = float(np.median(before[-3:])) if len(before) else float(rss[0])
+    base_uss = _median_before(samples, "uss_bytes")
+    grows = rising(queued)
+    fitted = line(queued[grows], rss[grows])
+    private = line(queued[grows], load["uss_bytes"][grows])
+    peak_at = int(np.nanargmax(queued)) if len(queued) else 0
+    cpu = float(load["cpu_s"][-1] - load["cpu_s"][0])
+    messages = max(int(ledger["messages_accepted"]), 1)
+    drain_time = drained_at(t, queued) if notes.drained else None
+    return {
+        "bytes_per_envelope": _round(fitted.slope if fitted else None, 1),
+        "bytes_per_envelope_stderr": _round(fitted.stderr if fitted else None, 1),
+        "bytes_per_envelope_uss": _round(private.slope if private else None, 1),
+        "bytes_per_envelope_uss_stderr": _round(private.stderr if private else None, 1),
+        "fit": {
+            "samples": fitted.samples,
+            "intercept_bytes": round(fitted.intercept),
+            "step_bytes": round(fitted.intercept - base),
+            "r2": round(fitted.r2, 4),
+            "from_s": round(float(t[grows][0]), 2),
+            "to_s": round(float(t[grows][-1]), 2),
+        }
+        if fitted
+        else None,
+        "base_rss_bytes": int(base),
+        "base_uss_bytes": int(base_uss),
+        "peak_rss_bytes": int(np.nanmax(rss)),
+        "peak_uss_bytes": int(np.nanmax(load["uss_bytes"])),
+        "peak_pss_bytes": int(np.nanmax(load["pss_bytes"])),
+        "end_rss_bytes": int(rss[-1]),
+        "peak_queue": int(queued[peak_at]),
+        "peak_queue_at_s": round(float(t[peak_at]), 2),
+        "drained": notes.drained,
+        "drain_time_s": drain_time,
+        "cpu_s": round(cpu, 2),
+        "cpu_ms_per_message": round(cpu / messages * 1000, 3),
+        "load_cpu_s": _grown(load, "load_cpu_s"),
+        "world_cpu_s": _grown(load, "world_cpu_s"),
+        "peak_fds": int(np.nanmax(load["fds"])),
+        "peak_threads": int(np.nanmax(load["threads"])),
+        "loop_lag_p99_s": _round(_p99(load["gauges_s"]), 4),
+        "accept_latency_s": _short(ledger["accept_latency_s"]),
+        "delivery_latency_s": {
+            name: _short(spread) for name, spread in ledger["delivery_latency_s"].items()
+        },
+        "attempts_deferred": int(notes.stats.get("scheduler.delivery.tempfail", 0)),
+        "ambiguous": int(notes.stats.get("mta.ambiguous", 0)),
+        "generator_lag_p99_s": (notes.load.get("generator_lag_s") or {}).get("p99"),
+        "leaks": notes.leaks,
+    }
+
+
+def drained_at(t: Floats, queued: Floats) -> float | None:
+    """Return when the queue was empty for good, seconds after the load began; None if it never was.
+
+    It became so between two samples; the middle is meant.
+    """
+    busy = np.flatnonzero(np.nan_to_num(queued, nan=0.0) > 0)
+    if not len(busy):
+        return 0.0
+    last = int(busy[-1])
+    if last + 1 >= len(t):
+        return None
+    return round(float(t[last] + t[last + 1]) / 2, 3)
+
+
+def problems(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    """Return what makes a run a failed one, each in one line."""
+    found = []
+    examples = ledger.get("examples", {})
+    for key, what in (
+        ("lost", "recipients were accepted and lost"),
+        ("altered", "arrivals were altered on the way"),
+        ("unexpected", "arrivals that nobody was promised"),
+    ):
+        if ledger[key]:
+            first = ", ".join(examples.get(key, [])[:3])
+            found.append(f"{ledger[key]} {what}" + (f" ({first})" if first else ""))
+    # A connection that breaks between the dot and its reply leaves a relay no choice (RFC 1047, RFC 5321 4.5.4.2).
+    if ledger["duplicates"] and not part["ambiguous"]:
+        found.append(f"{ledger['duplicates']} duplicates, and no connection was lost after the dot")
+    if notes.server_status != 0:
+        found.append(f"the server ended with status {notes.server_status}")
+    if notes.load_status != 0:
+        found.append(f"the load saw replies that nobody expected: {notes.load.get('outcomes')}")
+    if not notes.load.get("complete"):
+        found.append("the load did not send everything")
+    return found
+
+
+def doubts(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+    """Return what a reader should know before believing a run, each in one line."""
+    found = []
+    if ledger["duplicates"] and part["ambiguous"]:
+        found.append(
+            f"{ledger['duplicates']} duplicates; {part['ambiguous']} connections were lost after the dot"
+        )
+    if ledger["duplicates_client"]:
+        found.append(f"the load itself sent {ledger['duplicates_client']} recipients again")
+    if notes.leaks:
+        gauges = ", ".join(f"{name} {value:g}" for name, value in notes.leaks.items())
+        found.append(f"gauges that did not come back to 0: {gauges}")
+    if not notes.drained:
+        found.append("the queue was not empty when the bench stopped waiting")
+    lag = part["generator_lag_p99_s"]
+    if lag is not None and lag > LATE_S:
+        found.append(f"the load generator was late: p99 {lag * 1000:.0f} ms")
+    for gauge, what in (("trace.lost", "trace"), ("log.lost", "log")):
+        if notes.stats.get(gauge):
+            found.append(f"{notes.stats[gauge]:g} lines of the {what} were lost")
+    return found
+
+
+def _footprint(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    if found is None:
+        return {"store_bytes_per_envelope": None, "store_envelopes": None}
+    return {
+        "store_bytes_per_envelope": found["bytes_per_envelope"],
+        "store_body_bytes_per_envelope": round(found["body_bytes"] / found["envelopes"], 1),
+        "store_envelopes": found["envelopes"],
+    }
+
+
+def _median_before(samples: Samples, name: str) -> float:
+    before = samples[name][samples["t"] < 0]
+    return float(np.median(before[-3:])) if len(before) else float(samples[name][0])
+
+
+def _grown(samples: Samples, name: str) -> float:
+    column = samples[name]
+    # The process may be gone before the last sample.
+    return round(float(np.nanmax(column) - column[0]), 2) if len(column) else 0.0
+
+
+def _p99(values: Floats) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.percentile(known, 99)) if len(known) else None
+
+
+def _round(value: float | None, digits: int) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, digits)
+
+
+def _short(spread: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spread.items() if key != "quantiles"}
+
+
+# ---- where it ran
+
+
+def host() -> dict[str, Any]:
+    """Return what the machine is, without its name."""
+    return {
+        "cores": os.cpu_count() or 1,
+        "cpu": _cpu_model(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "libc": " ".join(platform.libc_ver()).strip(),
+        "machine": platform.machine(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "unknown"
+    for each in text.splitlines():
+        if each.startswith("model name"):
+            return " ".join(each.partition(":")[2].split())
+    return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that may matter, and the commit if there is one."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    commit = _commit()
+    if commit:
+        found["commit"] = commit
+    return found
+
+
+def _commit() -> str:
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607 - whichever git there is
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def scenario_line(scenario: Scenario) -> str:
+    """Return the load in one line, for people."""
+    load = scenario.load
+    how = "kept connections" if load.keep else "a connection per message"
+    return (
+        f"{load.messages:,} messages at {load.rate:g}/s ({load.arrivals}), {load.sessions} sessions,"
+        f" {how}, seed {scenario.seed}"
+    )

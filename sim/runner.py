@@ -45,12 +45,12 @@ SERIES: Final = (
     "deferred",
     "connections",
 )
-"""Arrays of a result beside ``t``; the names of `SimResult.series`."""
+"""The arrays of a result beside ``t``."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimResult:
-    """What a run of the model came to. Counts are envelopes unless the name says otherwise."""
+    """What a run of the model came to."""
 
     scenario: str
     representation: str
@@ -58,37 +58,30 @@ class SimResult:
     replication: int
     t: Floats
     """float64[sample]: seconds after the start of the load, every `SAMPLE_S`, from 0."""
-    series: Mapping[str, Ints]
-    """Name -> int64[sample]; see `SERIES`. ``queued`` is the gauge ``scheduler.envelope``;
-    ``accepted`` counts envelopes, ``connections`` is the gauge ``mta.session``."""
-    messages: int
-    """Offered messages."""
-    accepted_messages: int
-    refused_messages: int
-    accepted: int
-    delivered: int
-    deferred: int
-    """Temporary failures, which may be several of one envelope."""
-    bounced: int
-    """Reports that were put into the queue."""
-    failed: int
-    """Envelopes that were given up: refused for good or expired."""
-    expired: int
-    queued: int
-    """Still there at the end; with the reports that are."""
-    transactions: int
-    connections_opened: int
-    connections_failed: int
-    commits: int
-    peak_queued: int
-    """Largest number of queued envelopes at any instant."""
+    queued: Ints
+    """int64[sample], as all that follow: the gauge ``scheduler.envelope``."""
+    in_flight: Ints
+    """The gauge ``scheduler.envelope.inflight``."""
+    held: Ints
+    """The gauge ``scheduler.ramqueue.hold``."""
+    rss_bytes: Ints
+    """Resident memory of the server, as `sim.memory` estimates it."""
+    accepted: Ints
+    """Envelopes accepted so far."""
+    delivered: Ints
+    """Envelopes delivered so far, reports not counted."""
+    deferred: Ints
+    """Temporary failures so far, which may be several of one envelope."""
+    connections: Ints
+    """The gauge ``mta.session``."""
+    counts: Mapping[str, int]
+    """What was counted until the end; see `COUNTS`."""
     load_s: float
     """When the last message was settled with its client."""
     drain_time_s: float | None
     """From the start of the load until the queue was empty for good; None if it was not."""
     end_s: float
     """When the run ended."""
-    peak_rss_bytes: int
     busy_share: float
     """Part of the time in which the event loop was busy."""
     accept_latency_s: Floats
@@ -102,6 +95,16 @@ class SimResult:
     fingerprint: str
     """See `sim.records.Fingerprint`; empty if the run was not fingerprinted."""
 
+    @property
+    def peak_queued(self) -> int:
+        """Largest sample of ``queued``."""
+        return int(self.queued.max())
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """Largest sample of ``rss_bytes``."""
+        return int(self.rss_bytes.max())
+
     def quantiles(self) -> dict[str, float | None]:
         """Return p50, p95 and p99 of the time to delivery, in seconds; None without deliveries."""
         if not len(self.delivery_latency_s):
@@ -111,11 +114,42 @@ class SimResult:
 
     def summary(self) -> dict[str, Any]:
         """Return every number that is no array, for JSON."""
-        left_out = {"t", "series", "accept_latency_s", "delivery_latency_s"}
-        values = {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out
+        return {
+            "scenario": self.scenario,
+            "representation": self.representation,
+            "seed": self.seed,
+            "replication": self.replication,
+            **self.counts,
+            "peak_queued": self.peak_queued,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "load_s": round(self.load_s, 6),
+            "drain_time_s": None if self.drain_time_s is None else round(self.drain_time_s, 6),
+            "end_s": round(self.end_s, 6),
+            "busy_share": round(self.busy_share, 6),
+            "delivery_latency_s": self.quantiles(),
+            "events": self.events,
+            "stimuli": self.stimuli,
+            "fingerprint": self.fingerprint,
         }
-        return {**values, "delivery_latency_s": self.quantiles()}
+
+
+COUNTS: Final = {
+    "messages": "offered",
+    "accepted_messages": "messages answered with 250",
+    "refused_messages": "messages refused, after all tries",
+    "accepted": "envelopes accepted",
+    "delivered": "envelopes delivered, reports not counted",
+    "deferred": "temporary failures, which may be several of one envelope",
+    "bounced": "reports put into the queue",
+    "failed": "envelopes given up: refused for good or expired; reports not counted",
+    "expired": "envelopes and reports that became too old",
+    "queued": "envelopes still there at the end, reports too",
+    "transactions": "outbound transactions started",
+    "connections_opened": "outbound connections tried",
+    "connections_failed": "outbound connections that did not become ready",
+    "commits": "group commits",
+}
+"""Names in `SimResult.counts` and what they count."""
 
 
 class Model:
@@ -249,39 +283,40 @@ class Model:
 
     def result(self, fingerprint: Fingerprint | None = None) -> SimResult:
         """Return what the run came to."""
-        driver, counts = self.driver, self.engine.scheduler.counts
+        driver, counted = self.driver, self.engine.scheduler.counts
         columns = np.array(self._samples, dtype=np.int64).T
-        series = dict(zip(SERIES, columns, strict=True))
-        queued = len(self.engine.store)
-        drained = driver.inbound.ended_at is not None and not driver.messages
+        inbound, outbound = driver.inbound, driver.outbound
+        drained = inbound.ended_at is not None and not driver.messages
+        counts = {
+            "messages": len(self.schedule),
+            "accepted_messages": inbound.accepted,
+            "refused_messages": inbound.refused,
+            "accepted": inbound.accepted_envelopes,
+            "delivered": driver.delivered,
+            "deferred": counted.tempfail,
+            "bounced": counted.bounced,
+            "failed": driver.failed,
+            "expired": counted.expired,
+            "queued": len(self.engine.store),
+            "transactions": outbound.transactions,
+            "connections_opened": outbound.opened,
+            "connections_failed": outbound.failed,
+            "commits": driver.queue.commits,
+        }
+        assert counts.keys() == COUNTS.keys()
         return SimResult(
             scenario=self.scenario.name,
             representation=self.config.envelope,
             seed=self.seed,
             replication=self.replication,
             t=np.array(self._t),
-            series=series,
-            messages=len(self.schedule),
-            accepted_messages=driver.inbound.accepted,
-            refused_messages=driver.inbound.refused,
-            accepted=driver.inbound.accepted_envelopes,
-            delivered=driver.delivered,
-            deferred=counts.tempfail,
-            bounced=counts.bounced,
-            failed=driver.failed,
-            expired=counts.expired,
-            queued=queued,
-            transactions=driver.outbound.transactions,
-            connections_opened=driver.outbound.opened,
-            connections_failed=driver.outbound.failed,
-            commits=driver.queue.commits,
-            peak_queued=driver.peak_queued,
-            load_s=self.kernel.now if driver.inbound.ended_at is None else driver.inbound.ended_at,
+            **dict(zip(SERIES, columns, strict=True)),
+            counts=counts,
+            load_s=self.kernel.now if inbound.ended_at is None else inbound.ended_at,
             drain_time_s=driver.emptied_at if drained else None,
             end_s=self.kernel.now,
-            peak_rss_bytes=int(series["rss_bytes"].max()),
             busy_share=driver.loop.busy_s / self.kernel.now if self.kernel.now else 0.0,
-            accept_latency_s=np.array(driver.inbound.latency_s),
+            accept_latency_s=np.array(inbound.latency_s),
             delivery_latency_s=np.array(driver.latency_s),
             events=self.kernel.events,
             stimuli=fingerprint.stimuli if fingerprint else 0,

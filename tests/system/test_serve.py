@@ -138,7 +138,9 @@ def test_a_drained_server_leaves_nothing(tmp_path):
         server.until(lambda s: s["scheduler.envelope.pending"] == 1)
         server.ask("remove", "all")
         stats = server.until(
-            lambda s: s["scheduler.envelope"] == 0 and s["queue.envelope"] == 0 and not s["smtp.session"]
+            lambda s: (
+                s["scheduler.envelope"] == 0 and s["queue.envelope"] == 0 and not s["smtp.session"]
+            )
         )
         assert 1 == stats["scheduler.envelope.removed"]
 
@@ -152,16 +154,17 @@ def test_a_drained_server_leaves_nothing(tmp_path):
 def test_a_second_signal_stops_at_once(tmp_path):
     """The first SIGTERM waits for a client in the middle of a message; the second does not."""
     with RunningServer(tmp_path, {"drain_s": 60.0}) as server:
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            assert client.recv(200).startswith(b"220")
-            client.sendall(b"EHLO client.test\r\nMAIL FROM:<a@one.test>\r\n")
-            client.recv(500)
-            started = time.monotonic()
-            os.kill(server.pid, signal.SIGTERM)
-            while "stopping" not in server.log.read_text():
-                assert time.monotonic() - started < 10
-                time.sleep(0.02)
-            assert 0 == server.stop(timeout_s=10)
+        client = socket.create_connection(("127.0.0.1", server.port))
+        assert client.recv(200).startswith(b"220")
+        client.sendall(b"EHLO client.test\r\nMAIL FROM:<a@one.test>\r\n")
+        client.recv(500)
+        started = time.monotonic()
+        os.kill(server.pid, signal.SIGTERM)
+        while "stopping" not in server.log.read_text():
+            assert time.monotonic() - started < 10
+            time.sleep(0.02)
+        assert 0 == server.stop(timeout_s=10)
+        client.close()
 
     assert "" == server.errors
 

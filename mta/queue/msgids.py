@@ -11,6 +11,11 @@ BLOCK: Final = 4096
 """Ids reserved at once, so that they are not written down one by one; a crash skips at most so many."""
 
 
+def reserved_from(first: int) -> int:
+    """Return the mark to write down before ids from ``first`` on are given out."""
+    return min(first + BLOCK, LAST + 1)
+
+
 class MsgIds:
     """Gives ids out. The mark, below which ids are spoken for, is durable long before they get there."""
 
@@ -22,7 +27,7 @@ class MsgIds:
         is_known: Callable[[int], bool],
         set_mark: Callable[[int, bool], None],
     ) -> None:
-        """Start at ``first``.
+        """Start at ``first``; the caller has written `reserved_from` of it down.
 
         Args:
             first: the mark that was written down last.
@@ -31,7 +36,7 @@ class MsgIds:
             set_mark: has a mark, and whether ids have started again, written down with the next commit.
         """
         self._next = first
-        self._reserved = first
+        self._reserved = reserved_from(first)
         self._wrapped = wrapped
         self._is_known = is_known
         self._set_mark = set_mark
@@ -47,7 +52,7 @@ class MsgIds:
             msgid += 1
         self._next = msgid + 1
         if self._next + BLOCK // 2 > self._reserved <= LAST:
-            self._reserved = min(self._next + BLOCK, LAST + 1)
+            self._reserved = reserved_from(self._next)
             self._set_mark(self._reserved, self._wrapped)
         return MsgId(msgid)
 

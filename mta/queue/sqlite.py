@@ -168,6 +168,9 @@ class SqliteQueue:
             self._note(f"queue: removed {strays} messages without envelopes")
         self._totals = database.totals()
         mark, wrapped = database.meta("msgid", 1), bool(database.meta("wrapped", 0))
+        # Before the first id is given out: one that is never committed may be in a log already.
+        reserved = msgids.reserved_from(mark)
+        database.commit([(Change.BEGIN,), (Change.MARK, reserved, wrapped)], size_bytes=0)
         writer = Writer(
             database,
             self._open_database,

@@ -111,11 +111,11 @@ class NameServers:
             return Answer(AnswerStatus.BAD_NAME, text="Invalid domain name")
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._follow(asked, rdtype)
+                return await self._follow(asked, rdtype, deadline)
         except TimeoutError:
             return _retry("Name server did not answer")
 
-    async def _follow(self, name: "dns.name.Name", rdtype: str) -> Answer:
+    async def _follow(self, name: "dns.name.Name", rdtype: str, deadline: float) -> Answer:
         """Ask until there are records, or too many aliases."""
         import dns.rdataclass
         import dns.rdatatype
@@ -124,7 +124,7 @@ class NameServers:
         seen = {name}
         ttl_s = float("inf")
         while True:
-            response, text = await self._query(name, rdtype)
+            response, text = await self._query(name, rdtype, deadline)
             if response is None:
                 return _retry(text)
             end, ttl = _end_of_aliases(response, name, wanted, seen, self._config.cname_max)
@@ -143,12 +143,15 @@ class NameServers:
             name = end
 
     async def _query(
-        self, name: "dns.name.Name", rdtype: str
+        self, name: "dns.name.Name", rdtype: str, deadline: float
     ) -> "tuple[dns.message.Message | None, str]":
         """Return a response that is NOERROR or NXDOMAIN, or None with the reason.
 
-        Goes on while a server may still answer: the caller has a deadline.
+        Goes on while a server may still answer. Why look at the deadline, when the caller cancels
+        us at it? It does so once, and dnspython waits with asyncio.wait_for, which before Python
+        3.12 loses a cancellation that comes in the same turn of the loop as its result.
         """
+        loop = asyncio.get_running_loop()
         reason = "Name server did not answer"
         edns: int | bool = 0
         servers = self._server_list()
@@ -169,7 +172,7 @@ class NameServers:
                     again = True
                     continue
                 reason = f"Name server said {_RCODES.get(rcode, str(rcode))}"
-            if not again:
+            if not again or loop.time() >= deadline:
                 return None, reason
 
     async def _query_one(

@@ -40,6 +40,13 @@ if TYPE_CHECKING:
 _NETWORK_ERROR = "451 4.4.1 Network error on destination MXs"
 """OpenSMTPD mta.c, ``mta_flush``."""
 
+_TTL_MIN_S = 1.0
+"""An answer of the resolver holds at least so long: with a TTL of 0 (RFC 2181 8) it would be asked for
+again before it was ever used. Ours."""
+
+_ANYWHERE = ""
+"""Key of those that wait for a place under the caps that all connections share."""
+
 _SWEEP_EVERY_S = 60.0
 """How often routes that nobody uses are looked for; costs one pass over all routes."""
 
@@ -78,8 +85,9 @@ class MtaAgent:
         """Idle connections, longest idle first."""
         self._delayed: list[tuple[float, str]] = []
         """(instant, domain) of relays that wait for a gap or a rest to end."""
-        self._blocked: dict[str, None] = {}
-        """Domains whose relay waits for a cap that it shares with others."""
+        self._blocked: dict[str, dict[str, None]] = {}
+        """Domains whose relay waits for a place that others have, longest waiting first, by the address
+        that is full; `_ANYWHERE` if all are."""
         self._deferred: dict[str, array[int]] = {}
         """Per domain, the latest envelopes that failed: tried again at once when it works again."""
         self._sweep_at = NEVER
@@ -176,8 +184,9 @@ class MtaAgent:
                 rng=self._rng,
             )
             if relay.targets:
-                relay.resolved_until = now + resolution.ttl_s
+                relay.resolved_until = now + max(resolution.ttl_s, _TTL_MIN_S)
                 self._pump(relay, now, out)
+                self._forget_if_empty(relay, now)
                 return
             failure = (Outcome.PERMFAIL, "554 5.4.6 Mail loops back to myself")
         outcome, status = failure
@@ -185,7 +194,7 @@ class MtaAgent:
         if outcome is Outcome.TEMPFAIL:
             self._fail_relay(relay, status, now + self.limits.route_delay_base_s, now, out)
         else:
-            self._reject_all(relay, status, out)
+            self._reject_all(relay, status)
             self._forget_if_empty(relay, now)
 
     # Connections
@@ -195,12 +204,16 @@ class MtaAgent:
         session = self.sessions.get(session_id)
         if session is None or session.state is not SessionState.CONNECTING:
             return
-        relay = session.relay
+        relay, route = session.relay, session.route
         relay.connecting -= 1
-        session.route.succeed()
+        validated = route.validated
+        route.succeed()
         relay.policy.revive()
-        self._to_idle(session, now)
+        self._to_idle(session, now, out)
         self._pump(relay, now, out)
+        if not validated:
+            # What waited for the first connection of this route may have its own now.
+            self._serve_blocked(route.address, now, out)
 
     def failed(
         self, session_id: SessionId, reason: str, now: float, out: list[Instruction]
@@ -209,6 +222,9 @@ class MtaAgent:
         session = self.sessions.get(session_id)
         if session is None:
             return
+        if session.state is not SessionState.CONNECTING:
+            self.closed(session_id, reason, now, out)
+            return
         relay, route = session.relay, session.route
         relay.connecting -= 1
         self._gone(session, now)
@@ -216,8 +232,9 @@ class MtaAgent:
         relay.policy.failed(busy=relay.busy)
         limits = self.limits
         if relay.busy or relay.idle:
-            # Why not rest? Others get through on this destination: it is our number that it minds.
             relay.policy.revive(busy=relay.busy)
+        if route.validated and route.connections:
+            # Why not rest? Others are connected to this host: it is our number that it minds.
             self._pause_relay(relay, now + limits.route_delay_base_s)
         elif route.enabled_at <= now:
             # Why only then? Connections that fail together are one piece of news, not many.
@@ -225,8 +242,8 @@ class MtaAgent:
                 now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s
             )
             self.routes[route.address] = route
-            out.append(Note(f"smtp-out: Disabling route {_route(route)} for {delay:.0f}s"))
-        self._unblock(now, out)
+            out.append(Note(f"smtp-out: Disabling route {_route(route)} for {delay:g}s"))
+        self._unblock(route, now, out)
         self._pump(relay, now, out)
         self._forget_if_empty(relay, now)
 
@@ -250,7 +267,7 @@ class MtaAgent:
         self._gone(session, now)
         self._revive_or_rest(relay, reason, now, out)
         # Why the others first? They have waited for this place longer than its last owner.
-        self._unblock(now, out)
+        self._unblock(session.route, now, out)
         self._pump(relay, now, out)
         self._forget_if_empty(relay, now)
 
@@ -279,7 +296,7 @@ class MtaAgent:
             self._close(session, out)
             self._revive_or_rest(relay, relay.status, now, out)
         else:
-            self._to_idle(session, now)
+            self._to_idle(session, now, out)
         self._pump(relay, now, out)
 
     def _settle(
@@ -302,7 +319,6 @@ class MtaAgent:
             scheduler.delivered(task.handles[0], results[0].status, out)
             return True
         by_id = {result.evpid: result for result in results}
-        rejected: list[tuple[Handle, str]] = []
         for handle in task.handles:
             evpid = scheduler.store.evpid_of(handle)
             result = by_id[evpid]
@@ -319,9 +335,7 @@ class MtaAgent:
                 session.failures += 1
                 self._doomed.discard(evpid)
                 self._paused_envelopes.discard(evpid)
-                rejected.append((handle, result.status))
-        if rejected:
-            scheduler.permfailed(rejected, out)
+                scheduler.permfailed(handle, result.status)
         return any_ok
 
     def _tempfail(
@@ -369,28 +383,29 @@ class MtaAgent:
         if self.paused or self.draining or relay.is_dead(now):
             return
         tasks = relay.tasks
-        while tasks:
-            if relay.idle:
-                self._start(relay, relay.idle.pop(), now, out)
-                continue
-            if relay.connecting >= len(tasks) or not self._connect(relay, now, out):
-                break
-        if relay.held:
-            self._release(relay, now, out)
+        while True:
+            while tasks:
+                if relay.idle:
+                    self._start(relay, relay.idle.pop(), now, out)
+                elif relay.connecting >= len(tasks) or not self._connect(relay, now, out):
+                    break
+            if not relay.held or not self._release(relay, now, out):
+                return
 
-    def _release(self, relay: Relay, now: float, out: list[Instruction]) -> None:
+    def _release(self, relay: Relay, now: float, out: list[Instruction]) -> bool:
+        """Take the next held envelopes on, if it is time; return whether there were any."""
         released = relay.held.release(len(relay.tasks))
         if not released:
-            return
+            return False
         if not relay.held:
             out.append(Note(f"smtp-out: back to lowat on [relay:{relay.domain}]: releasing"))
         self.scheduler.release(len(released))
         for handle in released:
             if self.scheduler.store.expires_at_of(handle) <= now:
-                self.scheduler.expired_in_flight(handle, out)
+                self.scheduler.expired_in_flight(handle)
             else:
                 self._enlist(relay, handle, now, out, held=True)
-        self._pump(relay, now, out)
+        return True
 
     def _start(self, relay: Relay, session: Session, now: float, out: list[Instruction]) -> None:
         """Give a connection the oldest waiting transaction."""
@@ -402,7 +417,7 @@ class MtaAgent:
         if expired:
             task.handles = [handle for handle in task.handles if handle not in expired]
             for handle in expired:
-                self.scheduler.expired_in_flight(handle, out)
+                self.scheduler.expired_in_flight(handle)
             if not task.handles:
                 relay.idle.append(session)
                 return
@@ -432,17 +447,11 @@ class MtaAgent:
             or len(relay.sessions) >= limits.max_conn_per_domain
         ):
             return False
-        if (
-            len(self.sessions) >= limits.max_conn
-            or self._source_gauge.connections >= limits.max_conn_per_source
-        ):
-            self._blocked[relay.domain] = None
+        if not self._has_place(_ANYWHERE):
+            self._block(relay, _ANYWHERE, out)
             return False
         wait_until = max(
-            relay.gauge.last_connect_at
-            + max(
-                limits.conn_delay_relay_s, limits.conn_delay_connector_s, limits.conn_delay_domain_s
-            ),
+            relay.gauge.last_connect_at + self._relay_gap_s,
             self._source_gauge.last_connect_at + limits.conn_delay_source_s,
         )
         if now < wait_until:
@@ -451,33 +460,33 @@ class MtaAgent:
         return self._connect_to_best(relay, now, out)
 
     def _connect_to_best(self, relay: Relay, now: float, out: list[Instruction]) -> bool:
-        """Connect to the best usable host: lowest preference, then fewest connections."""
-        limits = self.limits
+        """Connect to the best usable host: lowest preference, then fewest connections.
+
+        Hosts of the next preference are for when all before them are at rest, not for when they are busy
+        (RFC 5321 5.1; OpenSMTPD mta.c, ``mta_find_route``).
+        """
         best: Route | None = None
         best_target: Target | None = None
-        capped = False
+        full: list[str] = []
         earliest: float | None = None
         preference: int | None = None
+        usable = False
         for target in relay.targets:
-            if best is not None and target.preference != preference:
-                break
+            if target.preference != preference:
+                if usable:
+                    break
+                preference = target.preference
             route = self.routes.get(target.address) or Route(self._source, target.address)
-            wait_until = max(
-                route.enabled_at,
-                route.last_connect_at + max(limits.conn_delay_route_s, limits.conn_delay_host_s),
-                route.last_disconnect_at + limits.reconn_delay_route_s,
-            )
+            wait_until = max(route.enabled_at, self._gap_ends_at(route))
+            usable = usable or route.enabled_at <= now
             if now < wait_until:
                 earliest = wait_until if earliest is None else min(earliest, wait_until)
-            elif route.connections >= min(limits.max_conn_per_route, limits.max_conn_per_host) or (
-                route.connections and not route.validated
-            ):
-                # A route that never worked gets one connection at a time until one becomes ready.
-                capped = True
+            elif not self._has_place(route.address):
+                full.append(route.address)
             elif best is None or route.connections < best.connections:
-                best, best_target, preference = route, target, target.preference
+                best, best_target = route, target
         if best is None or best_target is None:
-            self._cannot_connect(relay, capped, earliest, now, out)
+            self._cannot_connect(relay, full, earliest, now, out)
             return False
         self.routes[best.address] = best
         self._next_session += 1
@@ -498,14 +507,14 @@ class MtaAgent:
     def _cannot_connect(
         self,
         relay: Relay,
-        capped: bool,
+        full: list[str],
         earliest: float | None,
         now: float,
         out: list[Instruction],
     ) -> None:
-        """No host can be connected to now: wait for a cap or a gap, or give the destination up."""
-        if capped:
-            self._blocked[relay.domain] = None
+        """No host can be connected to now: wait for a place or a gap, or give the destination up."""
+        for address in full:
+            self._block(relay, address, out)
         if earliest is None:
             return
         routes = [self.routes.get(target.address) for target in relay.targets]
@@ -542,14 +551,10 @@ class MtaAgent:
         for handle in self._empty(relay):
             self._defer(relay, handle, status, now, out)
 
-    def _reject_all(self, relay: Relay, status: str, out: list[Instruction]) -> None:
+    def _reject_all(self, relay: Relay, status: str) -> None:
         """Fail everything that waits for a destination for good: it does not exist."""
-        messages: dict[MsgId, list[tuple[Handle, str]]] = {}
         for handle in self._empty(relay):
-            message = msgid_of(self.scheduler.store.evpid_of(handle))
-            messages.setdefault(message, []).append((handle, status))
-        for failures in messages.values():
-            self.scheduler.permfailed(failures, out)
+            self.scheduler.permfailed(handle, status)
 
     def _empty(self, relay: Relay) -> list[Handle]:
         """Take all waiting and held envelopes of a relay out; they are in flight."""
@@ -562,11 +567,13 @@ class MtaAgent:
 
     # Book-keeping of connections
 
-    def _to_idle(self, session: Session, now: float) -> None:
+    def _to_idle(self, session: Session, now: float, out: list[Instruction]) -> None:
         session.state = SessionState.IDLE
         session.idle_since = now
         session.relay.idle.append(session)
         self._idle[session] = None
+        if self.draining:
+            self._close(session, out)
 
     def _end_task(self, session: Session) -> Task:
         task = session.task
@@ -593,24 +600,88 @@ class MtaAgent:
         route.connections -= 1
         route.last_disconnect_at = now
         self._source_gauge.connections -= 1
-        if not route.connections and route.enabled_at <= now:
+        if not route.connections and max(route.enabled_at, self._gap_ends_at(route)) <= now:
             del self.routes[route.address]
 
-    def _unblock(self, now: float, out: list[Instruction]) -> None:
-        """A connection is gone: others may have waited for its place."""
-        if not self._blocked:
+    def _forget_if_empty(self, relay: Relay, now: float) -> None:
+        """Forget a relay that nothing needs and that need not rest."""
+        if not relay.is_empty() or relay.is_dead(now):
             return
-        blocked, self._blocked = self._blocked, {}
-        for domain in blocked:
+        if relay.retry_at is not None and now < relay.retry_at:
+            return
+        gap_ends_at = relay.gauge.last_connect_at + self._relay_gap_s
+        if now < gap_ends_at:
+            # Why keep it? A new relay would not know when its predecessor connected.
+            self._delay(relay, gap_ends_at)
+            return
+        self.relays.pop(relay.domain, None)
+
+    # Places: caps that relays share
+
+    def _has_place(self, address: str) -> bool:
+        """Return whether one more connection to an address, or to `_ANYWHERE`, is within the caps."""
+        limits = self.limits
+        if address == _ANYWHERE:
+            return (
+                len(self.sessions) < limits.max_conn
+                and self._source_gauge.connections < limits.max_conn_per_source
+            )
+        route = self.routes.get(address)
+        if route is None or not route.connections:
+            return True
+        # A route that never worked gets one connection at a time until one becomes ready.
+        return route.validated and route.connections < min(
+            limits.max_conn_per_route, limits.max_conn_per_host
+        )
+
+    def _block(self, relay: Relay, address: str, out: list[Instruction]) -> None:
+        """Let a relay wait for a place; whoever only keeps one warm gives it up."""
+        waiting = self._blocked.setdefault(address, {})
+        if relay.domain in waiting:
+            return
+        waiting[relay.domain] = None
+        for session in self._idle:
+            if address in (_ANYWHERE, session.route.address):
+                self._close(session, out)
+                return
+
+    def _unblock(self, route: Route, now: float, out: list[Instruction]) -> None:
+        """A connection is gone: others may have waited for its place."""
+        self._serve_blocked(_ANYWHERE, now, out)
+        self._serve_blocked(route.address, now, out)
+
+    def _serve_blocked(self, address: str, now: float, out: list[Instruction]) -> None:
+        """Give free places to those that wait for them, in turn: who wants a second one queues again."""
+        waiting = self._blocked.get(address)
+        if waiting is None:
+            return
+        turns = len(waiting)
+        while turns and self._has_place(address):
+            turns -= 1
+            domain = next(iter(waiting))
+            del waiting[domain]
             relay = self.relays.get(domain)
             if relay is not None:
                 self._pump(relay, now, out)
-
-    def _forget_if_empty(self, relay: Relay, now: float) -> None:
-        if relay.is_empty() and not relay.is_dead(now):
-            self.relays.pop(relay.domain, None)
+        if not waiting:
+            del self._blocked[address]
 
     # Time
+
+    @property
+    def _relay_gap_s(self) -> float:
+        limits = self.limits
+        return max(
+            limits.conn_delay_relay_s, limits.conn_delay_connector_s, limits.conn_delay_domain_s
+        )
+
+    def _gap_ends_at(self, route: Route) -> float:
+        """Return from when on a route may be connected again."""
+        limits = self.limits
+        return max(
+            route.last_connect_at + max(limits.conn_delay_route_s, limits.conn_delay_host_s),
+            route.last_disconnect_at + limits.reconn_delay_route_s,
+        )
 
     def _pause_relay(self, relay: Relay, until: float) -> None:
         relay.retry_at = until
@@ -654,7 +725,9 @@ class MtaAgent:
         unused = [
             address
             for address, route in self.routes.items()
-            if not route.connections and route.enabled_at + self.limits.route_delay_max_s <= now
+            if not route.connections
+            and route.enabled_at + self.limits.route_delay_max_s <= now
+            and self._gap_ends_at(route) <= now
         ]
         for address in unused:
             del self.routes[address]

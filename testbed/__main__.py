@@ -1,4 +1,4 @@
-"""The `testbed` command: run, report, show, world.
+"""The `testbed` command: run, report, show, trim, world.
 
 Exit status: 0 done; 1 the run failed, and why is the last line; 2 asked wrongly.
 """
@@ -70,7 +70,8 @@ def run_command(
     if seed is not None:
         changes.append(f"seed={seed}")
     # A supervisor's SIGTERM ends a run as Ctrl-C does: children first.
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     options = Options(
         scenario=scenario,
         overrides=tuple(changes),
@@ -121,6 +122,24 @@ def show_command(
         _fail(error)
 
 
+@app.command("trim")
+def trim_command(
+    run: RunName,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="New directory.")],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Copy what reports and notebooks need of a run, without traces, logs and records."""
+    from testbed.run import render
+    from testbed.rundir import Run, find, trim
+
+    try:
+        copy = trim(Run(find(run, runs)), target)
+        render(copy, page=False)
+    except (ConfigError, RunError) as error:
+        _fail(error)
+    print(target)
+
+
 @app.command(
     "world",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
@@ -148,6 +167,9 @@ def _print(found: Any, summary: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
+    # Once: an impatient second signal must not end the bench before its children have ended.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -53,9 +53,9 @@ def fill(store: EnvelopeStore, scenario: Scenario, schedule: Schedule, count: in
             sender=sender,
             size=int(schedule.size[i]),
             session=SessionId((1 << 40) + message),
-            # One object each: a server reads these from every connection anew.
-            helo="".join(("client.", "testbed.test")),
-            peer_address="".join(("127.0.", "0.1")),
+            # New objects each time: a server reads these from every connection anew.
+            helo=b"client.testbed.test".decode(),
+            peer_address=b"127.0.0.1".decode(),
             declared_size=int(schedule.size[i]),
         )
         body: bytes | None = None

@@ -134,7 +134,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError as error:
                 raise ValueError(f"{path}: line {number}: not JSON") from error
             if not isinstance(record, dict):
-                raise ValueError(f"{path}: line {number}: not an object")
+                raise ValueError(f"{path}: line {number}: not an object")  # noqa: TRY004 - bad data, not a bad call
             yield record
 
 

@@ -6,30 +6,43 @@ another machine would be predicted. Reports say so.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from sim.calibrate import calibrate
-from sim.runner import simulate
-from testbed.fit import Floats
+from sim.costs import Costs, save
+from sim.runner import SERIES, simulate
 from testbed.rundir import Run, Samples, write_samples
+
+if TYPE_CHECKING:
+    from testbed.fit import Floats
 
 ERRORS: Final = ("peak_queue_error", "drain_time_error", "peak_rss_error")
 """Relative, 0 for none; the worst over representations is what a run is judged by."""
 
 
-def predict(run: Run, representation: str) -> dict[str, Any]:
+def costs_of(run: Run) -> Costs:
+    """Return what things cost in a run; calibration.json in its directory keeps it, with what it was learnt from.
+
+    Raises:
+        ConfigError: a trace is missing or can't be read.
+    """
+    costs = calibrate(run.directory)
+    save(costs, run.directory / "calibration.json")
+    return costs
+
+
+def predict(run: Run, representation: str, costs: Costs) -> dict[str, Any]:
     """Simulate one representation's run; write ``model.csv`` and return what it comes to."""
     directory = run.directory / representation
-    costs = calibrate(directory)
     result = simulate(run.scenario, representation=representation, costs=costs, start=0.0)
     columns: dict[str, Floats] = {
-        name: np.asarray(getattr(result, name), dtype=float)
-        for name in ("t", "queued", "in_flight", "held", "rss_bytes", "delivered")
+        name: np.asarray(getattr(result, name), dtype=float) for name in ("t", *SERIES)
     }
     write_samples(directory / "model.csv", columns)
     return {
+        # Of the samples, as in the run: the largest between two samples is nobody's measurement.
         "peak_queue": int(columns["queued"].max(initial=0)),
         "peak_rss_bytes": int(columns["rss_bytes"].max(initial=0)),
         "drain_time_s": result.drain_time_s,

@@ -162,7 +162,7 @@ def _saving(parts: Mapping[str, Any], before: str, after: str, key: str) -> str:
     old, new = parts[before][key], parts[after][key]
     if not old or not new or new <= 0:
         return NONE
-    return f"{old:,.0f} → {new:,.0f}: −{old - new:,.0f} ({old / new:.1f} to 1)"
+    return f"{old:,.0f} → {new:,.0f}: -{old - new:,.0f} ({old / new:.1f} to 1)"
 
 
 def _peers(summary: Mapping[str, Any]) -> str:

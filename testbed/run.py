@@ -6,7 +6,6 @@ left in the memory of the next. Then the store alone is measured, the model pred
 
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,12 +83,14 @@ def execute(options: Options, display: Display) -> Run:
         _measure_stores(found, scenario, options.footprint, display)
     if options.model:
         with display.part("model", len(scenario.representations)) as part:
-            from testbed.model import predict  # the model loads what a run without it does not need
+            from testbed.model import costs_of, predict  # loads what a run without it does not need
 
             predictions: dict[str, Any] = {}
+            part.show("calibrate")
+            costs = costs_of(found)
             for i, name in enumerate(scenario.representations):
                 part.show(name, i)
-                predictions[name] = predict(found, name)
+                predictions[name] = predict(found, name, costs)
         write_json(directory / "predictions.json", predictions)
     with display.part("report") as part:
         part.show("drawing")
@@ -98,8 +99,12 @@ def execute(options: Options, display: Display) -> Run:
     return found
 
 
-def render(found: Run) -> Path:
+def render(found: Run, *, page: bool = True) -> Path:
     """Make summary and report of a run from its files, and return the report's path.
+
+    Args:
+        found: the run.
+        page: write the report as well as the summary.
 
     Raises:
         UsageError: a file that every run has is missing or damaged.
@@ -115,7 +120,8 @@ def render(found: Run) -> Path:
     summary = {**summary, **begun}
     write_json(found.directory / "summary.json", summary)
     path = found.directory / "report.html"
-    path.write_text(report.html(found), encoding="utf-8")
+    if page:
+        path.write_text(report.html(found), encoding="utf-8")
     return path
 
 
@@ -151,7 +157,7 @@ def _directory(options: Options, scenario: Scenario) -> Path:
 
 def _measure_stores(found: Run, scenario: Scenario, count: int, display: Display) -> None:
     """Fill each store in a process of its own; write footprints.json."""
-    footprints: dict[str, Mapping[str, Any]] = {}
+    footprints: dict[str, Any] = {}
     with display.part("store", len(scenario.representations)) as part:
         for i, name in enumerate(scenario.representations):
             part.show(name, i)

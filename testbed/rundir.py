@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,7 @@ def write_samples(path: Path, columns: Mapping[str, Floats]) -> None:
         writer.writerow(columns)
         writer.writerows(
             [
-                f"{value:.6g}" if name != "t" else f"{value:.3f}"
+                f"{value:.10g}" if name != "t" else f"{value:.3f}"
                 for name, value in zip(columns, row, strict=True)
             ]
             for row in zip(*columns.values(), strict=True)
@@ -188,6 +189,59 @@ class Run:
         except ValueError as error:
             raise UsageError(f"{path}: not JSON") from error
         return content
+
+
+SHIPPED: Final = (
+    "scenario.toml",
+    "begun.json",
+    "footprints.json",
+    "predictions.json",
+    "ledger.json",
+)
+"""Files of a run that a report is made of, beside those of each representation. Not all runs have all."""
+
+SHIPPED_GAUGES: Final = (
+    "smtp.message",
+    "scheduler.envelope",
+    "scheduler.envelope.pending",
+    "scheduler.envelope.inflight",
+    "scheduler.delivery.ok",
+    "scheduler.delivery.tempfail",
+    "mta.session",
+)
+"""Gauges that a trimmed run keeps; what was measured from outside it keeps whole."""
+
+
+def trim(run: Run, target: Path) -> Run:
+    """Copy what a report, a notebook and a table need of a run: without traces, logs and records, some 100 kB.
+
+    Raises:
+        UsageError: the target is there already.
+    """
+    try:
+        target.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"{target}: can't be made: {(error.strerror or '').lower()}") from None
+    for name in SHIPPED:
+        if (run.directory / name).is_file():
+            shutil.copyfile(run.directory / name, target / name)
+    for name in run.representations:
+        (target / name).mkdir()
+        for each in ("run.json", "model.csv"):
+            if (run.directory / name / each).is_file():
+                shutil.copyfile(run.directory / name / each, target / name / each)
+        with (
+            (run.directory / name / "samples.csv").open(encoding="utf-8", newline="") as source,
+            (target / name / "samples.csv").open("w", encoding="utf-8", newline="") as out,
+        ):
+            rows = csv.reader(source)
+            heads = next(rows, [])
+            kept = [i for i, head in enumerate(heads) if "." not in head or head in SHIPPED_GAUGES]
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerows(
+                [row[i] for i in kept] for row in [heads, *rows] if len(row) == len(heads)
+            )
+    return Run(target)
 
 
 def find(name: str, runs: Path) -> Path:

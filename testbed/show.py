@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,20 +22,27 @@ def tables(run: Run) -> Iterator[RenderableType]:
     """
     summary = run.summary
     model = summary["model"]
-    table = Table(title=f"{run.scenario.name}, seed {summary['seed']}", title_justify="left")
-    table.add_column("envelopes")
+    table = Table(
+        title=f"{run.scenario.name}, seed {summary['seed']}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("\nenvelopes", no_wrap=True)
+    # Two lines each: the table fits into 80 columns.
     for head in (
-        "B/envelope\nwhole server",
-        "B/envelope\nstore alone",
-        "RSS MiB\nidle",
-        "RSS MiB\npeak",
+        "B/envl\nserver",
+        "\nstore",
+        "MiB\nidle",
+        "\npeak",
         "queue\npeak",
-        "empty\nafter s",
-        "CPU ms\n/message",
+        "empty\ns",
+        "ms\nCPU",
     ):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     if model is not None:
-        table.add_column("model off by\nqueue/drain/RSS", justify="right")
+        for head in ("off by\nqueue", "\ndrain", "\nRSS"):
+            table.add_column(head, justify="right", no_wrap=True)
     for name, part in summary["representations"].items():
         row = [
             name,
@@ -48,14 +56,19 @@ def tables(run: Run) -> Iterator[RenderableType]:
         ]
         if model is not None:
             found = model["representations"].get(name, {})
-            row.append(
-                " / ".join(
-                    _percent(found.get(key))
-                    for key in ("peak_queue_error", "drain_time_error", "peak_rss_error")
-                )
-            )
+            row += [
+                _percent(found.get(key))
+                for key in ("peak_queue_error", "drain_time_error", "peak_rss_error")
+            ]
         table.add_row(*row)
     yield table
+    yield Text(
+        "B/envl: bytes per queued envelope, by the whole server's RSS and in the store alone; MiB: RSS;"
+        " queue: longest; empty: seconds of load until the queue was; ms CPU: per message"
+        + ("; off by: the model, relative" if model is not None else "")
+        + ".",
+        style="dim",
+    )
     yield Text(savings(summary["representations"]))
     yield Text(
         "  ".join(
@@ -98,7 +111,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _plus_minus(value: float | None, error: float | None) -> str:
-    return NONE if value is None else f"{value:,.0f} ± {error or 0:,.0f}"
+    return NONE if value is None else f"{value:,.0f}±{error or 0:,.0f}"
 
 
 def _percent(value: float | None) -> str:

@@ -30,6 +30,9 @@ SCHEMA: Final = 1
 SUMMED: Final = ("accepted", "delivered", "bounced", "queued", "lost", "duplicates", "altered")
 """What the ledger counts and the summary has at its top, summed over representations."""
 
+STEADY_ENVELOPES: Final = 4000
+"""Below this peak the slope of a whole server's memory says little about envelopes: what fills up first is a few MiB."""
+
 LATE_S: Final = 0.05
 """A generator that is later than this at its 99th percentile did not offer the load that the run is about
 (facts of open-loop load generation: Schroeder, Wierman, Harchol-Balter, NSDI 2006)."""
@@ -194,6 +197,11 @@ def doubts(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -> 
         found.append(f"gauges that did not come back to 0: {gauges}")
     if not notes.drained:
         found.append("the queue was not empty when the bench stopped waiting")
+    if part["fit"] is not None and part["peak_queue"] < STEADY_ENVELOPES:
+        found.append(
+            f"the queue had {part['peak_queue']:,} envelopes at most: the whole server's bytes per envelope"
+            " are mostly its caches and buffers"
+        )
     lag = part["generator_lag_p99_s"]
     if lag is not None and lag > LATE_S:
         found.append(f"the load generator was late: p99 {lag * 1000:.0f} ms")

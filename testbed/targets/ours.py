@@ -154,8 +154,7 @@ class OurServer:
 
     def queue_id(self, reply: str) -> str:
         """Return the message id in ``2.0.0 0000002a Message accepted for delivery``."""
-        found = _ACCEPTED.search(reply)
-        return found[1] if found else ""
+        return queue_id(reply)
 
     def stop(self) -> int:
         """End it with SIGTERM and return its exit status. Idempotent."""
@@ -226,6 +225,12 @@ class _Control:
         """Hang up. Idempotent."""
         self._file.close()
         self._socket.close()
+
+
+def queue_id(reply: str) -> str:
+    """Return the message id in our reply to a final dot; empty if it is none of ours."""
+    found = _ACCEPTED.search(reply)
+    return found[1] if found else ""
 
 
 def given_up(lines: Iterator[str] | Sequence[str]) -> Iterator[Owed]:

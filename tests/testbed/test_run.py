@@ -1,0 +1,184 @@
+"""The whole bench with real processes, on a scenario that takes seconds."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from testbed.report import html
+from testbed.rundir import Run
+
+pytestmark = pytest.mark.system
+
+TINY = """
+name = "tiny"
+seed = 7
+drain_s = 20.0
+representations = ["packed"]
+
+[load]
+messages = 120
+rate = 80.0
+sessions = 5
+sizes = { law = "fixed", bytes = 2048 }
+recipients = { law = "fixed", count = 3 }
+
+[[destinations]]
+name = "steady"
+domain = "steady.test"
+
+[[destinations]]
+name = "flaky"
+domain = "flaky.test"
+behaviours = [{ kind = "outage", from_s = 0.3, to_s = 1.2, mode = "refuse" }]
+
+[server.retry]
+policy = "quadratic"
+base_s = 1.0
+overflow_base_s = 0.5
+
+[server.limits.mta]
+route_delay_base_s = 0.2
+route_delay_max_s = 0.5
+session_keepalive_s = 0.5
+"""
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def testbed(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "testbed", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Fail if a process that the test started, or one that such a process started, is still there."""
+    me = psutil.Process()
+    yield
+    gone, alive = psutil.wait_procs(me.children(recursive=True), timeout=5)
+    del gone
+    assert [] == [" ".join(each.cmdline()) for each in alive]
+
+
+def outside(directory: Path) -> list[str]:
+    """Return the command lines of processes that work in a run's directory, whoever's children they are."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(directory) in process.cwd() or any(
+                str(directory) in w for w in process.cmdline()
+            ):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def test_from_a_scenario_to_a_report(scenario: Path, tmp_path: Path, nothing_left: None) -> None:
+    """Everything that was accepted arrives in spite of an outage, and the run's directory tells it all."""
+    process = testbed("run", str(scenario), "--json", cwd=tmp_path)
+    stdout, stderr = process.communicate(timeout=100)
+
+    assert 0 == process.returncode, stderr
+    summary = json.loads(stdout)
+    assert (360, 360, 0, 0, 0, 0, 0) == tuple(
+        summary[key]
+        for key in ("accepted", "delivered", "bounced", "queued", "lost", "duplicates", "altered")
+    )
+    part = summary["representations"]["packed"]
+    assert part["drained"]
+    assert part["attempts_deferred"] > 0
+    assert 40 < part["store_bytes_per_envelope"] < 120
+    assert {} == part["leaks"]
+    assert 0 <= summary["model"]["peak_queue_error"]
+    assert 7 == summary["seed"]
+
+    run = Run(tmp_path / "runs" / "latest")
+    assert summary == run.summary
+    assert "Every promise was kept" in (run.directory / "report.html").read_text()
+    assert html(run) == (run.directory / "report.html").read_text()
+    assert len(run.samples("packed")) > 10
+    for name in ("mta.toml", "trace.jsonl", "load.jsonl", "sink-0.jsonl", "server.log"):
+        assert (run.directory / "packed" / name).stat().st_size > 0, name
+    assert not (run.directory / "packed" / "queue").exists()
+    assert [] == outside(tmp_path)
+    # Without a terminal: plain lines, and none of them repeated ten times a second.
+    assert "packed: load" in stderr
+    assert len(stderr.splitlines()) < 40
+
+
+def test_a_server_that_dies_fails_the_run(
+    scenario: Path, tmp_path: Path, nothing_left: None
+) -> None:
+    """One line that says how; status 1; nothing is left running."""
+    process = testbed("run", str(scenario), "--no-model", "--out", "out", cwd=tmp_path)
+    server = _wait_for_server(process.pid, tmp_path)
+    server.kill()
+    _, stderr = process.communicate(timeout=60)
+
+    assert 1 == process.returncode
+    assert stderr.splitlines()[-1].startswith("testbed: server was ended by SIGKILL")
+    assert [] == outside(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(
+    scenario: Path, tmp_path: Path, nothing_left: None, number: signal.Signals
+) -> None:
+    """Ctrl-C, or a supervisor's SIGTERM: all processes end, in order, and it is said."""
+    process = testbed("run", str(scenario), "--no-model", "--out", "out", cwd=tmp_path)
+    _wait_for_server(process.pid, tmp_path)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+
+    assert 130 == process.returncode
+    assert stderr.splitlines()[-1].startswith("testbed: interrupted")
+    assert "Traceback" not in stderr
+    assert [] == outside(tmp_path)
+
+
+def test_settings_that_the_server_can_not_use(
+    scenario: Path, tmp_path: Path, nothing_left: None
+) -> None:
+    """The scenario has a typo in the server's table: its line, status 2."""
+    process = testbed(
+        *("run", str(scenario), "--set", "server.limits.mta.max_con=3", "--out", "out"),
+        cwd=tmp_path,
+    )
+    _, stderr = process.communicate(timeout=60)
+
+    assert 2 == process.returncode
+    assert "limits.mta.max_con" in stderr.splitlines()[-1]
+    assert [] == outside(tmp_path)
+
+
+def _wait_for_server(pid: int, directory: Path) -> psutil.Process:
+    """Return the server's process once it takes mail."""
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        log = directory / "out" / "packed" / "server.log"
+        if log.is_file() and "smtp connected" in log.read_text():
+            for each in psutil.Process(pid).children(recursive=True):
+                if "serve" in each.cmdline():
+                    return each
+        time.sleep(0.05)
+    raise AssertionError("the server did not start")

@@ -1,0 +1,172 @@
+"""What a run comes to: numbers out of files, and what makes it a failed run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from testbed.run import render
+from testbed.rundir import Run
+from testbed.summary import SUMMED, drained_at, summarise
+
+from .conftest import MIB, make_run
+
+TOP = {
+    *SUMMED,
+    "schema",
+    "representations",
+    "model",
+    "failures",
+    "warnings",
+    "seed",
+    "scenario",
+}
+
+
+def summary_of(run: Run) -> dict[str, Any]:
+    footprints = json.loads((run.directory / "footprints.json").read_text())
+    return summarise(run, footprints=footprints, model=None)
+
+
+def test_the_slope_is_what_an_envelope_costs(made: Run) -> None:
+    """A server that takes 400 B per envelope is said to take 400, whatever an outage costs once."""
+    parts = summary_of(made)["representations"]
+
+    assert 400 == pytest.approx(parts["slim"]["bytes_per_envelope"], abs=1)
+    assert 60 == pytest.approx(parts["packed"]["bytes_per_envelope"], abs=1)
+    assert parts["slim"]["bytes_per_envelope_stderr"] < 5
+    assert 4 == pytest.approx(parts["slim"]["fit"]["step_bytes"] / MIB, abs=0.1)
+    assert (360.0, 54.0) == tuple(parts[n]["store_bytes_per_envelope"] for n in ("slim", "packed"))
+
+
+def test_peaks_and_drain(made: Run) -> None:
+    """Memory at rest, at most and at the end; the longest queue; when it was empty for good."""
+    part = summary_of(made)["representations"]["slim"]
+
+    assert 50 * MIB == part["base_rss_bytes"]
+    assert part["peak_rss_bytes"] == part["end_rss_bytes"]
+    assert 7475 == pytest.approx(part["peak_queue"], abs=60)
+    assert 24.0 == pytest.approx(part["drain_time_s"], abs=0.2)
+    assert 4400 * part["cpu_ms_per_message"] == pytest.approx(part["cpu_s"] * 1000, abs=5)
+
+
+def test_the_keys_are_there(made: Run) -> None:
+    """Scripts read these: sums at the top, each representation below, JSON without infinities."""
+    summary = summary_of(made)
+
+    assert TOP == set(summary)
+    assert ["slim", "packed"] == list(summary["representations"])
+    assert 2 * 17_800 == summary["accepted"]
+    for key in SUMMED:
+        assert summary[key] == sum(p[key] for p in summary["representations"].values())
+    assert summary == json.loads(json.dumps(summary, allow_nan=False))
+    assert [] == summary["failures"]
+    assert [] == summary["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"delivered": 17_799, "lost": 1, "examples": {"lost": ["seq 3 a@x.test"]}}, "lost (seq 3"),
+        ({"altered": 2}, "2 arrivals were altered"),
+        ({"unexpected": 1}, "nobody was promised"),
+        ({"duplicates": 1}, "no connection was lost after the dot"),
+    ],
+)
+def test_broken_promises_fail_a_run(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    """Each is one line that names the representation."""
+    run = make_run(tmp_path / "run", {"slim": 400.0}, **changes)
+    (failure,) = summary_of(run)["failures"]
+
+    assert failure.startswith("slim: ")
+    assert words in failure
+
+
+def change_notes(run: Run, name: str, **changes: Any) -> None:
+    path = run.directory / name / "run.json"
+    notes = json.loads(path.read_text())
+    path.write_text(json.dumps(notes | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"server_status": 1}, "the server ended with status 1"),
+        ({"load_status": 1}, "replies that nobody expected"),
+        ({"load": {"complete": False}}, "did not send everything"),
+    ],
+)
+def test_broken_processes_fail_a_run(made: Run, changes: dict[str, Any], words: str) -> None:
+    """A server or a load that did not end well is no result."""
+    change_notes(made, "slim", **changes)
+    (failure,) = summary_of(made)["failures"]
+
+    assert words in failure
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"leaks": {"mta.session": 2.0}}, "did not come back to 0: mta.session 2"),
+        ({"drained": False}, "not empty"),
+        ({"stats": {"trace.lost": 4.0}}, "4 lines of the trace"),
+        ({"load": {"complete": True, "generator_lag_s": {"p99": 0.2}}}, "late: p99 200 ms"),
+    ],
+)
+def test_doubts_are_told(made: Run, changes: dict[str, Any], words: str) -> None:
+    """What does not fail a run but should be known before it is believed."""
+    change_notes(made, "packed", **changes)
+    summary = summary_of(made)
+
+    assert [] == summary["failures"]
+    assert any(words in warning for warning in summary["warnings"])
+
+
+def test_duplicates_after_a_lost_connection_are_told_not_blamed(tmp_path: Path) -> None:
+    """A connection that breaks between the dot and its reply leaves a relay no choice (RFC 1047)."""
+    run = make_run(tmp_path / "run", {"slim": 400.0}, duplicates=1)
+    change_notes(run, "slim", stats={"mta.ambiguous": 1.0})
+    summary = summary_of(run)
+
+    assert [] == summary["failures"]
+    assert "1 duplicates; 1 connections were lost after the dot" in summary["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    ("queued", "expected"),
+    [
+        ([0, 0, 0], 0.0),
+        ([5, 0, 0], 0.5),
+        ([5, 0, 3, 0], 2.5),
+        ([5, np.nan, 3, 0], 2.5),
+        ([5, 3, 1], None),
+    ],
+)
+def test_drained_means_for_good(queued: list[float], expected: float | None) -> None:
+    """A queue that was empty for a moment is not drained; a hole in the samples is not emptiness."""
+    assert expected == drained_at(np.arange(float(len(queued))), np.array(queued, dtype=float))
+
+
+def test_rendering_again_says_the_same(made: Run) -> None:
+    """`testbed report` on the same files gives the same summary."""
+    render(made, page=False)
+    first = made.summary
+    render(made, page=False)
+
+    assert first == made.summary
+
+
+def test_the_shipped_run_is_complete(shipped: Run) -> None:
+    """Four representations, a model, everything delivered, and the slopes in their order."""
+    summary = shipped.summary
+
+    assert ["whole", "full", "slim", "packed"] == list(summary["representations"])
+    assert [] == summary["failures"]
+    assert 0 == summary["lost"] == summary["altered"] == summary["duplicates"]
+    stores = [part["store_bytes_per_envelope"] for part in summary["representations"].values()]
+    assert stores == sorted(stores, reverse=True)
+    for key in ("peak_queue_error", "drain_time_error", "peak_rss_error"):
+        assert 0 <= summary["model"][key] < 1
+    assert {"seed", "versions", "host", "command"} <= set(summary)

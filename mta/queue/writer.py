@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple, TypeAlias, TypeVar
@@ -34,6 +35,7 @@ IDLE_CHECKPOINT_S: Final = 5.0
 """Seconds without work after which the log is copied into the database."""
 UNTOLD_MAX: Final = 16
 """Commits after which the counts are brought up to date even if more work waits."""
+_DEAD: Final = "the queue's writer has died"
 DEFERS_MAX: Final = 65_536
 """Deferrals remembered while the disk takes nothing; the oldest go first: each is one early retry."""
 
@@ -162,6 +164,8 @@ class Writer:
         self._turn = threading.Lock()
         self._turn.acquire()
         self._stopping = False
+        self._dead = False
+        """The thread ended by a mistake of ours: nothing is committed any more."""
         self._suspicion = ""
         self._asleep = False
         self._untold = 0
@@ -177,6 +181,9 @@ class Writer:
     def put(self, item: Waiting) -> None:
         """Add a submission or a marker; `ring` follows. May be called on any thread."""
         self._inbox.append(item)
+        # Read after the append: whoever of the two threads comes second finds the item.
+        if self._dead:
+            self._fail_inbox(_DEAD)
 
     def remove(self, evpid: EvpId) -> int:
         """Forget an envelope with some later commit; return how many removals wait."""
@@ -270,7 +277,8 @@ class Writer:
         except BaseException as error:  # noqa: BLE001  # the thread's last words: nobody else hears it
             self._stopping = True
             self._on_health(f"writer: internal error: {error!r}", None)
-            self._fail_inbox("the queue's writer has died")
+            self._dead = True
+            self._fail_inbox(_DEAD)
         finally:
             if self._database is not None:
                 self._database.close()
@@ -415,8 +423,9 @@ class Writer:
     def _fail_inbox(self, problem: str) -> None:
         began = self._effects.monotonic()
         items: list[Waiting] = []
-        while self._inbox:
-            items.append(self._inbox.popleft())
+        with suppress(IndexError):  # another thread may take the last one between test and take
+            while self._inbox:
+                items.append(self._inbox.popleft())
         if items:
             self._refuse_unwritten(items, problem, began)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mta.queue.sqlite import SqliteQueue
     from mta.trace import Tracer
 
+_TIMEOUTS = (admission.IDLE, admission.SESSION_TOO_LONG)
+
 
 class ServerDoor:
     """Implements `mta.inbound_door.Door` for the server."""
@@ -192,9 +194,14 @@ class ServerDoor:
         return answer
 
     def rejected(self, reply: Reply) -> None:
-        """Count a refused command or message."""
+        """Count a refused command, message or connection."""
+        if reply in _TIMEOUTS:
+            self._metrics.inc("smtp.timeout")
+            return
         kind = "permanent" if reply.code >= 500 else "temporary"
         self._metrics.inc(f"smtp.refused.{kind}")
+        if reply[1:] == admission.LOCAL_ERROR[1:]:
+            self._metrics.inc("error.internal")
 
 
 __all__ = ["ServerDoor"]

@@ -8,14 +8,14 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from mta.core.bounce import flags_for
+from mta.bouncer import Bouncer
+from mta.core.bounce import flags_for, status_of
 from mta.core.envelopes.base import MtaEnvelope, Recipient, Transaction, to_tick
-from mta.core.ids import EvpId, MsgId, SessionId, evpid, msgid_of, show_evpid
+from mta.core.ids import EvpId, MsgId, SessionId, show_evpid, show_msgid
 from mta.core.instructions import (
     BounceKind,
     CloseConnection,
     DeferEnvelope,
-    Instruction,
     Note,
     OpenConnection,
     Removal,
@@ -26,9 +26,13 @@ from mta.core.instructions import (
     SuspendEnvelope,
 )
 from mta.core.reply import Outcome
+from mta.core.routing import Resolution, ResolutionStatus
+from mta.core.scheduler import EXPIRED_STATUS
 from mta.core.stimuli import (
     ConnectionClosed,
+    ConnectionReady,
     DomainResolved,
+    DrainRequested,
     EnvelopeRestored,
     MessageSubmitted,
     Result,
@@ -36,10 +40,11 @@ from mta.core.stimuli import (
     TimeReached,
     TransactionDone,
 )
-from mta.dsn import compose
-from mta.outbound import Outbound, delivery_line, show_duration
-from mta.queue.base import QueueUnavailableError, StoredEnvelope, Submission
+from mta.deliverylog import DeliveryLog
+from mta.outbound import Outbound
+from mta.queue.base import QueueUnavailableError, Submission
 from mta.recent import RecentMessage, RecentMessages
+from mta.restorer import Restorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,13 +57,14 @@ if TYPE_CHECKING:
     from mta.resolver import Resolver
     from mta.trace import StimulusTrace, Tracer
 
-NO_SESSION = SessionId(0)
-"""OpenSMTPD logs deliveries that failed without a connection under session 0."""
-
 LOCAL_FAULT = "451 4.3.0 Local error, try again later"
 
-_BOUNCE_RETRY_S = 60.0
-"""How long a bounce that could not be made durable waits. Ours."""
+_LOOP_CODE = "5.4.6"
+"""RFC 3463 3.5: routing loop detected."""
+_EXPIRED = EXPIRED_STATUS.removeprefix("550 5.4.7 ")
+"""OpenSMTPD's words (queue.c), which have no code."""
+_FAULT_TTL_S = 60.0
+"""How long a look-up that failed by a mistake of ours is not made again."""
 
 
 class Driver:
@@ -99,8 +105,20 @@ class Driver:
             on_closed=self.tell,
             log=log.info,
         )
-        self.bounces_waiting = 0
-        """Bounces that are not durable yet."""
+        self.bouncer = Bouncer(self)
+        self.restorer = Restorer(self)
+        self.deliveries = DeliveryLog(
+            log.info,
+            now=effects.now,
+            details=self.details,
+            smart_host=config.relay.smart_host.lower(),
+        )
+        self.loads_hit = 0
+        """Envelopes that a transaction did not have to read."""
+        self.loads_missed = 0
+        """Envelopes that it had to."""
+        self.loops = 0
+        """Attempts that failed because mail went round."""
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Stimulus] = deque()
         self._busy = False
@@ -109,6 +127,7 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending: dict[SessionId, list[tuple[EvpId, MtaEnvelope]]] = {}
         """What each running transaction carries: for the log."""
+        self._draining = False
         self._stopped = False
         self._carry_out: dict[type, Callable[[Any], None]] = {
             ResolveDomain: self._resolve,
@@ -121,10 +140,6 @@ class Driver:
             SuspendEnvelope: self._suspend,
             Note: self._note,
         }
-        self._current: SessionId = NO_SESSION
-        self._current_relay = ""
-        self._current_source = ""
-        self._current_envelopes: dict[EvpId, MtaEnvelope] = {}
 
     # In
 
@@ -141,87 +156,57 @@ class Driver:
             QueueUnavailableError: here or from the future; nothing was kept.
         """
         created_at = to_tick(self.effects.now())
-        recipients = self._routed(recipients)
+        recipients = self.routed(recipients)
         flags = tuple([int(flags_for(transaction.sender, r.notify)) for r in recipients])
-        committed = self.queue.enqueue(
-            Submission(
-                msgid,
-                transaction,
-                recipients,
-                body,
-                created_at,
-                self._expiry(created_at, transaction),
-                flags,
-            )
+        submission = Submission(
+            msgid,
+            transaction,
+            recipients,
+            body,
+            created_at,
+            self.expiry(created_at, transaction),
+            flags,
         )
+        committed = self.queue.enqueue(submission)
         answer: asyncio.Future[None] = self._loop.create_future()
 
         def durable(done: "asyncio.Future[None]") -> None:
             error = QueueUnavailableError("cancelled") if done.cancelled() else done.exception()
+            # First the answer: whatever else goes wrong, the message is durable, or is not.
+            if not answer.done():
+                if error is None:
+                    answer.set_result(None)
+                else:
+                    answer.set_exception(error)
             if error is None:
-                self._accepted(msgid, transaction, recipients, body, created_at)
-            if answer.done():
-                return
-            if error is None:
-                answer.set_result(None)
-            else:
-                answer.set_exception(error)
+                self.accepted(submission)
 
         committed.add_done_callback(durable)
         return answer
 
-    def _routed(self, recipients: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
+    def routed(self, recipients: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
         """Send everything to the smart host, if there is one: it is the relay's key then."""
-        smart_host = self.config.relay.smart_host
+        smart_host = self.config.relay.smart_host.lower()
         if not smart_host:
             return recipients
         return tuple([recipient._replace(domain=smart_host) for recipient in recipients])
 
-    def _expiry(self, created_at: float, transaction: Transaction) -> float:
+    def expiry(self, created_at: float, transaction: Transaction) -> float:
+        """Return when envelopes of a transaction become too old."""
         limits = self.config.limits.scheduler
         ttl = limits.envelope_ttl_s if transaction.sender else limits.bounce_ttl_s
         return to_tick(created_at + ttl)
 
-    def _accepted(
-        self,
-        msgid: MsgId,
-        transaction: Transaction,
-        recipients: tuple[Recipient, ...],
-        body: bytes,
-        created_at: float,
-    ) -> None:
+    def accepted(self, submission: Submission) -> None:
+        """Let the core know of a message that is durable."""
+        msgid, transaction, recipients, body, created_at = submission[:5]
         self.recent.add(msgid, RecentMessage(transaction, recipients, body, created_at))
         kept = body if self.engine.store.keeps_bodies else None
         self.tell(MessageSubmitted(msgid, transaction, recipients, kept))
 
     async def restore(self) -> int:
-        """Tell the core of every envelope that the queue holds; return how many there were.
-
-        The earliest due come first, and deliveries begin before all are known.
-        """
-        store = self.engine.store
-        count = 0
-        for found in self.queue.restore():
-            if store.find(found.evpid) is not None:
-                continue  # It was accepted while we were reading.
-            self.tell(self._restored(found, store.keeps_bodies))
-            count += 1
-            if count % 500 == 0:
-                await asyncio.sleep(0)
-        return count
-
-    def _restored(self, found: StoredEnvelope, with_body: bool) -> EnvelopeRestored:
-        return EnvelopeRestored(
-            found.evpid,
-            found.recipient,
-            found.transaction,
-            found.created_at,
-            found.expires_at,
-            found.attempts,
-            found.due_at,
-            found.flags,
-            self.queue.body(msgid_of(found.evpid)) if with_body else None,
-        )
+        """Tell the core of every envelope that the queue holds; see `Restorer.restore`."""
+        return await self.restorer.restore()
 
     def tell(self, stimulus: Stimulus) -> None:
         """Give the core a stimulus, now or as soon as it is done with the one before."""
@@ -245,6 +230,9 @@ class Driver:
         carry_out = self._carry_out
         for instruction in self.engine.handle(stimulus, now=now):
             carry_out[type(instruction)](instruction)
+        if self._draining and type(stimulus) in (TransactionDone, ConnectionReady):
+            # A connection that has become idle only now is of no use any more.
+            self._inbox.append(DrainRequested())
         if self.tracer.mta or self.tracer.scheduler:
             self._trace(stimulus)
 
@@ -255,19 +243,21 @@ class Driver:
             session = self.engine.agent.sessions.get(stimulus.session)  # type: ignore[union-attr]
             envelopes = self._sending.pop(stimulus.session, None)  # type: ignore[union-attr]
             if session is not None and envelopes is not None:
-                self._current = session.id
-                self._current_source = session.route.source
-                self._current_relay = f"{session.route.address} ({session.host})"
-                self._current_envelopes = dict(envelopes)
+                self.deliveries.of_session(
+                    session.id,
+                    source=session.route.source,
+                    relay=f"{session.route.address} ({session.host})",
+                    carried=dict(envelopes),
+                )
                 return
-        if self._current:
-            self._current = NO_SESSION
-            self._current_envelopes = {}
+        self.deliveries.of_nobody()
 
     def _trace(self, stimulus: Stimulus) -> None:
         kind = type(stimulus).__name__
         subsystem = "mta" if kind.startswith(("Conn", "Trans")) else "scheduler"
         if self.tracer.on(subsystem):
+            if isinstance(stimulus, MessageSubmitted | EnvelopeRestored):
+                stimulus = stimulus._replace(body=None)
             self.tracer.line(subsystem, f"{kind} {tuple(stimulus)!r:.500}")
 
     # Time
@@ -298,10 +288,18 @@ class Driver:
     # Out: one method per instruction
 
     def _resolve(self, instruction: ResolveDomain) -> None:
-        self._spawn(self._look_up(instruction.domain), f"resolve {instruction.domain}")
+        self._keep(
+            self._loop.create_task(
+                self._look_up(instruction.domain), name=f"resolve {instruction.domain}"
+            )
+        )
 
     async def _look_up(self, domain: str) -> None:
-        resolution = await self.resolver.resolve(domain)
+        try:
+            resolution = await self.resolver.resolve(domain)
+        except Exception as error:  # noqa: BLE001  # ours; mail for the domain must not wait for ever
+            self.report_fault(f"resolve {domain}", error)
+            resolution = Resolution(ResolutionStatus.RETRY, (), _FAULT_TTL_S, LOCAL_FAULT)
         if self.tracer.dns:
             self.tracer.line("dns", f"{domain} -> {resolution!r:.500}")
         self.tell(DomainResolved(domain, resolution))
@@ -315,34 +313,53 @@ class Driver:
     def _start(self, instruction: StartTransaction) -> None:
         session, msgid, evpids = instruction
         try:
-            envelopes = [(envelope, self._must_have(envelope)) for envelope in evpids]
-            body = self._body(msgid)
-        except QueueUnavailableError as error:
-            self.log.warn(f"queue: failed to load message {msgid:08x}: {error}")
+            envelopes = [(envelope, self._load(envelope)) for envelope in evpids]
+            body = self.body(msgid)
+        except (QueueUnavailableError, MemoryError) as error:
+            self.log.warn(
+                f"queue: failed to load message {show_msgid(msgid)}:"
+                f" {str(error) or type(error).__name__}"
+            )
             results = tuple([Result(e, Outcome.TEMPFAIL, LOCAL_FAULT) for e in evpids])
             self._inbox.append(TransactionDone(session, results, usable=True))
             return
         self._sending[session] = envelopes
-        if not self.outbound.start(session, msgid, envelopes, body):
-            # `on_closed` has said so, or is about to: the core fails the transaction with it.
-            assert session not in self.outbound.sessions or self._inbox, instruction
+        # If it is gone, `on_closed` has said so: that waits in line, and the core fails the
+        # transaction with it.
+        self.outbound.start(session, msgid, envelopes, body)
 
-    def _must_have(self, envelope: EvpId) -> MtaEnvelope:
-        details = self._mta_envelope(envelope)
-        if details is None:
+    def _load(self, envelope: EvpId) -> MtaEnvelope:
+        """Return what a transaction needs of an envelope."""
+        found = self._in_memory(envelope)
+        if found is not None:
+            self.loads_hit += 1
+            return found
+        self.loads_missed += 1
+        found = self.queue.mta_envelope(envelope)
+        if found is None:
             raise QueueUnavailableError(f"no envelope {show_evpid(envelope)}")
-        return details
+        return found
 
-    def _mta_envelope(self, envelope: EvpId) -> MtaEnvelope | None:
-        """Return what an attempt needs: from memory if it is there, else from the queue."""
+    def _in_memory(self, envelope: EvpId) -> MtaEnvelope | None:
         store = self.engine.store
         handle = store.find(envelope)
         found = store.mta_envelope_of(handle) if handle is not None else None
-        if found is None:
-            found = self.recent.mta_envelope(envelope)
-        return found if found is not None else self.queue.mta_envelope(envelope)
+        return found if found is not None else self.recent.mta_envelope(envelope)
 
-    def _body(self, msgid: MsgId) -> bytes:
+    def details(self, envelope: EvpId) -> MtaEnvelope | None:
+        """Return what an attempt needs: from memory if it is there, else from the queue.
+
+        Raises:
+            QueueUnavailableError: it can't be read now.
+        """
+        return self._in_memory(envelope) or self.queue.mta_envelope(envelope)
+
+    def body(self, msgid: MsgId) -> bytes:
+        """Return a message: from memory if it is there, else from the queue.
+
+        Raises:
+            QueueUnavailableError: it can't be read now.
+        """
         body = self.engine.store.body_of(msgid)
         if body is not None:
             return body
@@ -352,21 +369,36 @@ class Driver:
     def _defer(self, instruction: DeferEnvelope) -> None:
         envelope, attempts, due_at, status = instruction
         if status:
-            self._log_delivery(envelope, Outcome.TEMPFAIL, status)
+            self.deliveries.attempt(envelope, Outcome.TEMPFAIL, status)
         self.recent.tried(envelope)
         self.queue.defer(envelope, attempts=attempts, due_at=due_at, status=status)
 
     def _remove(self, instruction: RemoveEnvelope) -> None:
         envelope, reason, status = instruction
         if reason is Removal.DELIVERED:
-            self._log_delivery(envelope, Outcome.OK, status)
+            self.deliveries.attempt(envelope, Outcome.OK, status)
         elif reason is Removal.BOUNCED:
-            self._log_delivery(envelope, Outcome.PERMFAIL, status)
+            self._failed(envelope, status)
             self.log.info(f"relay: {show_evpid(envelope)} not bounced: no return path")
+        elif reason is Removal.EXPIRED:
+            self.deliveries.end(envelope, "Expire", _EXPIRED)
         else:
-            self._log_end(envelope, "Expire" if reason is Removal.EXPIRED else "Remove", status)
+            self.deliveries.end(envelope, "Remove", status)
         self.recent.tried(envelope)
         self.queue.remove(envelope)
+
+    def _failed(self, envelope: EvpId, status: str) -> None:
+        self.deliveries.attempt(envelope, Outcome.PERMFAIL, status)
+        self.loops += status_of(status) == _LOOP_CODE
+
+    def _bounce(self, instruction: SendBounce) -> None:
+        for envelope, status in instruction.failures:
+            if instruction.kind is BounceKind.EXPIRED:
+                self.deliveries.end(envelope, "Expire", _EXPIRED)
+            else:
+                self._failed(envelope, status)
+            self.recent.tried(envelope)
+        self._keep(self.bouncer.send(instruction))
 
     def _suspend(self, instruction: SuspendEnvelope) -> None:
         self.queue.set_flags(instruction.evpid, instruction.flags)
@@ -374,166 +406,44 @@ class Driver:
     def _note(self, instruction: Note) -> None:
         self.log.info(instruction.text)
 
-    def _log_delivery(self, envelope: EvpId, outcome: Outcome, status: str) -> None:
-        details = self._current_envelopes.get(envelope) if self._current else None
-        session, relay, source = self._current, self._current_relay, self._current_source
-        if details is None:
-            session, source = NO_SESSION, ""
-            details = self._details_for_log(envelope)
-            relay = details.rcpt.rpartition("@")[2] or "-"
-        self.log.info(
-            delivery_line(
-                session,
-                envelope,
-                sender=details.sender,
-                rcpt=details.rcpt,
-                source=source,
-                relay=relay,
-                delay_s=max(0.0, self.effects.now() - details.created_at),
-                outcome=outcome,
-                status=status,
-            )
-        )
+    # Tasks, faults, and the end
 
-    def _details_for_log(self, envelope: EvpId) -> MtaEnvelope:
-        try:
-            details = self._mta_envelope(envelope)
-        except QueueUnavailableError:
-            details = None
-        return details or MtaEnvelope("-", "-", self.effects.now(), 0)
-
-    def _log_end(self, envelope: EvpId, word: str, status: str) -> None:
-        """Log an end without an attempt, as OpenSMTPD's queue process does (queue.c)."""
-        details = self._details_for_log(envelope)
-        delay = show_duration(max(0.0, self.effects.now() - details.created_at))
-        self.log.info(
-            f"relay: {word} for {show_evpid(envelope)}: from=<{details.sender}>,"
-            f" to=<{details.rcpt}>, rcpt=<->, delay={delay}, stat={status}"
-        )
-
-    # Bounces
-
-    def _bounce(self, instruction: SendBounce) -> None:
-        for envelope, status in instruction.failures:
-            if instruction.kind is BounceKind.EXPIRED:
-                self._log_end(envelope, "Expire", status)
-            else:
-                self._log_delivery(envelope, Outcome.PERMFAIL, status)
-            self.recent.tried(envelope)
-        self.bounces_waiting += 1
-        self._spawn(self._send_bounce(instruction), f"bounce {instruction.msgid:08x}")
-
-    async def _send_bounce(self, instruction: SendBounce) -> None:
-        """Submit a DSN and forget the envelopes it reports, in one commit; if that fails, later."""
-        evpids = tuple([envelope for envelope, _ in instruction.failures])
-        try:
-            stored = [self.queue.envelope(envelope) for envelope in evpids]
-            found = [
-                (s, status)
-                for s, (_, status) in zip(stored, instruction.failures, strict=True)
-                if s
-            ]
-            if not found:
-                self.log.warn(f"queue: nothing left of message {instruction.msgid:08x} to report")
-                return
-            await self._submit_bounce(instruction, found, evpids)
-        except QueueUnavailableError as error:
-            self.log.warn(f"bounce: message {instruction.msgid:08x} waits: {error}")
-            self._bring_back(evpids)
-        finally:
-            self.bounces_waiting -= 1
-
-    async def _submit_bounce(
-        self,
-        instruction: SendBounce,
-        found: list[tuple[StoredEnvelope, str]],
-        evpids: tuple[EvpId, ...],
-    ) -> None:
-        original = found[0][0].transaction
-        now = self.effects.now()
-        msgid = self.queue.next_msgid()
-        body = compose(
-            instruction.kind,
-            original,
-            [
-                (envelope.recipient, _cause(instruction.kind, envelope, status))
-                for envelope, status in found
-            ],
-            hostname=self.config.hostname,
-            message=self._body(instruction.msgid),
-            now=now,
-            msgid=msgid,
-        )
-        transaction = Transaction("", len(body), smtputf8=original.smtputf8)
-        domain = original.sender.rpartition("@")[2].lower()
-        recipients = self._routed((Recipient(original.sender, domain),))
-        created_at = to_tick(now)
-        await self.queue.submit(
-            Submission(
-                msgid,
-                transaction,
-                recipients,
-                body,
-                created_at,
-                self._expiry(created_at, transaction),
-                (int(flags_for("")),),
-            ),
-            replaces=evpids,
-        )
-        self.log.info(
-            f"{show_evpid(evpid(msgid, 1))} bounce message={instruction.msgid:08x}"
-            f" to=<{original.sender}> envelopes={len(evpids)} kind={instruction.kind.value}"
-        )
-        self._accepted(msgid, transaction, recipients, body, created_at)
-
-    def _bring_back(self, evpids: tuple[EvpId, ...]) -> None:
-        """Give the core envelopes back whose bounce could not be written: they fail again later."""
-        for envelope in evpids:
-            try:
-                found = self.queue.envelope(envelope)
-                if found is not None:
-                    later = found._replace(due_at=self.effects.now() + _BOUNCE_RETRY_S)
-                    self.tell(self._restored(later, self.engine.store.keeps_bodies))
-            except QueueUnavailableError:
-                # The queue can't even be read. The envelope is on disk, and a restart finds it.
-                self.log.warn(f"queue: envelope {show_evpid(envelope)} is left for the next start")
-
-    # Tasks, and the end
-
-    def _spawn(self, coroutine: Any, name: str) -> None:
-        task = self._loop.create_task(coroutine, name=name)
+    def _keep(self, task: "asyncio.Task[None]") -> None:
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._loop.call_exception_handler(
-                {"message": f"task {task.get_name()} failed", "exception": error, "task": task}
-            )
+    def report_fault(self, where: str, error: BaseException) -> None:
+        """Say that something of ours failed that nobody foresaw; the loop's handler decides how."""
+        self._loop.call_exception_handler({"message": f"{where} failed", "exception": error})
+
+    def drain(self) -> None:
+        """Start nothing new; let what is in flight end. Idempotent."""
+        self._draining = True
+        self.tell(DrainRequested())
+        for row in self.outbound.rows():
+            if row.state == "connecting":
+                self.outbound.close(row.session)
 
     def is_quiet(self) -> bool:
-        """Return whether no transaction runs and no bounce waits for the disk."""
-        return not self._sending and not self._tasks and not self.outbound.sessions
+        """Return whether no transaction runs and no report waits for the disk."""
+        return not self._sending and not self.bouncer.messages and not self.outbound.sessions
 
     async def stop(self) -> None:
         """End all connections and tasks. What was in flight is tried again after the next start."""
+        # Otherwise each connection that ends would make room for the next one.
+        self.drain()
         self._stopped = True
+        self.restorer.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self.outbound.abort_all()
-        tasks = list(self._tasks)
-        for task in tasks:
-            if not task.get_name().startswith("bounce"):
+        # Reports, too: their commits belong to the queue, and what has none is found at the next start.
+        while tasks := list(self._tasks):
+            for task in tasks:
                 task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         await self.outbound.wait_idle()
 
 
-def _cause(kind: BounceKind, envelope: StoredEnvelope, status: str) -> str:
-    """Return what a report says: of an expired envelope its last failure (RFC 3463 3.5), if there was one."""
-    return (envelope.status or status) if kind is BounceKind.EXPIRED else status
-
-
-__all__ = ["Driver", "Instruction"]
+__all__ = ["Driver"]

@@ -103,7 +103,7 @@ class Door(Protocol):
         ...
 
     def rejected(self, reply: Reply) -> None:
-        """Count a refused command or message."""
+        """Count a refused connection, command or message, or one that took too long."""
         ...
 
     def log(self, line: str) -> None:

@@ -263,7 +263,9 @@ class Session(SMTP):
             # The commit may still succeed; then the client's next try is a duplicate, never a loss.
             self._abandon(_GOODBYE)
         else:
-            self._abandon(admission.SESSION_TOO_LONG if now >= self._deadline else admission.IDLE)
+            reply = admission.SESSION_TOO_LONG if now >= self._deadline else admission.IDLE
+            self.door.rejected(reply)
+            self._abandon(reply)
 
     # -- input and output -------------------------------------------------------------------------
 

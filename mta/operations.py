@@ -5,6 +5,7 @@ Rows are made from the core, the durable queue and the connections; nothing here
 """
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mta.core.envelopes.base import EnvelopeState, Flag
@@ -189,8 +190,21 @@ class Operations:
         return rows
 
     def sessions(self) -> list[Row]:
-        """Return open connections, outbound ones with what they do."""
-        return [
+        """Return open connections: those of clients, then ours to other hosts."""
+        inbound = [
+            {
+                "session": show_session(client.session_id),
+                "direction": "in",
+                "peer": client.peer,
+                "name": client.helo,
+                "domain": "",
+                "state": client.phase.value,
+                "messages": client.messages,
+                "since": client.started_at,
+            }
+            for client in self._server.clients
+        ]
+        outbound = [
             {
                 "session": show_session(row.session),
                 "direction": "out",
@@ -203,6 +217,8 @@ class Operations:
             }
             for row in self._server.driver.outbound.rows()
         ]
+        inbound.sort(key=itemgetter("session"))
+        return inbound + outbound
 
     # What may be done
 

@@ -3,12 +3,13 @@
 Start: log, queue (locked, opened), core, driver, control socket, metrics, door, and then, while mail is
 already taken, the envelopes that the queue held before. Stop, on the first SIGTERM or SIGINT:
 
-1. the door takes no more connections or messages;
+1. the door takes no more connections or messages, and sends its clients away with 421, those in the
+   middle of a message after its answer;
 2. idle outbound connections are closed; running transactions may end, for `drain_s` seconds;
 3. what is left is cut off: it is tried again after the next start;
 4. control socket and metrics end, the queue is flushed and unlocked, the log is closed.
 
-A second signal skips the wait. Stopping twice is harmless.
+A second signal skips the wait. Stopping twice is harmless. SIGHUP opens the log file anew.
 """
 
 import asyncio
@@ -17,11 +18,13 @@ import gc
 import os
 import platform
 import signal
+import socket
 import sqlite3
+import traceback
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mta.control import ControlServer, ControlSocketBusyError
 from mta.core import records
@@ -29,14 +32,14 @@ from mta.core.engine import Engine
 from mta.core.ids import SessionId
 from mta.core.metrics import METRICS, Metrics
 from mta.core.settings import ConfigError, flatten
-from mta.core.stimuli import DrainRequested
 from mta.door import ServerDoor
 from mta.driver import Driver
-from mta.effects import Effects
+from mta.effects import Effects, NotLoopbackError
 from mta.exposition import Exposition
 from mta.inbound import Inbound
 from mta.log import Log
 from mta.operations import Operations
+from mta.queue.base import QueueUnavailableError
 from mta.queue.database import QueueCorruptError
 from mta.queue.sqlite import QueueLockedError, SqliteQueue
 from mta.resolver import Resolver
@@ -51,6 +54,29 @@ SAMPLE_S = 0.2
 
 OUTBOUND_SESSIONS = 1 << 31
 """Outbound session ids have this bit, inbound ones do not: a log shows the direction."""
+
+
+class _Client(Inbound):
+    """A session at the door that the server can find: to show it, and to send it away."""
+
+    def __init__(
+        self, door: ServerDoor, clients: "set[_Client]", loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(door, loop=loop)
+        self._clients = clients
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._clients.add(self)
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._clients.discard(self)
+        super().connection_lost(error)
+
+    def cut_off(self) -> None:
+        """End the connection at once."""
+        if self._wire is not None:
+            self._wire.abort()
 
 
 class MtaServer:
@@ -70,6 +96,8 @@ class MtaServer:
         self.metrics = Metrics()
         self.restoring = False
         self.smtp_address: tuple[str, int] = ("", 0)
+        self.clients: set[_Client] = set()
+        """Sessions at the door."""
         self.log: Log
         self.tracer: Tracer
         self.queue: SqliteQueue
@@ -92,23 +120,43 @@ class MtaServer:
             ConfigError: something that the configuration names can't be used.
         """
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._fault)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reopen_log)
         try:
             await self._start()
-            await self._restore()
+            await self._restore_until_stopped()
             await self._stop.wait()
             await self._drain()
         finally:
             await self._close()
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+            loop.set_exception_handler(None)
 
     def stop(self) -> None:
         """Ask the server to stop; the second time, to stop at once."""
         if self._stop.is_set():
             self._stop_now.set()
         self._stop.set()
+
+    def _reopen_log(self) -> None:
+        if hasattr(self, "log"):
+            self.log.reopen()
+
+    def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what nobody foresaw: one line for the operator, the rest for us."""
+        error = context.get("exception")
+        self.metrics.inc("error.internal")
+        if not hasattr(self, "log"):
+            loop.default_exception_handler(context)
+            return
+        what = context.get("message") or "unknown fault"
+        self.log.warn(f"internal error: {what}" + (f": {error!r}" if error is not None else ""))
+        if isinstance(error, BaseException):
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                self.log.warn(f"internal error: {line}")
 
     # Start
 
@@ -234,7 +282,7 @@ class MtaServer:
             raise ConfigError(
                 self.source, "queue.directory", str(directory), f"damaged: {error.problem}"
             ) from None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, QueueUnavailableError) as error:
             raise ConfigError(
                 self.source, "queue.directory", str(directory), f"can't be used: {error}"
             ) from None
@@ -269,7 +317,7 @@ class MtaServer:
         door = self.door
         try:
             self._smtp = await self.effects.create_server(
-                lambda: Inbound(door, loop=loop), address, port, site="smtp"
+                lambda: _Client(door, self.clients, loop), address, port, site="smtp"
             )
         except OSError as error:
             raise self._unusable("smtp.listen", listen, error) from None
@@ -289,11 +337,28 @@ class MtaServer:
     def _unusable(self, key: str, value: object, error: OSError) -> ConfigError:
         if error.errno == errno.EADDRINUSE:
             problem = "in use by another program"
+        elif isinstance(error, NotLoopbackError):
+            problem = "not a loopback address"
+        elif isinstance(error, socket.gaierror):
+            problem = "not an address"
         else:
             problem = (
                 os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
             )
         return ConfigError(self.source, key, str(value), problem.lower())
+
+    async def _restore_until_stopped(self) -> None:
+        """Restore the queue; a signal interrupts that."""
+        restoring = asyncio.ensure_future(self._restore())
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({restoring, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            restoring.cancel()
+            await asyncio.wait({restoring, stopping})
+        if not restoring.cancelled():
+            restoring.result()
 
     async def _restore(self) -> None:
         self.restoring = True
@@ -339,7 +404,12 @@ class MtaServer:
             "queue.waiting": self.queue.waiting,
             "queue.evpcache.size": driver.recent.envelopes,
             "queue.evpcache.bytes": driver.recent.bytes,
-            "bounce.message": driver.bounces_waiting,
+            "queue.evpcache.load.hit": driver.loads_hit,
+            "queue.evpcache.load.missed": driver.loads_missed,
+            "bounce.message": driver.bouncer.messages,
+            "bounce.envelope": driver.bouncer.envelopes,
+            "smtp.session.local": driver.bouncer.submitted,
+            "scheduler.delivery.loop": driver.loops,
             "mta.session.opened": outbound.opened,
             "mta.session.failed": outbound.failed,
             "mta.message": outbound.transactions,
@@ -364,7 +434,9 @@ class MtaServer:
         self.door.draining = True
         if self._smtp is not None:
             self._smtp.close()
-        self.driver.tell(DrainRequested())
+        for client in list(self.clients):
+            client.drain()
+        self.driver.drain()
         try:
             async with asyncio.timeout(self.config.drain_s):
                 while not self._stop_now.is_set() and not (
@@ -390,6 +462,9 @@ class MtaServer:
             await self._exposition.close()
         if hasattr(self, "queue"):
             await self.queue.close()
+        # Only now: a message that became durable in the last moment has been answered.
+        for client in list(self.clients):
+            client.cut_off()
         if self._record is not None:
             record, self._record = self._record, None
             record.close()

@@ -265,10 +265,11 @@ class Outbound:
             # answers each command in time but too many of them, at the end of all patience.
             seconds = self._patience_s if seconds == math.inf else self._transaction_s
             patient = False
+        # A reset comes from the kernel: no process has to find the time to send it.
+        if verdict.usable or None not in verdict.results or not patient:
+            seconds += costs.network_s
         kernel.schedule(
-            sent_at - kernel.now + seconds + costs.network_s,
-            self._answered,
-            (connection, verdict, evpids, patient),
+            sent_at - kernel.now + seconds, self._answered, (connection, verdict, evpids, patient)
         )
         return True
 

@@ -18,6 +18,7 @@ from mta.core.engine import Engine
 from mta.core.ids import SessionId
 from mta.core.instructions import Instruction
 from mta.core.records import GAUGES, LOST, STIMULI, Record, TraceError, from_record, to_record
+from mta.core.settings import ConfigError
 from mta.core.stimuli import (
     ConnectionClosed,
     ConnectionFailed,
@@ -199,11 +200,11 @@ def retrace(trace: records.Trace) -> Iterator[Step]:
             yield step
 
 
-def config_of(header: Record) -> ModelConfig:
-    """Return the settings that a trace's header names.
+def tree_of(header: Record) -> dict[str, Any]:
+    """Return the settings that a trace's header names, as tables.
 
     Raises:
-        TraceError: it lacks something, or has a value that can't be.
+        TraceError: it lacks something.
     """
     try:
         flat: dict[str, Any] = {**header["config"], **header["limits"]}
@@ -217,4 +218,16 @@ def config_of(header: Record) -> ModelConfig:
             node = node.setdefault(part, {})
         node[last] = value
     tree["seed"] = header.get("seed", 0)
-    return model_config(tree, source="trace header")
+    return tree
+
+
+def config_of(header: Record) -> ModelConfig:
+    """Return the settings that decide, of those that a trace's header names.
+
+    Raises:
+        TraceError: it lacks something, or has a value that can't be.
+    """
+    try:
+        return model_config(tree_of(header), source="header")
+    except ConfigError as error:
+        raise TraceError(str(error)) from None

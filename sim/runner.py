@@ -259,7 +259,11 @@ class Model:
                 queued,
                 scheduler.in_flight,
                 scheduler.held,
-                self.memory.rss_bytes(envelopes=queued, body_bytes=driver.queued_bytes),
+                self.memory.rss_bytes(
+                    envelopes=queued,
+                    body_bytes=driver.queued_bytes,
+                    messages=inbound.accepted,
+                ),
                 inbound.accepted_envelopes,
                 driver.delivered,
                 scheduler.counts.tempfail,

@@ -50,9 +50,4 @@ def model_config(
         if key in IGNORED:
             problem = "says where things are, which a model does not ask"
             raise ConfigError("--set", key, problem=problem)
-    try:
-        return build(ModelConfig, wanted, source=source, overrides=overrides)
-    except ConfigError as error:
-        if error.source == source and not source.startswith("trace"):
-            raise ConfigError(source, f"server.{error.key}", error.value, error.problem) from None
-        raise
+    return build(ModelConfig, wanted, source=source, overrides=overrides)

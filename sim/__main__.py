@@ -1,0 +1,343 @@
+"""The `sim` command: run a model, replay a run, calibrate, list scenarios."""
+
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mta.core.settings import ConfigError
+from sim import scenario as scenarios
+from sim.settings import ModelConfig, model_config
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="A model of the server: the same decisions, with calibrated costs, thousands of times as fast.",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+CostsFile = Annotated[
+    Path | None, typer.Option("--costs", metavar="FILE", help="A calibration.json.")
+]
+
+_ROWS = (
+    ("accepted", "envelopes"),
+    ("delivered", "envelopes"),
+    ("deferred", "attempts"),
+    ("bounced", "reports"),
+    ("expired", "envelopes"),
+    ("refused_messages", "messages"),
+    ("queued", "at the end"),
+    ("peak_queued", "envelopes"),
+    ("drain_time_s", "s"),
+    ("p50", "s to delivery"),
+    ("p95", "s to delivery"),
+    ("p99", "s to delivery"),
+    ("peak_rss_bytes", "bytes, estimated"),
+    ("busy_share", "of the event loop"),
+)
+"""Rows of a table of results: key and unit."""
+
+
+def _fail(error: ConfigError) -> typer.Exit:
+    print(f"sim: {error}", file=sys.stderr)
+    return typer.Exit(2)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(metavar="SCENARIO", help="A name, or a file.")],
+    overrides: Overrides = None,
+    costs: CostsFile = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the scenario's.")] = None,
+    replications: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Repetitions with other draws.")
+    ] = 1,
+    backend: Annotated[str, typer.Option(help="simpy, or heapq: the same run, faster.")] = "simpy",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Takes trace.jsonl and summary.json.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the model of a scenario and print what it came to."""
+    try:
+        summaries = _run(name, overrides or [], costs, seed, replications, backend, out)
+    except ConfigError as error:
+        raise _fail(error) from None
+    if as_json:
+        found: Any = summaries[0] if replications == 1 else summaries
+        print(json.dumps(found, allow_nan=False))
+        return
+    _show(summaries)
+
+
+def _run(
+    name: str,
+    overrides: list[str],
+    costs_file: Path | None,
+    seed: int | None,
+    replications: int,
+    backend: str,
+    out: Path | None,
+) -> list[dict[str, Any]]:
+    from sim import costs as costing
+    from sim.runner import simulate
+
+    if seed is not None:
+        overrides = [*overrides, f"seed={seed}"]
+    if backend not in ("simpy", "heapq"):
+        raise ConfigError("--backend", value=backend, problem="must be simpy or heapq")
+    scenario = scenarios.load(name, overrides)
+    source = name if "/" in name or name.endswith(".toml") else f"{name}.toml"
+    config = _server_config(scenario, source, overrides)
+    costs = costing.load(costs_file) if costs_file is not None else costing.Costs()
+    if out is not None:
+        _make(out)
+    summaries = []
+    messages = scenario.load.messages * replications
+    with _progress(messages) as advance:
+        for number in range(replications):
+            trace = None
+            if out is not None:
+                trace = out / ("trace.jsonl" if replications == 1 else f"trace-{number}.jsonl")
+            done = number * scenario.load.messages
+            try:
+                result = simulate(
+                    scenario,
+                    costs=costs,
+                    config=config,
+                    replication=number,
+                    trace=trace,
+                    backend="simpy" if backend == "simpy" else "heapq",
+                    progress=lambda t, settled, queued, done=done: advance(done + settled),  # type: ignore[misc]
+                    source=source,
+                )
+            except OSError as error:
+                problem = f"can't be written: {error.strerror}"
+                raise ConfigError("--out", value=str(out), problem=problem) from None
+            summaries.append(result.summary())
+    if out is not None:
+        found: Any = summaries[0] if replications == 1 else summaries
+        _write(out / "summary.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+        _write(out / "scenario.toml", scenarios.to_toml(scenario))
+    return summaries
+
+
+def _server_config(scenario: scenarios.Scenario, source: str, overrides: list[str]) -> ModelConfig:
+    """Return the scenario's settings of the server.
+
+    Raises:
+        ConfigError: one of them is wrong; it names the option or the file, whichever said it.
+    """
+    try:
+        return model_config(scenario.server, source=source)
+    except ConfigError as error:
+        key = f"server.{error.key}"
+        said = [override.partition("=")[0].strip() for override in overrides]
+        if any(key == one or key.startswith(f"{one}.") for one in said):
+            source = "--set"
+        raise ConfigError(source, key, error.value, error.problem) from None
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        usable = os.access(out, os.W_OK)
+    except OSError as error:
+        problem = f"can't be made: {error.strerror}"
+        raise ConfigError("--out", value=str(out), problem=problem) from None
+    if not usable:
+        raise ConfigError("--out", value=str(out), problem="can't be written: Permission denied")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(str(path), problem=f"can't be written: {error.strerror}") from None
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Show a bar on a terminal once more than two seconds have passed."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done: None
+        return
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.completed:,} of {task.total:,} messages"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task("", total=total)
+    shown = False
+
+    def advance(done: int) -> None:
+        nonlocal shown
+        bar.update(task, completed=done)
+        if not shown and bar.tasks[0].elapsed is not None and bar.tasks[0].elapsed > 2:
+            shown = True
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            bar.stop()
+
+
+def _flat(summary: dict[str, Any]) -> dict[str, Any]:
+    return {**summary, **summary["delivery_latency_s"]}
+
+
+def _show(summaries: Sequence[dict[str, Any]]) -> None:
+    """Print a table: one column of results, or mean and interval over replications."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = summaries[0]
+    title = f"{first['scenario']}, envelope {first['representation']}, seed {first['seed']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    many = len(summaries) > 1
+    table.add_column(f"mean of {len(summaries)}" if many else "model", justify="right")
+    if many:
+        table.add_column("95 %", justify="right")
+    table.add_column("")
+    flat = [_flat(summary) for summary in summaries]
+    for key, unit in _ROWS:
+        values = [each[key] for each in flat if each[key] is not None]
+        if not values:
+            cells = ["-"] + [""] * many
+        else:
+            mean = statistics.fmean(values)
+            cells = [_number(mean if many else values[0])]
+            if many:
+                cells.append(f"± {_number(half_width(values))}")
+        table.add_row(key, *cells, unit)
+    Console().print(table)
+    for summary in summaries[:5]:
+        print(f"fingerprint {summary['fingerprint']}  ({summary['stimuli']} stimuli)")
+    if len(summaries) > 5:
+        print(f"and {len(summaries) - 5} more")
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half of the 95 % interval of the mean of independent replications; 0 for one of them."""
+    n = len(values)
+    if n < 2:
+        return 0.0
+    # Student's t at 97.5 %: Cornish and Fisher's expansion, within 1 % from 4 degrees of freedom on.
+    z, nu = 1.959964, n - 1
+    exact = {1: 12.706, 2: 4.303, 3: 3.182}
+    t = exact.get(nu) or (
+        z
+        + (z**3 + z) / (4 * nu)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * nu**3)
+    )
+    return t * statistics.stdev(values) / math.sqrt(n)
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and abs(value) < 100:
+        return f"{value:.3g}"
+    return f"{value:,.0f}"
+
+
+@app.command()
+def replay(
+    run_name: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory, or `latest`.")
+    ] = "latest",
+    overrides: Overrides = None,
+    representation: Annotated[
+        str, typer.Option(help="Which of the run's servers; the first by default.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Ask what a recorded run would have been with other settings.
+
+    Keys of --set are the server's: envelope=full, limits.mta.max_conn_per_host=2.
+    """
+    from sim.replay import replay as replay_run
+    from sim.replay import table
+
+    try:
+        found = replay_run(run_name, overrides or [], representation=representation)
+    except ConfigError as error:
+        raise _fail(error) from None
+    if as_json:
+        print(json.dumps(found, allow_nan=False))
+    else:
+        table(found)
+
+
+@app.command("calibrate")
+def calibrate_run(
+    run_name: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or `latest`.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="By default calibration.json in the run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure costs in a recorded run and write them down with the digests of what they come from."""
+    from sim import costs as costing
+    from sim.calibrate import calibrate, report
+    from sim.replay import find_run
+
+    try:
+        directory = find_run(run_name)
+        costs = calibrate(directory)
+        path = out or directory / "calibration.json"
+        costing.save(costs, path)
+    except ConfigError as error:
+        raise _fail(error) from None
+    except OSError as error:
+        raise _fail(ConfigError(str(out), problem=f"can't be written: {error.strerror}")) from None
+    if as_json:
+        print(path.read_text(encoding="utf-8"), end="")
+    else:
+        report(costs)
+        print(f"written to {path}")
+
+
+@app.command("scenarios")
+def list_scenarios() -> None:
+    """List the scenarios that ship."""
+    for name in scenarios.available():
+        print(f"{name:<16} {scenarios.load(name).title}")
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

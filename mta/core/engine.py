@@ -123,6 +123,8 @@ class Engine:
         out: list[Instruction] = []
         self._handlers[type(stimulus)](stimulus, now, out)
         self._hand_out(now, out)
+        if self.scheduler.failures:
+            self.scheduler.settle_failures(out)
         return out
 
     def next_wakeup(self) -> float | None:
@@ -254,7 +256,7 @@ class Engine:
             "mta.host": len({route.address for route in used}),
             "mta.relay": len(agent.relays),
             "mta.route": len(agent.routes),
-            "mta.route.disabled": len(agent.routes) - len(used),
+            "mta.route.disabled": sum(1 for r in agent.routes.values() if r.enabled_at > self._now),
             "mta.session": len(agent.sessions),
             "mta.source": len({route.source for route in used}),
             "mta.task": sum(len(relay.tasks) for relay in relays),

@@ -35,6 +35,11 @@ def msgid_of(envelope: EvpId) -> MsgId:
     return MsgId(envelope >> 32)
 
 
+def number_of(envelope: EvpId) -> int:
+    """Return which recipient of its message an envelope is, from 1."""
+    return envelope & NUMBER_MAX
+
+
 def show_evpid(envelope: EvpId) -> str:
     """Return 16 hexadecimal digits, as the logs print an envelope id."""
     return f"{envelope:016x}"

@@ -8,12 +8,11 @@ State changes in the methods below, which `mta.core.engine.Engine.handle` calls;
 instructions to the list it is given. Ties are broken by evpid.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mta.core.bounce import Failure, flags_for, settle
 from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Flag, Handle, to_tick
-from mta.core.ids import EvpId, evpid
+from mta.core.ids import EvpId, evpid, number_of
 from mta.core.instructions import (
     BounceKind,
     DeferEnvelope,
@@ -33,6 +32,13 @@ if TYPE_CHECKING:
 
 EXPIRED_STATUS = "550 5.4.7 Envelope expired"
 """RFC 3463: delivery time expired. OpenSMTPD logs ``stat=Envelope expired``."""
+
+ATTEMPTS_MAX = 0xFFFF
+"""Attempts are counted up to here: one number for all representations, and `packed` has 16 bits."""
+
+_EXPIRED_PER_CALL = 1000
+"""Envelopes that `hand_out` lets expire in one go, so that a long pause does not end in a long stall;
+as many as a message has recipients by default, because those are reported together."""
 
 _IN_FLIGHT = EnvelopeState.IN_FLIGHT
 _PENDING = EnvelopeState.PENDING
@@ -86,6 +92,10 @@ class Scheduler:
         self._rng = rng
         self._scheduled = store.new_list(_SCHEDULED)
         self._suspended = store.new_list(_SUSPENDED)
+        self._recipients_max = 1
+        """The greatest number of a recipient seen."""
+        self.failures: dict[BounceKind, list[Failure]] = {}
+        """What has left the queue undelivered and is not settled yet."""
 
     # Into the queue
 
@@ -100,6 +110,7 @@ class Scheduler:
         expires_at = to_tick(created_at + ttl)
         plain = flags_for(transaction.sender)
         self.counts.enqueued += len(message.recipients)
+        self._recipients_max = max(self._recipients_max, len(message.recipients))
         ready = []
         for number, recipient in enumerate(message.recipients, 1):
             # Without NOTIFY, which is nearly always, only the null sender counts.
@@ -122,13 +133,15 @@ class Scheduler:
 
     def restore(self, found: "EnvelopeRestored", now: float) -> None:
         """Take over an envelope that the durable queue had at the start."""
+        attempts = min(found.attempts, ATTEMPTS_MAX)
+        self._recipients_max = max(self._recipients_max, number_of(found.evpid))
         handle = self.store.add(
             found.evpid,
             found.recipient,
             found.transaction,
             created_at=to_tick(found.created_at),
             expires_at=to_tick(found.expires_at),
-            attempts=found.attempts,
+            attempts=attempts,
             flags=found.flags,
             body=found.body,
         )
@@ -137,7 +150,7 @@ class Scheduler:
             self._suspended.append(handle)
         else:
             due_at = to_tick(max(found.due_at, now))
-            self.store.defer(handle, due_at=due_at, attempts=found.attempts)
+            self.store.defer(handle, due_at=due_at, attempts=attempts)
 
     # To the relays
 
@@ -147,6 +160,7 @@ class Scheduler:
         limits = self.limits
         scheduled = self._scheduled
         batch: list[Handle] = []
+        expired = 0
         while len(batch) < limits.max_schedule and self.in_flight < limits.max_inflight:
             handle = scheduled.popleft()
             if handle is None:
@@ -154,7 +168,10 @@ class Scheduler:
                 if handle is None:
                     break
             if store.expires_at_of(handle) <= now:
-                self._expire(handle, out)
+                self._expire(handle)
+                expired += 1
+                if expired == _EXPIRED_PER_CALL:
+                    break
                 continue
             self.in_flight += 1
             batch.append(handle)
@@ -199,21 +216,21 @@ class Scheduler:
         """The envelope failed for now: try again later, or give up if it is too old."""
         self.counts.tempfail += 1
         self._leave(handle)
-        attempts = self.store.attempts_of(handle) + 1
-        self._defer(handle, status, self._retry, attempts, now, out)
+        attempts = min(self.store.attempts_of(handle) + 1, ATTEMPTS_MAX)
+        self._defer(handle, status, self._retry, attempts, attempts, now, out)
 
     def overflowed(self, handle: Handle, now: float, out: list[Instruction]) -> None:
         """There was no room for an envelope: it is pending again, soon, and was not tried."""
         self.counts.hold_overflow += 1
         self._leave(handle)
-        self._defer(handle, "", self._overflow, self.store.attempts_of(handle), now, out)
+        # Why 0? Slots of the overflow timetable are seconds apart, and it counts no attempts.
+        self._defer(handle, "", self._overflow, 0, self.store.attempts_of(handle), now, out)
 
-    def permfailed(self, failures: Sequence[tuple[Handle, str]], out: list[Instruction]) -> None:
-        """Envelopes of one message failed for good: one bounce tells the sender, if there is one."""
-        self.counts.permfail += len(failures)
-        for handle, _ in failures:
-            self._leave(handle)
-        self._bounce(failures, BounceKind.FAILED, out)
+    def permfailed(self, handle: Handle, status: str) -> None:
+        """The envelope failed for good: a bounce tells the sender, if there is one."""
+        self.counts.permfail += 1
+        self._leave(handle)
+        self._bounce(handle, status, BounceKind.FAILED)
 
     def removed(self, handle: Handle, out: list[Instruction]) -> None:
         """The operator removed an envelope that was in flight."""
@@ -225,10 +242,22 @@ class Scheduler:
         self._leave(handle)
         self._suspended.append(handle)
 
-    def expired_in_flight(self, handle: Handle, out: list[Instruction]) -> None:
+    def expired_in_flight(self, handle: Handle) -> None:
         """An envelope became too old while it waited for its transaction."""
         self._leave(handle)
-        self._expire(handle, out)
+        self._expire(handle)
+
+    def settle_failures(self, out: list[Instruction]) -> None:
+        """Report what has failed for good since the last call: one bounce for each message and kind.
+
+        Called once per stimulus, because what fails together is reported together.
+        """
+        failures, self.failures = self.failures, {}
+        for kind, failed in failures.items():
+            for instruction in settle(failed, kind):
+                if type(instruction) is SendBounce:
+                    self.counts.bounced += 1
+                out.append(instruction)
 
     # The operator; envelopes that are in flight or held are the relaying agent's to find
 
@@ -239,7 +268,7 @@ class Scheduler:
             handle = store.find(which.evpid)
             return [] if handle is None else [handle]
         if which.msgid is not None:
-            return store.of_message(which.msgid)
+            return store.of_message(which.msgid, recipients_max=self._recipients_max)
         return sorted(store, key=store.evpid_of)
 
     def take_out(self, handle: Handle) -> None:
@@ -297,6 +326,7 @@ class Scheduler:
         handle: Handle,
         status: str,
         policy: "RetryPolicy",
+        step: int,
         attempts: int,
         now: float,
         out: list[Instruction],
@@ -304,10 +334,10 @@ class Scheduler:
         store = self.store
         expires_at = store.expires_at_of(handle)
         if expires_at <= now:
-            self._expire(handle, out)
+            self._expire(handle)
             return
         next_at = policy.next_attempt_at(
-            created_at=store.created_at_of(handle), now=now, attempts=attempts, rng=self._rng
+            created_at=store.created_at_of(handle), now=now, attempts=step, rng=self._rng
         )
         # Why at expiry too? Nothing else looks at the envelope then (OpenSMTPD orders by the same).
         due_at = min(to_tick(next_at), expires_at)
@@ -317,27 +347,15 @@ class Scheduler:
         self.counts.updated += 1
         out.append(DeferEnvelope(store.evpid_of(handle), attempts, due_at, status))
 
-    def _expire(self, handle: Handle, out: list[Instruction]) -> None:
+    def _expire(self, handle: Handle) -> None:
         self.counts.expired += 1
-        self._bounce(((handle, EXPIRED_STATUS),), BounceKind.EXPIRED, out)
+        self._bounce(handle, EXPIRED_STATUS, BounceKind.EXPIRED)
 
-    def _bounce(
-        self,
-        failures: Sequence[tuple[Handle, str]],
-        kind: BounceKind,
-        out: list[Instruction],
-    ) -> None:
-        """Take failed envelopes out of the queue, and report those that may be reported."""
-        gone = [
-            Failure(self.store.evpid_of(handle), self.store.flags_of(handle), status)
-            for handle, status in failures
-        ]
-        for handle, _ in failures:
-            self._forget(handle)
-        for instruction in settle(gone, kind):
-            if type(instruction) is SendBounce:
-                self.counts.bounced += 1
-            out.append(instruction)
+    def _bounce(self, handle: Handle, status: str, kind: BounceKind) -> None:
+        """Take a failed envelope out of the queue; `settle_failures` says who is told."""
+        flags = self.store.flags_of(handle)
+        failure = Failure(self._forget(handle), flags, status)
+        self.failures.setdefault(kind, []).append(failure)
 
     def count_of(self, state: EnvelopeState) -> int:
         """Return how many envelopes are in a state."""
@@ -363,5 +381,6 @@ class Scheduler:
             assert not suspended or state in (_SUSPENDED, _IN_FLIGHT), state
         for state, count in states.items():
             assert self.count_of(state) == count, (state, self.count_of(state), count)
+        assert not self.failures
         counts = self.counts
         assert counts.enqueued - counts.dequeued == len(self.store)

@@ -194,8 +194,13 @@ class EnvelopeStore(Protocol):
         """Return the handle of an envelope, or None if the store does not know it."""
         ...
 
-    def of_message(self, msgid: MsgId) -> list[Handle]:
-        """Return the handles of a message's envelopes, in the order of their ids."""
+    def of_message(self, msgid: MsgId, *, recipients_max: int = 1000) -> list[Handle]:
+        """Return the handles of a message's envelopes, in the order of their ids.
+
+        Args:
+            msgid: the message.
+            recipients_max: recipients with a greater number are not looked for.
+        """
         ...
 
     def evpid_of(self, handle: Handle) -> EvpId:

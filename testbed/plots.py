@@ -384,9 +384,11 @@ def bytes_beside_peers(summary: Mapping[str, Any], theme: Theme = LIGHT) -> Figu
         for y, peer in enumerate(PEERS, len(ours)):
             axes.plot([peer.bytes_low], [y], "x", color=theme.colour("peer"))
             labels.append(f"{peer.system} ({peer.kind})")
-        for y, value in enumerate([v for _, v, _, _ in ours] + [p.bytes_low for p in PEERS]):
+        marks = [(value, value + error) for _, value, error, _ in ours]
+        marks += [(peer.bytes_low, peer.bytes_low) for peer in PEERS]
+        for y, (value, right) in enumerate(marks):
             axes.annotate(
-                f"{value:,.0f}", (value, y), xytext=(8, -3), textcoords="offset points", fontsize=8
+                f"{value:,.0f}", (right, y), xytext=(8, -3), textcoords="offset points", fontsize=8
             )
         axes.set_yticks(range(rows), labels)
         axes.invert_yaxis()

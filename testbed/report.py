@@ -258,11 +258,11 @@ def _model(run: Run, summary: Mapping[str, Any]) -> str:
             _table(
                 [
                     "",
-                    "Peak queue: run, model",
+                    "Peak queue: run / model",
                     "off by",
-                    "Empty after, s: run, model",
+                    "Empty after, s: run / model",
                     "off by",
-                    "Peak RSS, MiB: run, model",
+                    "Peak RSS, MiB: run / model",
                     "off by",
                     "Queue curve, area between",
                 ],
@@ -443,4 +443,4 @@ def _percent(value: float | None) -> str:
 def _pair(
     real: float | None, model: float | None, error: float | None, digits: int = 0
 ) -> tuple[str, str]:
-    return f"{_number(real, digits)}, {_number(model, digits)}", _percent(error)
+    return f"{_number(real, digits)} / {_number(model, digits)}", _percent(error)

@@ -31,12 +31,14 @@ MEASURED: Final = (
     "threads",
     "load_cpu_s",
     "world_cpu_s",
+    "machine_cpu_s",
     "gauges_s",
 )
 """The first columns of samples.csv; those of the server's gauges follow, by their own names.
 
 ``t``: seconds since the epoch. ``phase``: what the bench was doing. ``cpu_s``, ``load_cpu_s``, ``world_cpu_s``: user and
-system time since the process began, of the server, the load and the world. ``gauges_s``: how long the server took to
+system time since the process began, of the server, the load and the world. ``machine_cpu_s``: time that all processors of the
+machine were busy, whoever with. ``gauges_s``: how long the server took to
 answer, which is how far its event loop was behind.
 """
 
@@ -103,6 +105,17 @@ def usage_of(pids: Sequence[int]) -> Usage:
         threads += int(stat[17])
         fds += sum(1 for _ in (_PROC / str(pid) / "fd").iterdir())
     return Usage(Memory(rss, pss, uss), round(cpu_s, 3), fds, threads)
+
+
+def machine_cpu_s() -> float:
+    """Return the seconds that the machine's processors were busy since it was started, stolen ones included.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    # user nice system idle iowait irq softirq steal; proc(5). Guests are in user.
+    ticks = (_PROC / "stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
+    return sum(int(each) for i, each in enumerate(ticks) if i not in (3, 4)) / _TICKS_PER_S
 
 
 def _stat(pid: int) -> list[str]:
@@ -235,6 +248,7 @@ class Sampler:
                 usage.fds,
                 usage.threads,
                 *(f"{each:.2f}" for each in others),
+                f"{machine_cpu_s():.2f}",
                 f"{took:.4f}" if stats else "",
                 *(stats.get(name, "") for name in names),
             ]

@@ -33,6 +33,9 @@ SUMMED: Final = ("accepted", "delivered", "bounced", "queued", "lost", "duplicat
 STEADY_ENVELOPES: Final = 4000
 """Below this peak the slope of a whole server's memory says little about envelopes: what fills up first is a few MiB."""
 
+FOREIGN_SHARE: Final = 0.15
+"""Above this share of the machine, what other programs did is part of what was measured."""
+
 LATE_S: Final = 0.05
 """A generator that is later than this at its 99th percentile did not offer the load that the run is about
 (facts of open-loop load generation: Schroeder, Wierman, Harchol-Balter, NSDI 2006)."""
@@ -131,6 +134,7 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "cpu_ms_per_message": round(cpu / messages * 1000, 3),
         "load_cpu_s": _grown(load, "load_cpu_s"),
         "world_cpu_s": _grown(load, "world_cpu_s"),
+        "foreign_cpu_share": foreign_share(load),
         "peak_fds": int(np.nanmax(load["fds"])),
         "peak_threads": int(np.nanmax(load["threads"])),
         "loop_lag_p99_s": _round(_p99(load["gauges_s"]), 4),
@@ -157,6 +161,19 @@ def drained_at(t: Floats, queued: Floats) -> float | None:
     if last + 1 >= len(t):
         return None
     return round(float(t[last] + t[last + 1]) / 2, 3)
+
+
+def foreign_share(load: Samples) -> float | None:
+    """Return how much of the machine's processors programs took that have nothing to do with the run; None if unknown.
+
+    What the kernel does for loopback traffic is in it too, so some per cent are nobody else's.
+    """
+    if "machine_cpu_s" not in load or len(load) < 2:
+        return None
+    wall = float(load["t"][-1] - load["t"][0]) * (os.cpu_count() or 1)
+    ours = sum(_grown(load, name) for name in ("cpu_s", "load_cpu_s", "world_cpu_s"))
+    busy = float(load["machine_cpu_s"][-1] - load["machine_cpu_s"][0])
+    return round(max(0.0, busy - ours) / wall, 3) if wall > 0 else None
 
 
 def problems(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
@@ -205,6 +222,9 @@ def doubts(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -> 
     lag = part["generator_lag_p99_s"]
     if lag is not None and lag > LATE_S:
         found.append(f"the load generator was late: p99 {lag * 1000:.0f} ms")
+    foreign = part["foreign_cpu_share"]
+    if foreign is not None and foreign > FOREIGN_SHARE:
+        found.append(f"other programs took {foreign:.0%} of the machine's processors")
     for gauge, what in (("trace.lost", "trace"), ("log.lost", "log")):
         if notes.stats.get(gauge):
             found.append(f"{notes.stats[gauge]:g} lines of the {what} were lost")

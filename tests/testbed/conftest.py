@@ -98,6 +98,7 @@ def _write_samples(path: Path, slope: float) -> None:
             "threads": 3,
             "load_cpu_s": max(0.0, t) * 0.2,
             "world_cpu_s": max(0.0, t) * 0.1,
+            "machine_cpu_s": 1e6 + max(0.0, t) * 0.8,
             "gauges_s": 0.001,
             "scheduler.envelope": queued,
         }

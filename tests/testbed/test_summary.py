@@ -1,6 +1,7 @@
 """What a run comes to: numbers out of files, and what makes it a failed run."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,21 @@ def test_doubts_are_told(made: Run, changes: dict[str, Any], words: str) -> None
 
     assert [] == summary["failures"]
     assert any(words in warning for warning in summary["warnings"])
+
+
+def test_a_machine_that_others_used_is_told(made: Run) -> None:
+    """A run beside something else that takes half of the machine says so."""
+    path = made.directory / "slim" / "samples.csv"
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    column, t = lines[0].index("machine_cpu_s"), lines[0].index("t")
+    cores = os.cpu_count() or 1
+    for line in lines[1:]:
+        line[column] = f"{float(line[t]) % 1e6 * (0.5 * cores + 0.7):.2f}"
+    path.write_text("\n".join(map(",".join, lines)) + "\n")
+    summary = summary_of(made)
+
+    assert 0.5 == pytest.approx(summary["representations"]["slim"]["foreign_cpu_share"], abs=0.02)
+    assert ["slim: other programs took 50% of the machine's processors"] == summary["warnings"]
 
 
 def test_duplicates_after_a_lost_connection_are_told_not_blamed(tmp_path: Path) -> None:

@@ -147,14 +147,54 @@ async def test_probes_go_on_until_one_succeeds(tmp_path: Path) -> None:
 async def test_a_failed_checkpoint_sickens_and_heals(tmp_path: Path, monkeypatch) -> None:
     """An error while the log is copied loses nothing, and the queue goes on after a probe."""
     monkeypatch.setattr("mta.queue.database.CHECKPOINT_BYTES", 1)
-    effects = FaultyEffects(Plan(1, error=sqlite_io, matches=lambda p: p.site == "checkpoint"))
-    async with opened(tmp_path, effects=effects) as queue:
+    monkeypatch.setattr("mta.queue.writer.IDLE_CHECKPOINT_S", 60.0)
+    effects, notes = FaultyEffects(), []
+    async with opened(tmp_path, effects=effects, notes=notes) as queue:
+        effects.plan = Plan(1, error=sqlite_io, matches=lambda p: p.site == "checkpoint")
         await queue.submit(submission(1))
-        await until(lambda: bool(effects.failed))
-        await asyncio.sleep(0.002)
-        await until_healthy(queue)
+        await until(lambda: "queue: healthy again" in notes)
+        assert any("checkpoint: disk I/O error" in note for note in notes)
         assert ids(1) == held(queue)
         await queue.submit(submission(2))
+
+
+async def test_a_log_that_grows_is_copied_while_work_goes_on(tmp_path: Path, monkeypatch) -> None:
+    """Checkpoints do not wait for a quiet moment, which may never come; and the log starts again."""
+    monkeypatch.setattr("mta.queue.database.CHECKPOINT_BYTES", 200_000)
+    monkeypatch.setattr("mta.queue.writer.IDLE_CHECKPOINT_S", 60.0)
+    effects = FaultyEffects()
+    async with opened(tmp_path, effects=effects) as queue:
+        for number in range(1, 201):
+            await queue.submit(submission(number, body=b"x" * 10_000))
+            queue.remove(ids(number)[0])
+        assert sum(point == Point("sqlite", "checkpoint", "after") for point in effects.seen) > 5
+        assert (tmp_path / "queue.db-wal").stat().st_size < 1_000_000
+
+
+async def test_a_quiet_moment_is_used_for_the_log(tmp_path: Path, monkeypatch) -> None:
+    """After a while without work the log is copied, however short it is, and once."""
+    monkeypatch.setattr("mta.queue.writer.IDLE_CHECKPOINT_S", 0.01)
+    effects = FaultyEffects()
+    async with opened(tmp_path, effects=effects) as queue:
+        await queue.submit(submission(1))
+        await until(lambda: Point("sqlite", "checkpoint", "after") in effects.seen)
+        await asyncio.sleep(0.05)
+        assert 1 == sum(point == Point("sqlite", "checkpoint", "after") for point in effects.seen)
+
+
+async def test_deferrals_are_forgotten_from_the_oldest(tmp_path: Path, monkeypatch) -> None:
+    """While the disk takes nothing, so many are remembered; one that is renewed is not old."""
+    monkeypatch.setattr("mta.queue.writer.DEFERS_MAX", 2)
+    effects = FaultyEffects()
+    async with opened(tmp_path, effects=effects) as queue:
+        await queue.submit(submission(1, recipients=3))
+        one, two, three = ids(1, 3)
+        effects.plan = Plan(1, error=sqlite_io, matches=is_commit, for_good=True)
+        for envelope in (one, two, one, three):
+            queue.defer(envelope, attempts=1, due_at=9.0, status="")
+        effects.heal()
+    async with opened(tmp_path) as queue:
+        assert [1, 0, 1] == [stored.attempts for stored in queue.page()]
 
 
 async def test_counts_are_right_after_any_failure(tmp_path: Path) -> None:

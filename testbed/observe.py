@@ -198,7 +198,8 @@ class _Observation:
             try:
                 list(pool.map(lambda share: _send(host, port, self._schedule, share), shares))
             except (OSError, smtplib.SMTPException) as error:
-                server.check()
+                # A server that died hangs up first and is gone a moment later.
+                self._pause(server, 0.5)
                 raise RunError(f"warm-up: the server does not take mail: {error}") from error
         deadline = time.monotonic() + WARM_UP_S
         self._next_sample(sampler)

@@ -33,8 +33,7 @@ def tables(run: Run) -> Iterator[RenderableType]:
     for head in (
         "B/envl\nserver",
         "\nstore",
-        "MiB\nidle",
-        "\npeak",
+        "MiB\npeak",
         "queue\npeak",
         "empty\ns",
         "ms\nCPU",
@@ -48,7 +47,6 @@ def tables(run: Run) -> Iterator[RenderableType]:
             name,
             _plus_minus(part["bytes_per_envelope"], part["bytes_per_envelope_stderr"]),
             _number(part["store_bytes_per_envelope"], 0),
-            f"{part['base_rss_bytes'] / MIB:.1f}",
             f"{part['peak_rss_bytes'] / MIB:.1f}",
             _number(part["peak_queue"], 0),
             _number(part["drain_time_s"], 1),

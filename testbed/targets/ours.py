@@ -77,9 +77,10 @@ class OurServer:
             "smtp": {"listen": "127.0.0.1:0"},
             "relay": {"port": relay_port, "allow": "loopback"},
             "dns": {"nameserver": nameserver},
-            "queue": {"directory": str(self.queue)},
+            # Relative: the server runs in this directory, and it may be moved afterwards.
+            "queue": {"directory": self.queue.name},
             "control": {"socket": str(self._socket)},
-            "log": {"file": str(self.log), "stimuli": str(self.trace)},
+            "log": {"file": self.log.name, "stimuli": self.trace.name},
         }
         settings = merged(overrides, own)
         self.config.write_text(to_toml(settings), encoding="utf-8")

@@ -59,8 +59,10 @@ def scenario(tmp_path: Path) -> Path:
     return path
 
 
-def testbed(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def bench(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run `testbed` in a directory; whatever the test does, it ends with it."""
+    with subprocess.Popen(
         [sys.executable, "-m", "testbed", *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
@@ -68,7 +70,12 @@ def testbed(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
 
 
 @pytest.fixture
@@ -95,8 +102,8 @@ def outside(directory: Path) -> list[str]:
 
 def test_from_a_scenario_to_a_report(scenario: Path, tmp_path: Path, nothing_left: None) -> None:
     """Everything that was accepted arrives in spite of an outage, and the run's directory tells it all."""
-    process = testbed("run", str(scenario), "--json", cwd=tmp_path)
-    stdout, stderr = process.communicate(timeout=100)
+    with bench("run", str(scenario), "--json", cwd=tmp_path) as process:
+        stdout, stderr = process.communicate(timeout=100)
 
     assert 0 == process.returncode, stderr
     summary = json.loads(stdout)
@@ -130,10 +137,9 @@ def test_a_server_that_dies_fails_the_run(
     scenario: Path, tmp_path: Path, nothing_left: None
 ) -> None:
     """One line that says how; status 1; nothing is left running."""
-    process = testbed("run", str(scenario), "--no-model", "--out", "out", cwd=tmp_path)
-    server = _wait_for_server(process.pid, tmp_path)
-    server.kill()
-    _, stderr = process.communicate(timeout=60)
+    with bench("run", str(scenario), "--no-model", "--out", "out", cwd=tmp_path) as process:
+        _wait_for_server(process, tmp_path).kill()
+        _, stderr = process.communicate(timeout=60)
 
     assert 1 == process.returncode
     assert stderr.splitlines()[-1].startswith("testbed: server was ended by SIGKILL")
@@ -145,10 +151,10 @@ def test_an_interrupted_run_leaves_nothing(
     scenario: Path, tmp_path: Path, nothing_left: None, number: signal.Signals
 ) -> None:
     """Ctrl-C, or a supervisor's SIGTERM: all processes end, in order, and it is said."""
-    process = testbed("run", str(scenario), "--no-model", "--out", "out", cwd=tmp_path)
-    _wait_for_server(process.pid, tmp_path)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    with bench("run", str(scenario), "--no-model", "--out", "out", cwd=tmp_path) as process:
+        _wait_for_server(process, tmp_path)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
 
     assert 130 == process.returncode
     assert stderr.splitlines()[-1].startswith("testbed: interrupted")
@@ -160,24 +166,23 @@ def test_settings_that_the_server_can_not_use(
     scenario: Path, tmp_path: Path, nothing_left: None
 ) -> None:
     """The scenario has a typo in the server's table: its line, status 2."""
-    process = testbed(
-        *("run", str(scenario), "--set", "server.limits.mta.max_con=3", "--out", "out"),
-        cwd=tmp_path,
-    )
-    _, stderr = process.communicate(timeout=60)
+    wrong = "server.limits.mta.max_con=3"
+    with bench("run", str(scenario), "--set", wrong, "--out", "out", cwd=tmp_path) as process:
+        _, stderr = process.communicate(timeout=60)
 
     assert 2 == process.returncode
     assert "limits.mta.max_con" in stderr.splitlines()[-1]
     assert [] == outside(tmp_path)
 
 
-def _wait_for_server(pid: int, directory: Path) -> psutil.Process:
+def _wait_for_server(process: subprocess.Popen[str], directory: Path) -> psutil.Process:
     """Return the server's process once it takes mail."""
     deadline = time.monotonic() + 40
+    log = directory / "out" / "packed" / "server.log"
     while time.monotonic() < deadline:
-        log = directory / "out" / "packed" / "server.log"
+        assert process.poll() is None, process.communicate()
         if log.is_file() and "smtp connected" in log.read_text():
-            for each in psutil.Process(pid).children(recursive=True):
+            for each in psutil.Process(process.pid).children(recursive=True):
                 if "serve" in each.cmdline():
                     return each
         time.sleep(0.05)

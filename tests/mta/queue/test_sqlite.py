@@ -200,13 +200,15 @@ async def test_whoever_is_cancelled_gives_up_the_answer_only(tmp_path: Path) -> 
     effects = FaultyEffects()
     async with opened(tmp_path, effects=effects) as queue:
         gone = asyncio.ensure_future(queue.submit(submission(1)))
+        neighbour = asyncio.ensure_future(queue.submit(submission(2)))
         await asyncio.sleep(0)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
+        await asyncio.wait_for(neighbour, 10)
         await queue.flush()
-        assert ids(1) == held(queue)
-        assert queue.waiting == 0
+        assert [*ids(1), *ids(2)] == held(queue)
+        assert (2, 0) == (queue.envelopes, queue.waiting)
 
 
 async def test_restoring_is_in_order_of_time(tmp_path: Path) -> None:

@@ -522,8 +522,12 @@ class MtaAgent:
         if now < rest and not relay.sessions:
             # Every host has failed: the destination is dead until the first of them has rested.
             self._fail_relay(relay, relay.status or _NETWORK_ERROR, rest, now, out)
-        else:
+        elif not full:
             self._pause_relay(relay, earliest)
+        elif relay.look_at <= now or earliest < relay.look_at:
+            # Why not a pause? A place may come free before the gap ends.
+            relay.look_at = earliest
+            self._delay(relay, earliest)
 
     def _revive_or_rest(
         self, relay: Relay, status: str, now: float, out: list[Instruction]

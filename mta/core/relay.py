@@ -135,6 +135,7 @@ class Relay:
         "gauge",
         "held",
         "idle",
+        "look_at",
         "policy",
         "resolved_until",
         "resolving",
@@ -169,6 +170,8 @@ class Relay:
         """The last failure, for whatever has to be told to senders."""
         self.retry_at: float | None = None
         """When a gap or a rest ends that keeps this relay from connecting."""
+        self.look_at = NEVER
+        """When a gap or a rest ends at one host, while others have no place: worth another look."""
         self.gauge = Gauge()
 
     def is_dead(self, now: float) -> bool:

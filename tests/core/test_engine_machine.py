@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from mta.core.concurrency import ConcurrencySettings
-from mta.core.envelopes.base import Flag, Recipient, Transaction, to_tick
+from mta.core.envelopes.base import Recipient, Transaction, to_tick
 from mta.core.ids import MsgId, SessionId, evpid
 from mta.core.limits import MtaLimits
 from mta.core.reply import Outcome

@@ -236,8 +236,8 @@ class MtaAgent:
         if route.validated and route.connections:
             # Why not rest? Others are connected to this host: it is our number that it minds.
             self._pause_relay(relay, now + limits.route_delay_base_s)
-        elif route.enabled_at <= now:
-            # Why only then? Connections that fail together are one piece of news, not many.
+        else:
+            # Connections that fail together end here once, with the last of them: one piece of news.
             delay = route.fail(
                 now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s
             )

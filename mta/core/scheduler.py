@@ -298,9 +298,9 @@ class Scheduler:
         """Set or clear the durable flag."""
         flags = self.store.flags_of(handle)
         wanted = flags | Flag.SUSPENDED if suspended else flags & ~Flag.SUSPENDED
-        if wanted != flags:
-            self.store.set_flags(handle, wanted)
-            out.append(SuspendEnvelope(self.store.evpid_of(handle), int(wanted)))
+        assert wanted != flags, self.store.evpid_of(handle)
+        self.store.set_flags(handle, wanted)
+        out.append(SuspendEnvelope(self.store.evpid_of(handle), int(wanted)))
 
     # What they share
 

@@ -315,6 +315,17 @@ def test_an_unusable_connection_rests_the_destination_too():
     ]
 
 
+def test_a_connection_that_delivers_and_is_lost_is_no_failure_of_the_destination():
+    """Delivered, then unusable (421 after the dot): a new connection, no smaller window, no rest."""
+    core = core_with(ConcurrencySettings(initial=1, limit=5, cohort_limit=1.0))
+    submit(core, 2)
+    core.resolve("one.test", (10, A))
+    core.ready(1)
+
+    assert [CloseConnection(1)] == only(CloseConnection, core.done(1, usable=False))
+    assert [(2, A)] == opened(core.closed(1))
+
+
 def test_a_lost_connection_among_several_is_no_reason_to_rest():
     """While another transaction runs the destination works; the window is what is in use."""
     core = core_with(ConcurrencySettings(initial=2, limit=5, cohort_limit=0.5))
@@ -705,6 +716,21 @@ def test_an_idle_connection_is_kept_for_a_while():
     assert [] == core.until(100.0), "it is told once"
     core.closed(1)
     assert {} == core.leaks()
+
+
+def test_each_idle_connection_has_its_own_end():
+    """One idle since 0 s, one since 4 s: they close at 10 s and at 14 s."""
+    core = core_with()
+    submit(core, 2)
+    core.resolve("one.test", (10, A))
+    grow(core, 1)
+    core.ready(2)
+    core.done(1)
+    core.until(4.0)
+    core.done(2)
+
+    assert [CloseConnection(1)] == core.until(13.9)
+    assert [CloseConnection(2)] == core.until(14.0)
 
 
 def test_an_idle_connection_that_the_host_closes_is_no_failure():

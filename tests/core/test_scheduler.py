@@ -170,6 +170,19 @@ def test_a_backlog_is_handed_out_in_batches():
     assert [10, 10, 5] == batches
 
 
+def test_after_a_pause_too_mail_is_handed_out_in_batches():
+    """25 messages accepted during a pause: ten with the resumption, the rest at once, but in turns."""
+    core = Core()
+    core.tell(AgentPaused())
+    for number in range(25):
+        core.submit(f"d{number}.test")
+    batches = [len(only(ResolveDomain, core.tell(AgentResumed())))]
+    while core.next_wakeup() == core.now:
+        batches.append(len(only(ResolveDomain, core.wake())))
+
+    assert [10, 10, 5] == batches
+
+
 def test_due_envelopes_go_by_due_time_then_id():
     """The order of arrival does not matter, only when they are due; ties go by id."""
     core = Core()

@@ -7,6 +7,7 @@ comes up. Integers compare in C and cost less than half of a tuple.
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import ClassVar, Generic, TypeVar
@@ -113,7 +114,7 @@ class RecordList(Generic[R]):
             record = record.next
 
 
-class ObjectStore(Generic[R]):
+class ObjectStore(ABC, Generic[R]):
     """An `EnvelopeStore` of records; subclasses say which record and what is in it."""
 
     name: ClassVar[str]
@@ -126,10 +127,11 @@ class ObjectStore(Generic[R]):
         self._stale = 0
         self._lifetimes: dict[float, float] = {}
 
+    @abstractmethod
     def _make(
         self, recipient: Recipient, transaction: Transaction, created_at: float, body: bytes | None
     ) -> R:
-        raise NotImplementedError
+        """Return a new record with what this representation keeps of an envelope."""
 
     def _deferred(self, record: R) -> None:
         """A record leaves the relaying agent: drop what only that needed."""
@@ -266,8 +268,9 @@ class ObjectStore(Generic[R]):
     def note(self, handle: R, status: str) -> None:
         """Remember the last reply, if this representation has a place for it."""
 
+    @abstractmethod
     def mta_envelope_of(self, handle: R) -> MtaEnvelope | None:
-        raise NotImplementedError
+        """Return what the relaying agent needs, or None if it has to be read from the queue."""
 
     def body_of(self, msgid: MsgId) -> bytes | None:
         return None

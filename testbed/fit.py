@@ -55,7 +55,7 @@ def line(x: Floats, y: Floats) -> Line | None:
     return Line(slope, stderr, intercept, 1 - rss / total if total > 0 else 1.0, n)
 
 
-RISING_FROM: Final = 0.3
+RISING_FROM: Final = 0.4
 """Share of the peak at which the part that is fitted begins."""
 
 

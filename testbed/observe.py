@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import smtplib
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +36,11 @@ from testbed.sampler import Sampler
 from testbed.targets.ours import OurServer
 from testbed.world.handle import World, WorldError
 
-WARM_UP_MESSAGES: Final = 120
-"""Enough for all sessions, codecs, statements and connections to have been used."""
+WARM_UP_MESSAGES: Final = 6
+"""Of each client: enough for codecs, statements and connections to have been used."""
 
-WARM_UP_CLIENTS: Final = 6
+WARM_UP_CLIENTS_MAX: Final = 100
+"""As many as the load has sessions, but so many at most."""
 
 WARM_UP_S: Final = 20.0
 """Longest wait for these to be delivered."""
@@ -191,16 +193,22 @@ class _Observation:
     def _warm_up(self, server: OurServer, sampler: Sampler) -> None:
         sampler.phase = "warm-up"
         self._part.show("warm-up")
-        count = min(WARM_UP_MESSAGES, len(self._schedule))
-        shares = [range(i, count, WARM_UP_CLIENTS) for i in range(WARM_UP_CLIENTS)]
-        host, port = server.smtp_address
-        with ThreadPoolExecutor(WARM_UP_CLIENTS) as pool:
-            try:
-                list(pool.map(lambda share: _send(host, port, self._schedule, share), shares))
-            except (OSError, smtplib.SMTPException) as error:
-                # A server that died hangs up first and is gone a moment later.
-                self._pause(server, 0.5)
-                raise RunError(f"warm-up: the server does not take mail: {error}") from error
+        # All at once: what a server needs for so many sessions is no envelope's, and it keeps it.
+        clients = min(self._scenario.load.sessions, WARM_UP_CLIENTS_MAX)
+        together = threading.Barrier(clients, timeout=WARM_UP_S)
+        count = min(clients * WARM_UP_MESSAGES, len(self._schedule))
+
+        def send(first: int) -> int:
+            share = range(first, count, clients)
+            return _send(server.smtp_address, self._schedule, share, together)
+
+        with ThreadPoolExecutor(clients) as pool:
+            # A scenario may be about a server that takes fewer sessions than it is offered.
+            sent = sum(pool.map(send, range(clients)))
+        if not sent:
+            # A server that died hangs up first and is gone a moment later.
+            self._pause(server, 0.5)
+            raise RunError("warm-up: the server does not take mail: not one message of its clients")
         deadline = time.monotonic() + WARM_UP_S
         self._next_sample(sampler)
         # What the world refuses on purpose stays in the queue: not every scenario can wait for it.
@@ -340,12 +348,23 @@ def _start_of(record: Path) -> float | None:
     return float(json.loads(line)["load_start"])
 
 
-def _send(host: str, port: int, schedule: Schedule, share: range) -> None:
-    """Send some messages of the schedule as those of a run that nobody accounts for."""
-    with smtplib.SMTP(
-        host, port, local_hostname="client.testbed.test", timeout=WARM_UP_S
-    ) as client:
-        for i in share:
-            recipients = [mailbox.address for mailbox in schedule.recipients(i)]
-            message = message_bytes(schedule, i, "warm-up")
-            client.sendmail(schedule.sender(i), recipients, message)
+def _send(
+    address: tuple[str, int], schedule: Schedule, share: range, together: threading.Barrier
+) -> int:
+    """Send some messages of the schedule as those of a run that nobody accounts for; return how many were taken."""
+    taken = 0
+    try:
+        with smtplib.SMTP(
+            *address, local_hostname="client.testbed.test", timeout=WARM_UP_S
+        ) as client:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait()
+            for i in share:
+                recipients = [mailbox.address for mailbox in schedule.recipients(i)]
+                client.sendmail(
+                    schedule.sender(i), recipients, message_bytes(schedule, i, "warm-up")
+                )
+                taken += 1
+    except (OSError, smtplib.SMTPException):
+        together.abort()
+    return taken

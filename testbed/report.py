@@ -109,7 +109,7 @@ def _memory(run: Run, summary: Mapping[str, Any]) -> str:
     )
     alone = f" with {stored:,} envelopes of this scenario" if stored else ""
     note = (
-        "<p><em>Whole server</em>: slope of the process's RSS on queued envelopes while the queue grew, from 30 % of its peak"
+        "<p><em>Whole server</em>: slope of the process's RSS on queued envelopes while the queue grew, from 40 % of its peak"
         " on, with its standard error (widened for the correlation of neighbouring samples). <em>Step</em>: what the same line"
         " has at no envelope, above the idle server: memory that a failing destination takes once, whatever the length of the"
         f" queue. <em>Store alone</em>: RSS of a fresh process that fills only the store{alone}; bodies are in it"

@@ -3,7 +3,7 @@
 Everything is computed from files, so that `testbed report` on an old run says the same. Keys are stable:
 scripts read them. Bytes per envelope come in two ways that must not be mixed up:
 
-- ``bytes_per_envelope``: the slope of the server's RSS on queued envelopes while the queue grew in this run (from 30 %
+- ``bytes_per_envelope``: the slope of the server's RSS on queued envelopes while the queue grew in this run (from 40 %
   of its peak on, see `testbed.fit.rising`), with its standard error. The whole server: what the queue costs in caches, allocator and database besides the store.
 - ``store_bytes_per_envelope``: RSS of a fresh process that only fills the store with 100,000 envelopes of
   this scenario (`testbed.footprint`).

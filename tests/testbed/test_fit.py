@@ -57,7 +57,7 @@ def test_no_line_without_points(x: list[float]) -> None:
 
 
 def test_the_rising_part_ends_at_the_peak() -> None:
-    """From the last sample at a third of the peak or below, to the peak."""
+    """From the last sample at 40 % of the peak or below, to the peak."""
     queue = np.array([0.0, 5.0, 0.0, 10.0, 40.0, 70.0, 100.0, 90.0, 0.0])
 
     assert slice(3, 7) == rising(queue)

@@ -25,6 +25,7 @@ from mta.core.instructions import (
     StartTransaction,
     SuspendEnvelope,
 )
+from mta.core.relay import SessionState
 from mta.core.reply import Outcome
 from mta.core.routing import Resolution, ResolutionStatus
 from mta.core.scheduler import EXPIRED_STATUS
@@ -420,9 +421,9 @@ class Driver:
         """Start nothing new; let what is in flight end. Idempotent."""
         self._draining = True
         self.tell(DrainRequested())
-        for row in self.outbound.rows():
-            if row.state == "connecting":
-                self.outbound.close(row.session)
+        for session in list(self.engine.agent.sessions.values()):
+            if session.state is SessionState.CONNECTING:
+                self.outbound.close(session.id)  # it carries no mail yet
 
     def is_quiet(self) -> bool:
         """Return whether no transaction runs and no report waits for the disk."""

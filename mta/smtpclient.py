@@ -134,10 +134,12 @@ class ClientSession:
         "_body",
         "_body_at",
         "_commands",
+        "_dots",
         "_events",
         "_failures",
         "_hostname",
         "_lines",
+        "_lmtp",
         "_mail_refused",
         "_max_failures",
         "_out",
@@ -161,6 +163,7 @@ class ClientSession:
         pipelining: bool = True,
         timeouts: Timeouts | None = None,
         max_failures: int = 25,
+        lmtp: bool = False,
     ) -> None:
         """Begin to wait for the greeting.
 
@@ -171,6 +174,7 @@ class ClientSession:
             timeouts: longest waits; the RFC's if None.
             max_failures: consecutive refused recipients after which the session is given up
                 (OpenSMTPD ``max-failures-per-session``).
+            lmtp: speak LMTP (RFC 2033): LHLO, and after the dot a reply for each accepted recipient.
         """
         self.state = State.BANNER
         self.extensions = Extensions()
@@ -180,6 +184,8 @@ class ClientSession:
         self._pipelining = pipelining
         self._timeouts = timeouts or Timeouts()
         self._max_failures = max_failures
+        self._lmtp = lmtp
+        self._dots = 0
         self.deadline: float | None = now + self._timeouts.banner
         """When `timer` is to be called; None while nothing is expected."""
         self._reader = ReplyReader()
@@ -231,6 +237,7 @@ class ClientSession:
             return [TransactionResult(self._verdicts(""), usable=True)]
         self._accepted = []
         self._at = 0
+        self._dots = 0
         self._mail_refused = False
         self._body = body
         mail = extensions.mail_command(envelopes, len(body))
@@ -356,9 +363,10 @@ class ClientSession:
         accepted = code // 100 == 2
         if self.state is State.BANNER and accepted:
             self._lines.clear()
-            self._out = f"EHLO {self._hostname}\r\n".encode()
+            verb = "LHLO" if self._lmtp else "EHLO"
+            self._out = f"{verb} {self._hostname}\r\n".encode()
             self._wait(State.EHLO, now + self._timeouts.hello)
-        elif self.state is State.EHLO and code // 100 == 5:
+        elif self.state is State.EHLO and code // 100 == 5 and not self._lmtp:
             self._lines.clear()
             self._out = f"HELO {self._hostname}\r\n".encode()
             self._wait(State.HELO, now + self._timeouts.hello)
@@ -368,7 +376,8 @@ class ClientSession:
             lines = [line[4:] for line in self._lines] or [self._reader.text]
             self._lines = []
             name = lines[0].split(maxsplit=1)[:1]
-            if name and name[0].lower() == self._hostname.lower().encode():
+            # A local LMTP server has our name by right.
+            if not self._lmtp and name and name[0].lower() == self._hostname.lower().encode():
                 self._break_off(LOOPS_BACK)
                 return
             self.extensions = read_extensions(lines[1:])
@@ -450,11 +459,19 @@ class ClientSession:
             self._break_off(TOO_MUCH_DATA)
             return
         verdict = (_outcome(code), self._status())
-        for number in self._accepted:
-            self._results[number] = verdict
+        if self._lmtp:
+            # RFC 2033 4.2: one reply per accepted recipient, in the order of their RCPT.
+            self._results[self._accepted[self._dots]] = verdict
+            self._dots += 1
+        else:
+            for number in self._accepted:
+                self._results[number] = verdict
         if self._body or first == 3:
             # Refused in the middle of the message: the rest would be read as commands.
             self._break_off(verdict[1], told=True)
+            return
+        if self._lmtp and self._dots < len(self._accepted):
+            self._wait(State.DOT, now + self._timeouts.dot)
             return
         if first == 2:
             self.messages += 1

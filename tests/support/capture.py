@@ -18,6 +18,8 @@ class CapturingHost:
 
     def __init__(self, address: str, port: int) -> None:
         self.taken: list[Captured] = []
+        self.patient = True
+        """``later...`` is refused for now."""
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(address, port))
@@ -55,7 +57,7 @@ class CapturingHost:
                 elif verb == "RCPT":
                     if argument.startswith("no"):
                         reply = "550 5.1.1 no such user"
-                    elif argument.startswith("later"):
+                    elif self.patient and argument.startswith("later"):
                         reply = "451 4.2.1 later"
                     else:
                         rcpts.append(argument)

@@ -18,16 +18,16 @@ class EventLoop:
     at `done_at`, when all that it has charged so far is worked off.
     """
 
-    __slots__ = ("_kernel", "_waiting", "_woken", "busy_s", "done_at", "longest_wait")
+    __slots__ = ("_kernel", "_waiting", "_woken", "done_at", "idle_s", "longest_wait")
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._waiting: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._woken = False
         self.done_at = 0.0
-        """When what was charged so far is done."""
-        self.busy_s = 0.0
-        """Seconds of work so far."""
+        """When what was charged so far is done. A job charges by adding its seconds."""
+        self.idle_s = 0.0
+        """Seconds without work until `done_at`."""
         self.longest_wait = 0
         """Most jobs that waited at once."""
 
@@ -36,30 +36,34 @@ class EventLoop:
         now = self._kernel.now
         if self._woken or self.done_at > now:
             self._waiting.append((job, argument))
-            if len(self._waiting) > self.longest_wait:
-                self.longest_wait = len(self._waiting)
             if not self._woken:
                 self._woken = True
                 self._kernel.schedule(self.done_at - now, self._next, None)
             return
+        self.idle_s += now - self.done_at
         self.done_at = now
         job(argument)
 
-    def charge(self, seconds: float) -> None:
-        """Add to the cost of the job that runs."""
-        self.done_at += seconds
-        self.busy_s += seconds
-
     def _next(self, _: None) -> None:
+        waiting = self._waiting
+        if len(waiting) > self.longest_wait:
+            self.longest_wait = len(waiting)
         now = self._kernel.now
         if self.done_at < now:
+            # By a rounding error at most: the call was scheduled for this instant.
             self.done_at = now
-        job, argument = self._waiting.popleft()
+        job, argument = waiting.popleft()
         job(argument)
-        if self._waiting:
-            self._kernel.schedule(max(0.0, self.done_at - now), self._next, None)
+        if waiting:
+            left = self.done_at - now
+            self._kernel.schedule(left if left > 0.0 else 0.0, self._next, None)
         else:
             self._woken = False
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of work so far, what is charged but not done yet included."""
+        return self.done_at - self.idle_s
 
     @property
     def waiting(self) -> int:

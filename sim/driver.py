@@ -30,7 +30,7 @@ from mta.core.routing import Resolution
 from mta.core.stimuli import DomainResolved, MessageSubmitted, Stimulus, TimeReached
 from sim.costs import Costs
 from sim.cpu import EventLoop
-from sim.inbound import Inbound, Submission
+from sim.inbound import Inbound, Message
 from sim.kernel import Kernel
 from sim.outbound import Outbound
 from sim.queue import GroupCommit
@@ -46,19 +46,6 @@ Observer: TypeAlias = Callable[[Stimulus, float, list[Instruction]], None]
 """Told of each stimulus, the core's clock, and what the core said."""
 
 _NUMBER_MASK: Final = 0xFFFFFFFF
-
-
-class _Message:
-    """What a message is, until its last envelope is gone."""
-
-    __slots__ = ("due_s", "left", "recipients", "sender", "size")
-
-    def __init__(self, submission: Submission) -> None:
-        self.sender = submission.transaction.sender
-        self.size = submission.transaction.size
-        self.recipients = submission.recipients
-        self.left = len(submission.recipients)
-        self.due_s = submission.due_s
 
 
 class Driver:
@@ -108,7 +95,7 @@ class Driver:
             queued=self._queued,
         )
         self.resolver = resolver(self.loop)
-        self.messages: dict[MsgId, _Message] = {}
+        self.messages: dict[MsgId, Message] = {}
         self.queued_bytes = 0
         self.bounces_waiting = 0
         """Bounces that are not durable yet."""
@@ -117,7 +104,6 @@ class Driver:
         self.delivered_bounces = 0
         self.failed = 0
         """Envelopes that failed for good or expired, reported or not."""
-        self.peak_queued = 0
         self.emptied_at = 0.0
         """When the queue became empty for the last time."""
         self.latency_s = array("d")
@@ -125,9 +111,9 @@ class Driver:
         self.observer: Observer | None = None
         self._costs = costs
         self._start = start
-        self._clock = start
         self._store = engine.store
         self._handle_stimulus = engine.handle
+        self._next_wakeup = engine.next_wakeup
         self._inbox: deque[Stimulus] = deque()
         self._busy = False
         self._armed_at: float | None = None
@@ -151,11 +137,8 @@ class Driver:
 
     @property
     def now(self) -> float:
-        """The core's clock: never decreasing, though start + t may round either way."""
-        clock = self._start + self.kernel.now
-        if clock > self._clock:
-            self._clock = clock
-        return self._clock
+        """The core's clock. It never decreases, because rounding is monotonic."""
+        return self._start + self.kernel.now
 
     def is_quiet(self) -> bool:
         """Return whether the load is over, the queue is empty and no connection is open."""
@@ -170,54 +153,53 @@ class Driver:
 
     def tell(self, stimulus: Stimulus) -> None:
         """Give the core a stimulus, now or as soon as it is done with the one before."""
-        self._inbox.append(stimulus)
         if self._busy:
+            self._inbox.append(stimulus)
             return
         self._busy = True
-        inbox, carry_out = self._inbox, self._carry_out
-        while inbox:
-            stimulus = inbox.popleft()
-            now = self.now
+        start, kernel, inbox, carry_out = self._start, self.kernel, self._inbox, self._carry_out
+        while True:
+            now = start + kernel.now
             instructions = self._handle_stimulus(stimulus, now=now)
             if self.observer is not None:
                 self.observer(stimulus, now, instructions)
             for instruction in instructions:
                 carry_out[type(instruction)](instruction)
+            if not inbox:
+                break
+            stimulus = inbox.popleft()
         self._busy = False
-        self._arm()
+        wakeup = self._next_wakeup()
+        # One that rings too early is set again when it does: SimPy can't move it.
+        if wakeup is not None and (self._armed_at is None or wakeup < self._armed_at):
+            self._arm(wakeup)
 
     def _queued(self) -> tuple[int, int]:
         return len(self._store), self.queued_bytes
 
-    def _committed(self, submission: Submission) -> None:
-        self.loop.do(self._accepted, submission)
+    def _committed(self, message: Message) -> None:
+        self.loop.do(self._accepted, message)
 
-    def _accepted(self, submission: Submission) -> None:
+    def _accepted(self, message: Message) -> None:
         """A message is durable: the core takes it over, then its client is answered."""
         msgid = MsgId(self._next_msgid)
         self._next_msgid += 1
-        transaction = submission.transaction
-        for replaced in submission.reports:
-            self._gone(EvpId(replaced))
-        self.messages[msgid] = _Message(submission)
+        for replaced in message.reports:
+            self._gone(replaced)
+        self.messages[msgid] = message
+        transaction = message.transaction
         self.queued_bytes += transaction.size
         # Empty, because nobody in the core looks into it and a model need not pay for it.
         body = b"" if self._keeps_bodies else None
-        self.tell(MessageSubmitted(msgid, transaction, submission.recipients, body))
-        queued = len(self._store)
-        if queued > self.peak_queued:
-            self.peak_queued = queued
-        if submission.number < 0:
+        self.tell(MessageSubmitted(msgid, transaction, message.recipients, body))
+        if message.is_bounce:
             self.bounces_waiting -= 1
         else:
-            self.inbound.durable(submission)
+            self.inbound.durable(message)
 
     # Time
 
-    def _arm(self) -> None:
-        wakeup = self.engine.next_wakeup()
-        if wakeup is None or (self._armed_at is not None and self._armed_at <= wakeup):
-            return  # It rings early and is set again: SimPy can't move it.
+    def _arm(self, wakeup: float) -> None:
         self._armed_at = wakeup
         self.kernel.schedule(max(0.0, wakeup - self.now), self._ring, wakeup)
 
@@ -227,11 +209,13 @@ class Driver:
             self.loop.do(self._time_reached, None)
 
     def _time_reached(self, _: None) -> None:
-        wakeup = self.engine.next_wakeup()
-        if wakeup is not None and wakeup <= self.now:
+        wakeup = self._next_wakeup()
+        if wakeup is None:
+            return
+        if wakeup <= self.now:
             self.tell(TimeReached())
-        else:
-            self._arm()
+        elif self._armed_at is None or wakeup < self._armed_at:
+            self._arm(wakeup)
 
     # Out: one method per instruction
 
@@ -242,7 +226,7 @@ class Driver:
             self._inbox.append(DomainResolved(domain, known))
             return
         loop = self.loop
-        loop.charge(self._costs.lookup_s)
+        loop.done_at += self._costs.lookup_s
         self.resolver.look_up(domain, loop.done_at - self.kernel.now, self._looked_up)
 
     def _looked_up(self, answer: tuple[str, Resolution]) -> None:
@@ -255,21 +239,25 @@ class Driver:
         session, msgid, evpids = instruction
         message = self.messages[msgid]
         recipients = message.recipients
-        rcpts = [recipients[(envelope & _NUMBER_MASK) - 1].address for envelope in evpids]
-        self.outbound.start(session, evpids, message.sender, rcpts, message.size)
+        transaction = message.transaction
+        if len(recipients) == 1:
+            rcpts = [recipients[0].address]
+        else:
+            rcpts = [recipients[(envelope & _NUMBER_MASK) - 1].address for envelope in evpids]
+        self.outbound.start(session, evpids, transaction.sender, rcpts, transaction.size)
 
     def _close(self, instruction: CloseConnection) -> None:
         self.outbound.close(instruction.session)
 
     def _defer(self, instruction: DeferEnvelope) -> None:
-        self.loop.charge(self._costs.deferral_s)
+        self.loop.done_at += self._costs.deferral_s
         self.queue.lag()
 
     def _remove(self, instruction: RemoveEnvelope) -> None:
         envelope = instruction.evpid
         message = self._gone(envelope)
         if instruction.reason is Removal.DELIVERED:
-            if message.sender:
+            if not message.is_bounce:
                 self.delivered += 1
                 self.latency_s.append(self.kernel.now - message.due_s)
             else:
@@ -278,14 +266,14 @@ class Driver:
             self.failed += 1
         self.queue.lag()
 
-    def _gone(self, envelope: EvpId) -> _Message:
+    def _gone(self, envelope: EvpId) -> Message:
         """Note that an envelope has left the queue; return its message."""
         msgid = MsgId(envelope >> 32)
         message = self.messages[msgid]
         message.left -= 1
         if not message.left:
             del self.messages[msgid]
-            self.queued_bytes -= message.size
+            self.queued_bytes -= message.transaction.size
             if not self.messages:
                 self.emptied_at = self.kernel.now
         return message
@@ -295,17 +283,13 @@ class Driver:
         message = self.messages[instruction.msgid]
         self.failed += len(instruction.failures)
         self.bounces_waiting += 1
-        self.loop.charge(self._costs.message_s)
+        self.loop.done_at += self._costs.message_s
         size = BOUNCE_BYTES + 256 * len(instruction.failures)
-        domain = message.sender.rpartition("@")[2]
-        submission = Submission(
-            -1,
-            self.kernel.now,
-            Transaction("", size),
-            (Recipient(message.sender, domain),),
-            tuple([envelope for envelope, _ in instruction.failures]),
-        )
-        self.queue.put(submission, max(0.0, self.loop.done_at - self.kernel.now))
+        sender = message.transaction.sender
+        recipient = Recipient(sender, sender.rpartition("@")[2])
+        reports = tuple([envelope for envelope, _ in instruction.failures])
+        bounce = Message(self.kernel.now, Transaction("", size), (recipient,), reports)
+        self.queue.put(bounce, max(0.0, self.loop.done_at - self.kernel.now))
 
     def _suspend(self, instruction: SuspendEnvelope) -> None:
         self.queue.lag()

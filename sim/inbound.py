@@ -7,11 +7,13 @@ Open loop: a message is due whatever the server does, and waits for a client whe
 from array import array
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from mta.core.admission import Pressure, on_connect, on_message
 from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.ids import EvpId
 from mta.core.limits import Limits
+from mta.core.reply import Reply
 from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.kernel import Kernel
@@ -25,17 +27,27 @@ RETRY_WAIT_S: Final = 1.0
 """Between two of them."""
 
 
-class Submission(NamedTuple):
-    """A message on its way into the queue."""
+class Message:
+    """A message on its way into the queue, and there until its last envelope is gone."""
 
-    number: int
-    """Of the schedule; -1 for a bounce."""
-    due_s: float
-    """When it was due, or when the bounce was decided."""
-    transaction: Transaction
-    recipients: tuple[Recipient, ...]
-    reports: tuple[int, ...] = ()
-    """Envelopes that a bounce replaces."""
+    __slots__ = ("due_s", "is_bounce", "left", "recipients", "reports", "transaction")
+
+    def __init__(
+        self,
+        due_s: float,
+        transaction: Transaction,
+        recipients: tuple[Recipient, ...],
+        reports: tuple[EvpId, ...] | None = None,
+    ) -> None:
+        self.due_s = due_s
+        """When it was due, or when the bounce was decided."""
+        self.transaction = transaction
+        self.recipients = recipients
+        self.left = len(recipients)
+        """Envelopes that are not gone yet."""
+        self.is_bounce = reports is not None
+        self.reports = reports or ()
+        """Envelopes that a bounce replaces."""
 
 
 class Inbound:
@@ -82,12 +94,25 @@ class Inbound:
         self._domains = [domain for _, domain in schedule.domains]
         self._sender_domain = schedule.sender_domain
         self._next = 0
+        self._count = len(self._due_s)
+        self._keeps = load.keep
+        self._awaited = 0
+        """Clients that will be free at an event, each for one message that waits."""
         self._clients_free = load.sessions
         self._clients_waiting: deque[int] = deque()
+        self._closing: deque[float] = deque()
+        """When clients that have their answer will be free. An event is made only for one that is waited for."""
         self._connections = 0
         self._opened = 0
-        self._receiving_bytes = 0
         self._tries: dict[int, int] = {}
+        # Far below every limit nobody is refused, whatever the rules say in detail.
+        smtp = limits.smtp
+        self._few_connections = min(smtp.max_conn, smtp.max_conn_per_client)
+        self._few_recipients = smtp.max_rcpt
+        self._small = min(smtp.max_message_size, smtp.max_bytes_in_memory // 2 // load.sessions)
+        self._few_envelopes = limits.queue.max_envelopes // 2
+        self._few_bytes = limits.queue.max_bytes // 2
+        self._few_waiting = limits.queue.max_waiting // 2
         self.accepted = 0
         """Messages that were answered with 250."""
         self.accepted_envelopes = 0
@@ -105,21 +130,37 @@ class Inbound:
     @property
     def connections(self) -> int:
         """Open inbound connections."""
+        self._reap()
         return self._connections
 
     # Clients
 
     def _arrive(self, _: None) -> None:
         number = self._next
-        self._next = number + 1
+        self._next = following = number + 1
+        if self._closing:
+            self._reap()
         if self._clients_free:
             self._clients_free -= 1
             self._begin(number)
         else:
             self._clients_waiting.append(number)
-        if self._next < len(self._due_s):
-            gap = self._due_s[self._next] - self._kernel.now
+            if self._closing:
+                gap = self._closing.popleft() - self._kernel.now
+                self._awaited += 1
+                self._kernel.schedule(gap, self._free, None)
+        if following < self._count:
+            gap = self._due_s[following] - self._kernel.now
             self._kernel.schedule(gap if gap > 0.0 else 0.0, self._arrive, None)
+
+    def _reap(self) -> None:
+        """Count those as free who have closed meanwhile."""
+        closing, now = self._closing, self._kernel.now
+        while closing and closing[0] <= now:
+            closing.popleft()
+            self._clients_free += 1
+            if not self._keeps:
+                self._connections -= 1
 
     def _begin(self, number: int) -> None:
         """A free client sends a message: its own part of the dialogue, all at once."""
@@ -132,78 +173,102 @@ class Inbound:
     def _dialogue(self, number: int) -> None:
         self._loop.do(self._receive, number)
 
-    def _settled(self, number: int) -> None:
+    def _settled(self) -> None:
         """A client knows what became of its message; it is free when it has closed."""
-        if self.accepted + self.refused == len(self._due_s):
+        if self.accepted + self.refused == self._count:
             self.ended_at = self._kernel.now
-        done = max(0.0, self._loop.done_at - self._kernel.now)
-        self._kernel.schedule(done + self._costs.client_close_s, self._free, None)
+        free_at = max(self._loop.done_at, self._kernel.now) + self._costs.client_close_s
+        if len(self._clients_waiting) > self._awaited:
+            self._awaited += 1
+            self._kernel.schedule(free_at - self._kernel.now, self._free, None)
+        else:
+            self._closing.append(free_at)
 
     def _free(self, _: None) -> None:
-        if not self._load.keep:
+        """A client that is waited for is free."""
+        self._awaited -= 1
+        if not self._keeps:
             self._connections -= 1
-        if self._clients_waiting:
-            self._begin(self._clients_waiting.popleft())
-        else:
-            self._clients_free += 1
+        self._begin(self._clients_waiting.popleft())
 
     # The server
 
     def _receive(self, number: int) -> None:
         """Take a whole message in."""
-        costs, limits = self._costs, self._limits
+        costs = self._costs
         size = self._sizes[number]
         count = self._first[number + 1] - self._first[number]
-        envelopes, queued_bytes = self._queued()
-        pressure = Pressure(
-            self._connections,
-            envelopes,
-            queued_bytes,
-            self._queue.waiting,
-            self._queue.waiting_bytes,
-        )
         seconds = costs.message_s + costs.recipient_s * count + costs.byte_s * size
-        opens = not self._load.keep or self._opened < self._load.sessions
+        opens = not self._keeps or self._opened < self._load.sessions
         if opens:
             seconds += costs.session_s
-            refusal = on_connect(pressure, from_client=self._connections, limits=limits.smtp)
+        envelopes, queued_bytes = self._queued()
+        if not (
+            self._connections < self._few_connections
+            and count <= self._few_recipients
+            and size <= self._small
+            and envelopes < self._few_envelopes
+            and queued_bytes < self._few_bytes
+            and self._queue.waiting < self._few_waiting
+        ):
+            refusal, count = self._asked(count, size, opens, envelopes, queued_bytes)
             if refusal is not None:
-                self._loop.charge(costs.session_s)
-                self._turn_away(number)
+                self._loop.done_at += seconds
+                if refusal.code == 421:
+                    self._turn_away(number)
+                else:
+                    self._connections += opens
+                    self.refused += 1
+                    self._settled()
                 return
+        if opens:
             self._connections += 1
             self._opened += 1
-        self._loop.charge(seconds)
-        # The client sends the rest separately where it may; here those recipients are refused.
+        self._loop.done_at += seconds
+        self._queue.waiting_bytes += size
+        self._queue.put(
+            self._message(number, size, count),
+            self._loop.done_at - self._kernel.now,
+            last=True,
+        )
+
+    def _asked(
+        self, count: int, size: int, opens: bool, envelopes: int, queued_bytes: int
+    ) -> tuple[Reply | None, int]:
+        """Ask the admission rules; return the refusal, if any, and the recipients that are let in."""
+        limits, queue = self._limits, self._queue
+        self._reap()
+        pressure = Pressure(
+            self._connections, envelopes, queued_bytes, queue.waiting, queue.waiting_bytes
+        )
+        if opens:
+            refusal = on_connect(pressure, from_client=self._connections, limits=limits.smtp)
+            if refusal is not None:
+                return refusal, 0
+        # The client may send the rest separately; these do not.
         count = min(count, limits.smtp.max_rcpt)
-        if on_message(
+        refusal = on_message(
             pressure,
             size=size,
             recipients=count,
             received=0,
             limits=limits.smtp,
             queue=limits.queue,
-        ):
-            self.refused += 1
-            self._settled(number)
-            return
-        submission = self._submission(number, size, count)
-        self._queue.waiting_bytes += size
-        self._queue.put(submission, self._loop.done_at - self._kernel.now)
+        )
+        return refusal, count
 
     def _turn_away(self, number: int) -> None:
         """The client heard 421: it comes again a little later, a few times."""
-        tries = self._tries.get(number, 1)
+        tries = self._tries.pop(number, 1)
         if tries < TRIES:
             self._tries[number] = tries + 1
             self._kernel.schedule(RETRY_WAIT_S, self._begin, number)
             return
-        self._tries.pop(number, None)
         self.refused += 1
-        self._connections += not self._load.keep  # `_free` takes it off again
-        self._settled(number)
+        self._connections += not self._keeps  # taken off again when the client is free
+        self._settled()
 
-    def _submission(self, number: int, size: int, count: int) -> Submission:
+    def _message(self, number: int, size: int, count: int) -> Message:
         first = self._first[number]
         domains, domain_of, mailbox = self._domains, self._domain_of, self._mailbox
         if count == 1:
@@ -219,12 +284,12 @@ class Inbound:
                 ]
             )
         sender = f"sender{self._senders[number]}@{self._sender_domain}"
-        return Submission(number, self._due_s[number], Transaction(sender, size), recipients)
+        return Message(self._due_s[number], Transaction(sender, size), recipients)
 
-    def durable(self, submission: Submission) -> None:
+    def durable(self, message: Message) -> None:
         """The commit of a message is done, and the core was told: answer its client."""
         self.accepted += 1
-        self.accepted_envelopes += len(submission.recipients)
-        self._queue.waiting_bytes -= submission.transaction.size
-        self.latency_s.append(self._loop.done_at - submission.due_s)
-        self._settled(submission.number)
+        self.accepted_envelopes += len(message.recipients)
+        self._queue.waiting_bytes -= message.transaction.size
+        self.latency_s.append(self._loop.done_at - message.due_s)
+        self._settled()

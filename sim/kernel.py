@@ -22,8 +22,6 @@ class Kernel(Protocol):
 
     now: float
     """Seconds since the start of the load; never decreasing."""
-    events: int
-    """Calls made so far."""
 
     def schedule(self, delay: float, function: Callable[[Any], None], argument: Any) -> None:
         """Call ``function(argument)`` at ``now + delay``."""
@@ -41,12 +39,15 @@ class Kernel(Protocol):
 class _Call:
     """What SimPy needs of an event, and nothing else: a sixth of the cost of its Timeout and process."""
 
-    __slots__ = ("argument", "callbacks", "function")
+    __slots__ = ("argument", "at", "callbacks", "function")
 
     _ok = True
 
-    def __init__(self, callbacks: Any, function: Callable[[Any], None], argument: Any) -> None:
+    def __init__(
+        self, callbacks: Any, at: float, function: Callable[[Any], None], argument: Any
+    ) -> None:
         self.callbacks = callbacks
+        self.at = at
         self.function = function
         self.argument = argument
 
@@ -56,20 +57,20 @@ class SimpyKernel:
 
     def __init__(self) -> None:
         self.environment: Final = simpy.Environment()
+        self._schedule = self.environment.schedule
         self.now = 0.0
-        self.events = 0
         self._stopped = False
         # One list for all: SimPy reads an event's callbacks, and we add none later.
         self._callbacks = [self._call]
 
     def schedule(self, delay: float, function: Callable[[Any], None], argument: Any) -> None:
         """See `Kernel.schedule`."""
-        call: Any = _Call(self._callbacks, function, argument)
-        self.environment.schedule(call, NORMAL, delay)
+        # The same sum that SimPy makes, so that nobody has to ask it for the time.
+        call: Any = _Call(self._callbacks, self.now + delay, function, argument)
+        self._schedule(call, NORMAL, delay)
 
     def _call(self, call: Any) -> None:
-        self.now = self.environment.now
-        self.events += 1
+        self.now = call.at
         call.function(call.argument)
         if self._stopped:
             raise StopSimulation(None)
@@ -88,7 +89,6 @@ class HeapKernel:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.events = 0
         self._stopped = False
         self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._numbers = itertools.count()
@@ -102,7 +102,6 @@ class HeapKernel:
         heap = self._heap
         while heap and not self._stopped:
             self.now, _, function, argument = heappop(heap)
-            self.events += 1
             function(argument)
 
     def stop(self) -> None:

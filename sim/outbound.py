@@ -137,7 +137,7 @@ class Outbound:
     def open(self, instruction: OpenConnection) -> None:
         """Connect, read the greeting, say EHLO."""
         self.opened += 1
-        self._loop.charge(self._costs.connect_s)
+        self._loop.done_at += self._costs.connect_s
         host = self.hosts.get(instruction.address)
         if host is None:
             # Nothing listens where the scenario has no host.
@@ -250,7 +250,7 @@ class Outbound:
         self.transactions += 1
         connection.state = State.BUSY
         costs, loop, kernel = self._costs, self._loop, self._kernel
-        loop.charge(costs.transaction_s + costs.sent_byte_s * size)
+        loop.done_at += costs.transaction_s + costs.sent_byte_s * size
         sent_at = loop.done_at
         host, conn = connection.host, connection.conn
         assert conn is not None
@@ -278,7 +278,7 @@ class Outbound:
 
     def _finish(self, answer: _Answer) -> None:
         connection, verdict, evpids, patient = answer
-        self._loop.charge(self._costs.delivery_s * len(evpids))
+        self._loop.done_at += self._costs.delivery_s * len(evpids)
         replies = verdict.results
         usable = verdict.usable and patient
         if usable and len(evpids) == 1 and replies[0] is TAKEN:

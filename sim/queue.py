@@ -64,12 +64,23 @@ class GroupCommit:
         """Submissions that wait for a commit."""
         return len(self._waiting)
 
-    def put(self, submission: Any, after: float) -> None:
-        """Make something durable; the writer is rung ``after`` seconds from now."""
+    def put(self, submission: Any, after: float, *, last: bool = False) -> None:
+        """Make something durable; the writer is rung ``after`` seconds from now.
+
+        Args:
+            submission: what `durable` will be told.
+            after: when the event loop is done with what it is doing.
+            last: it will do nothing for the queue until then, so that what the commit takes is known
+                now, and an event is saved.
+        """
         self._waiting.append(submission)
-        if not self._busy:
-            self._busy = True
-            self._kernel.schedule(after, self._begin, None)
+        if self._busy:
+            return
+        self._busy = True
+        if last:
+            self._begin(after)
+        else:
+            self._kernel.schedule(after, self._begin, 0.0)
 
     def lag(self) -> None:
         """Note that an envelope is to be removed or deferred on disk."""
@@ -78,7 +89,7 @@ class GroupCommit:
             return
         if self._lagging >= self._max:
             self._busy = True
-            self._kernel.schedule(0.0, self._begin, None)
+            self._kernel.schedule(0.0, self._begin, 0.0)
         elif not self._lag_armed:
             self._lag_armed = True
             self._kernel.schedule(LAG_S, self._lag_ends, None)
@@ -87,17 +98,24 @@ class GroupCommit:
         self._lag_armed = False
         if self._lagging and not self._busy:
             self._busy = True
-            self._begin(None)
+            self._begin(0.0)
 
-    def _begin(self, _: None) -> None:
-        waiting = self._waiting
-        batch, self._waiting = waiting[: self._max], waiting[self._max :]
-        lagging = min(self._lagging, self._max)
+    def _begin(self, after: float) -> None:
+        """Take what waits, and commit it ``after`` seconds from now."""
+        batch = self._waiting
+        if len(batch) > self._max:
+            batch, self._waiting = batch[: self._max], batch[self._max :]
+        else:
+            self._waiting = []
+        lagging = self._lagging
+        if lagging > self._max:
+            lagging = self._max
         self._lagging -= lagging
         costs = self._costs
-        seconds = costs.commit_s + costs.commit_message_s * len(batch)
-        seconds += costs.commit_lagging_s * lagging
-        self._kernel.schedule(seconds, self._end, (batch, lagging, seconds))
+        seconds = (
+            costs.commit_s + costs.commit_message_s * len(batch) + costs.commit_lagging_s * lagging
+        )
+        self._kernel.schedule(after + seconds, self._end, (batch, lagging, seconds))
 
     def _end(self, done: tuple[list[Any], int, float]) -> None:
         batch, lagging, seconds = done
@@ -112,6 +130,6 @@ class GroupCommit:
             durable(submission)
         # The writer goes on while anything waits (Writer._commit_all).
         if self._waiting or self._lagging:
-            self._begin(None)
+            self._begin(0.0)
         else:
             self._busy = False

@@ -146,6 +146,12 @@ class RemoteHost:
             and not any(self._work_s[verb] for verb in _TRANSACTION_VERBS)
             and (not latencies or (self._sample is not None and latencies[0].verbs >= set(VERBS)))
         )
+        # The next best: somebody judges, but all replies wait alike and nobody goes away.
+        self._is_straight = (
+            not self._windows
+            and not any(self._work_s[verb] for verb in _TRANSACTION_VERBS)
+            and (not latencies or (self._sample is not None and latencies[0].verbs >= set(VERBS)))
+        )
         self._calm_from = math.inf
         self._calm_until = -math.inf
         """From one instant until the other no window is open."""
@@ -272,7 +278,91 @@ class RemoteHost:
             # A window begins meanwhile. The second draw is lost, which biases nothing.
             conn.wave_at = now
             conn.waves = [first_s]
+        if (
+            self._is_straight
+            and rcpts
+            and not conn.silent
+            and size <= SIZE_MAX
+            and len(rcpts) <= RECIPIENTS_MAX
+        ):
+            return self._straight(conn, sender, rcpts, size, now)
         return self._verb_by_verb(conn, sender, rcpts, size, now)
+
+    def _straight(
+        self, conn: Conn, sender: str, rcpts: Sequence[str], size: int, now: float
+    ) -> TransactionVerdict:
+        """Answer as `_verb_by_verb` does, for a host whose replies to one group leave together.
+
+        A quarter of its calls: what is accepted needs no verdict of its own.
+        """
+        judges, results = self._judges, list[Reply | None]()
+        refusal = None
+        for judge in judges["MAIL"]:
+            refusal = judge(conn, "MAIL", sender, size, now)
+            if refusal is not None:
+                break
+        if refusal is not None:
+            stop, refused = self._refuse(conn, "MAIL", refusal, results, len(rcpts), now, 0.0)
+            if stop is not None:
+                return stop
+            return TransactionVerdict(_first_wave(conn, now), (refused,) * len(rcpts), True)
+        conn.sender = sender
+        if self._samplers and conn.wave_at != now:
+            conn.wave_at = now
+            conn.waves = [sample() for sample in self._samplers]
+        left_at = now + conn.waves[0] if self._samplers else now
+        judging = judges["RCPT"]
+        for rcpt in rcpts:
+            refusal = None
+            for judge in judging:
+                refusal = judge(conn, "RCPT", rcpt, 0, now)
+                if refusal is not None:
+                    break
+            if refusal is None:
+                conn.rcpts.append(rcpt)
+                results.append(RECIPIENT_OK)
+                continue
+            stop, refused = self._refuse(
+                conn, "RCPT", refusal, results, len(rcpts), now, left_at - now
+            )
+            if stop is not None:
+                return stop
+            results.append(refused)
+        if conn.rcpts:
+            refusal = self._judge(conn, "DATA", "", 0, now) if judges["DATA"] else None
+            if refusal is None:
+                return self._take(conn, results, size, now, left_at, math.inf)
+            stop, refused = self._refuse(
+                conn, "DATA", refusal, results, len(rcpts), now, left_at - now
+            )
+            if stop is not None:
+                return stop
+        else:
+            refused = NO_RECIPIENTS
+        self._forget_transaction(conn)
+        final = tuple([refused if one is None or one.code < 400 else one for one in results])
+        return TransactionVerdict(left_at - now, final, True)
+
+    def _refuse(
+        self,
+        conn: Conn,
+        verb: str,
+        refusal: Refusal,
+        results: list[Reply | None],
+        count: int,
+        now: float,
+        spent_s: float,
+    ) -> tuple[TransactionVerdict | None, Reply | None]:
+        """Return the end of the transaction if a refusal ends the connection, and its reply."""
+        verdict = self._verdict(conn, verb, refusal, TAKEN, now)
+        if verdict.close:
+            self.disconnect(conn, now)
+        if verdict.reply is None:
+            return _broken(verdict, results, count, spent_s), None
+        if verdict.close:
+            left_at = verdict.due_at(now, now)
+            return _closed(verdict.reply, results, count, left_at - now), verdict.reply
+        return None, verdict.reply
 
     def _verb_by_verb(
         self, conn: Conn, sender: str, rcpts: Sequence[str], size: int, now: float
@@ -306,16 +396,28 @@ class RemoteHost:
             self._forget_transaction(conn)
             final = tuple(refused if one is None or one.code < 400 else one for one in results)
             return TransactionVerdict(left_at - now, final, True)
+        return self._take(conn, results, size, now, left_at, reset_at)
+
+    def _take(
+        self,
+        conn: Conn,
+        results: list[Reply | None],
+        size: int,
+        now: float,
+        left_at: float,
+        reset_at: float,
+    ) -> TransactionVerdict:
+        """Answer the message of a transaction whose recipients were answered."""
         verdict = self.end_of_data(conn, size, left_at)
         if verdict.reply is None:
-            return _broken(verdict, results, len(rcpts), left_at - now)
+            return _broken(verdict, results, len(results), left_at - now)
         done_at = verdict.due_at(left_at, left_at)
         if done_at >= reset_at:
             # Taking a message and never saying so is what a host does that dies; this one says no
             # earlier than it takes: what it has not acknowledged it has not got.
             self.disconnect(conn, reset_at)
-            return _broken(RESET, results, len(rcpts), reset_at - now)
-        final = tuple(verdict.reply if one is None or one.code < 400 else one for one in results)
+            return _broken(RESET, results, len(results), reset_at - now)
+        final = tuple([verdict.reply if one is None or one.code < 400 else one for one in results])
         return TransactionVerdict(done_at - now, final, not verdict.close)
 
     def _forget_transaction(self, conn: Conn) -> None:
@@ -385,6 +487,11 @@ class RemoteHost:
         if refusal is not None:
             return Verdict(refusal.reply, delay_s, work_s, refusal.close)
         return Verdict(reply, delay_s, work_s)
+
+
+def _first_wave(conn: Conn, now: float) -> float:
+    """Return how long replies to what came now take; 0 for a host without latency."""
+    return now + conn.waves[0] - now if conn.wave_at == now else 0.0
 
 
 def _advance(conn: Conn, verb: str, argument: str) -> None:

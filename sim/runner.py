@@ -88,8 +88,6 @@ class SimResult:
     """float64[message]: from the instant at which it was due to its 250."""
     delivery_latency_s: Floats
     """float64[delivery]: from the instant at which its message was due."""
-    events: int
-    """Calls of the kernel."""
     stimuli: int
     """What the core was told; 0 if the run was not fingerprinted."""
     fingerprint: str
@@ -127,7 +125,6 @@ class SimResult:
             "end_s": round(self.end_s, 6),
             "busy_share": round(self.busy_share, 6),
             "delivery_latency_s": self.quantiles(),
-            "events": self.events,
             "stimuli": self.stimuli,
             "fingerprint": self.fingerprint,
         }
@@ -322,7 +319,6 @@ class Model:
             busy_share=driver.loop.busy_s / self.kernel.now if self.kernel.now else 0.0,
             accept_latency_s=np.array(inbound.latency_s),
             delivery_latency_s=np.array(driver.latency_s),
-            events=self.kernel.events,
             stimuli=fingerprint.stimuli if fingerprint else 0,
             fingerprint=fingerprint.hexdigest() if fingerprint else "",
         )

@@ -116,6 +116,10 @@ class _Observation:
                 return self._run(stack, keep_queue)
             except WorldError as error:
                 raise RunError(f"world: {error}") from error
+            except OSError as error:
+                # The disk is full, or somebody removed the run's directory.
+                where = f"{error.filename}: " if error.filename else ""
+                raise RunError(f"{where}{error.strerror or error}") from error
 
     def _run(self, stack: contextlib.ExitStack, keep_queue: bool) -> Ledger:
         scenario, directory, part = self._scenario, self._directory, self._part

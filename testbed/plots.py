@@ -113,6 +113,24 @@ def svg(figure: Figure) -> bytes:
     return out.getvalue()
 
 
+def in_theme(drawn: bytes, before: Theme, after: Theme) -> bytes:
+    """Return an SVG of one theme in the colours of another: a fraction of the time that drawing again takes.
+
+    What is text in a figure is drawn as outlines, so a colour's code is nothing else by accident.
+    """
+    colours = _codes(before), _codes(after)
+    for old, new in zip(*colours, strict=True):
+        drawn = drawn.replace(old, new)
+    return drawn
+
+
+def _codes(theme: Theme) -> list[bytes]:
+    names = sorted(theme.colours)
+    codes = [theme.ink, theme.faint, theme.shade, *(theme.colours[name] for name in names)]
+    assert len(set(codes)) == len(codes), theme.name
+    return [code.encode("ascii") for code in codes]
+
+
 def png(figure: Figure, *, dpi: int = 144, background: str = "white") -> bytes:
     """Return a figure as PNG on a background of its own, for places that take no SVG."""
     out = io.BytesIO()

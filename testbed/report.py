@@ -7,7 +7,7 @@ run is escaped. The page says what each number means, and what the run can't sho
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sim.scenario import Scenario
 from testbed import plots
@@ -16,6 +16,9 @@ from testbed.plots import DARK, LIGHT
 from testbed.rundir import Run
 from testbed.stylesheet import STYLE
 from testbed.summary import scenario_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MIB: Final = 1024 * 1024
 NONE: Final = "\N{EN DASH}"
@@ -202,11 +205,8 @@ def _peers(summary: Mapping[str, Any]) -> str:
             " structures are without the allocator's and the strings' share where it says <em>structures</em>, and Python"
             " objects can't be that small. The comparison that holds is the ratio between the rows of one server.</p>",
             table,
-            _pictures(
-                (
-                    plots.svg(plots.bytes_beside_peers(summary, LIGHT)),
-                    plots.svg(plots.bytes_beside_peers(summary, DARK)),
-                ),
+            _picture(
+                plots.bytes_beside_peers(summary),
                 "Filled marks: the whole server, with standard error; hollow: the store alone; crosses: other servers.",
             ),
         ]
@@ -388,13 +388,14 @@ def _notes(kind: str, lines: Sequence[str]) -> str:
 
 
 def _figure(run: Run, name: str, caption: str) -> str:
-    both = tuple(plots.svg(plots.draw(name, run, theme)) for theme in (LIGHT, DARK))
-    return _pictures(both, caption)
+    return _picture(plots.draw(name, run), caption)
 
 
-def _pictures(both: Sequence[bytes], caption: str) -> str:
+def _picture(figure: "Figure", caption: str) -> str:
+    drawn = plots.svg(figure)
     light, dark = (
-        "data:image/svg+xml;base64," + base64.b64encode(each).decode("ascii") for each in both
+        "data:image/svg+xml;base64," + base64.b64encode(each).decode("ascii")
+        for each in (drawn, plots.in_theme(drawn, LIGHT, DARK))
     )
     return (
         '<figure><picture><source media="screen and (prefers-color-scheme: dark)"'

@@ -58,7 +58,7 @@ def test_no_line_without_points(x: list[float]) -> None:
 
 def test_the_rising_part_ends_at_the_peak() -> None:
     """From the last sample at 40 % of the peak or below, to the peak."""
-    queue = np.array([0.0, 5.0, 0.0, 10.0, 40.0, 70.0, 100.0, 90.0, 0.0])
+    queue = np.array([0.0, 5.0, 0.0, 39.0, 41.0, 70.0, 100.0, 90.0, 0.0])
 
     assert slice(3, 7) == rising(queue)
     assert slice(0, 0) == rising(np.zeros(4))

@@ -89,6 +89,10 @@ def test_figures_know_light_and_dark(made: Run) -> None:
 
     assert light.startswith(b"<?xml")
     assert light != dark
+    # Ids are hashes of what is drawn, colours included: they differ, what they name does not.
+    without_ids = re.compile(rb"(?<=[\"#])[mp][0-9a-f]{8,12}(?=[\")])")
+    recoloured = plots.in_theme(light, LIGHT, DARK)
+    assert without_ids.sub(b"", dark) == without_ids.sub(b"", recoloured)
     assert light == plots.svg(plots.memory_over_time(made, LIGHT))
     assert plots.png(plots.memory_over_time(made)).startswith(b"\x89PNG")
 

@@ -255,8 +255,7 @@ def _split(line: str) -> list[tuple[str, str]] | str:
     start, closed_at, quote, escaped = 0, -1, "", False
     for position, letter in enumerate(f"{line},"):
         if escaped:
-            if position == len(line):
-                return "ends with a backslash"
+            assert position < len(line), "a backslash at the end of a line continues it"
             cooked.append(letter)
             escaped = False
         elif letter == "\\":

@@ -214,7 +214,7 @@ class _Observation:
             self._pause(server, 0.5)
             raise RunError("warm-up: the server does not take mail: not one message of its clients")
         deadline = time.monotonic() + WARM_UP_S
-        self._next_sample(sampler)
+        self._next_sample(server, sampler)
         # What the world refuses on purpose stays in the queue: not every scenario can wait for it.
         while _in_queue(sampler.latest) and time.monotonic() < deadline:
             self._pause(server, TICK_S)
@@ -271,7 +271,7 @@ class _Observation:
 
     def _drain(self, server: OurServer, world: World, sampler: Sampler) -> bool:
         """Wait until the queue is empty; return whether it is."""
-        self._next_sample(sampler)
+        self._next_sample(server, sampler)
         deadline = time.monotonic() + self._scenario.drain_s
         while time.monotonic() < deadline:
             latest = sampler.latest
@@ -304,14 +304,14 @@ class _Observation:
         time.sleep(seconds)
         server.check()
 
-    def _next_sample(self, sampler: Sampler) -> None:
+    def _next_sample(self, server: OurServer, sampler: Sampler) -> None:
         """Wait until the gauges are of now."""
         wanted = sampler.samples + 2
         deadline = time.monotonic() + 10.0
         while sampler.samples < wanted:
             if time.monotonic() > deadline:
                 raise RunError("sampling: the server does not answer on its control socket")
-            time.sleep(0.02)
+            self._pause(server, 0.02)
 
     def _delivered(self, latest: Mapping[str, float]) -> float:
         return latest.get("scheduler.delivery.ok", 0.0) - self._delivered_before

@@ -55,7 +55,7 @@ PEERS: Final = (
         "mta.c, mta_session.c",
     ),
     Peer(
-        "OpenSMTPD 6.8.0p2, measured",
+        "OpenSMTPD 6.8.0p2",
         "233",
         233,
         "measured by us, another run",

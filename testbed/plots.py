@@ -204,6 +204,7 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
     """RSS growth against queued envelopes while the queue grew, with the fitted slope."""
     representations = run.representations
     slopes: dict[str, float] = {}
+    lowest = 0.0
     with _rc(theme):
         figure, (every, lean) = _figure(2, height=3.7)
         for name in representations:
@@ -217,6 +218,7 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
             slopes[name] = fitted.slope
             # All at one origin: what differs is the slope.
             zero = fitted.intercept
+            lowest = min(lowest, float((y - zero).min()) / MIB)
             label = f"{name}: {fitted.slope:,.0f} ± {fitted.stderr:,.0f} B"
             ends = np.array([0.0, float(x.max())])
             for axes in (every, lean):
@@ -239,20 +241,19 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
         every.set_title("Memory against queued envelopes")
         every.legend(loc="upper left", title="slope ± standard error")
         lean.set_title("The same, enlarged")
-        _zoom(every, lean, slopes, run)
+        _zoom(every, lean, slopes, lowest)
     return figure
 
 
-def _zoom(every: Axes, lean: Axes, slopes: Mapping[str, float], run: Run) -> None:
-    """Limit the second panel to what the two leanest need."""
+def _zoom(every: Axes, lean: Axes, slopes: Mapping[str, float], lowest: float) -> None:
+    """Limit the second panel to what the two leanest need; both begin at 0 unless something is below."""
     if not slopes:
         return
     right = every.get_xlim()[1]
     leanest = sorted(slopes.values())[: max(1, min(2, len(slopes) - 1))]
     top = max(max(leanest) * right / MIB * 1.15, 0.2)
-    low = min(0.0, every.get_ylim()[0])
-    every.set_ylim(bottom=low)
-    lean.set_ylim(max(low, -top * 0.3), top)
+    every.set_ylim(bottom=lowest)
+    lean.set_ylim(lowest, top)
 
 
 def queue_over_time(run: Run, theme: Theme = LIGHT) -> Figure:

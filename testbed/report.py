@@ -331,17 +331,21 @@ def _ledger(run: Run, summary: Mapping[str, Any]) -> str:
         "messages_accepted",
         "messages_delivered",
     )
-    rows = []
-    for name, account in run.ledgers.items():
-        cells = [_number(account[key]) for key in keys]
-        rows.append(
-            [
-                f"<strong>{escape(name)}</strong>",
-                *cells,
-                _number(summary["representations"].get(name, {}).get("attempts_deferred")),
-            ]
-        )
-    heads = ["", *(key.replace("_", " ") for key in keys), "attempts deferred"]
+    ledgers = run.ledgers
+    parts = summary["representations"]
+    rows = [
+        [
+            f"<strong>{key.replace('_', ' ')}</strong>",
+            *(_number(account[key]) for account in ledgers.values()),
+            _number(sum(account[key] for account in ledgers.values())),
+        ]
+        for key in keys
+    ]
+    deferred = [parts[name]["attempts_deferred"] for name in parts]
+    rows.append(
+        ["<strong>attempts deferred</strong>", *map(_number, deferred), _number(sum(deferred))]
+    )
+    heads = ["", *ledgers, "sum"]
     return "\n".join(
         [
             "<h2>Ledger</h2>",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mta.core.concurrency import ConcurrencySettings
+from mta.core.ids import SessionId
 from mta.core.instructions import (
     CloseConnection,
     DeferEnvelope,
@@ -27,6 +28,7 @@ from mta.core.stimuli import (
     RouteEnabled,
     Selector,
     SuspendRequested,
+    TransactionDone,
 )
 from tests.support.core import EPOCH, Core, ev, only
 
@@ -152,6 +154,22 @@ def test_refused_while_others_are_connected_means_too_many_not_dead():
     assert [(4, A), (5, A)] == opened(core.until(15.0))
 
 
+def test_a_refusal_is_remembered_when_all_connections_are_gone():
+    """After a 421 nobody connects for 15 s, also if there is nothing to do for a part of that time."""
+    core = core_with()
+    submit(core, 2)
+    core.resolve("one.test", (10, A))
+    grow(core, 1)
+    core.failed(2, "421 4.7.0 too many connections")
+    core.done(1)
+    core.done(1)
+    core.closed(1)
+    core.until(5.0)
+
+    assert [] == core.submit("one.test")
+    assert [(3, A)] == opened(core.until(15.0))
+
+
 def test_a_dead_host_beside_a_living_one_rests_like_any_other():
     """One of two equal hosts refuses: it is disabled, and the other takes all connections at once.
 
@@ -243,6 +261,8 @@ def test_the_operator_can_end_a_rest():
     assert [Note("smtp-out: Enabling route [] <-> 192.0.2.1 per admin request")] == core.tell(
         RouteEnabled(A)
     )
+    assert {} == core.engine.agent.relays
+    assert [] == core.until(15.0), "the end of a rest that is over already"
     core.submit("one.test")
     core.resolve("one.test", (10, A))
     core.failed(2)
@@ -770,6 +790,8 @@ def test_what_a_driver_says_too_late_or_twice_changes_nothing():
     assert [] == core.resolve("one.test", (10, B))
     core.done(1)
     assert [] == core.ready(77) + core.failed(77) + core.closed(77)
+    assert [] == core.tell(TransactionDone(SessionId(77), (), usable=True))
+    assert [] == core.tell(TransactionDone(SessionId(1), (), usable=True)), "it is idle"
 
 
 def test_a_failure_of_a_ready_connection_is_its_end():
@@ -873,25 +895,25 @@ def test_high_water_low_water_and_releases():
     assert "smtp-out: back to lowat on [relay:one.test]: releasing" not in [n.text for n in notes]
 
 
-def test_a_great_many_held_envelopes_of_one_message_do_not_dig_too_deep():
-    """5,000 held recipients released one at a time fit into few transactions: a loop, not a recursion.
+def test_a_great_many_releases_do_not_dig_too_deep():
+    """1,500 held messages are released one at a time in one go: a loop, not a recursion.
 
     Found here: RecursionError.
     """
     core = Core(
         mta={"task_release": 1, "task_high_water": 2, "task_low_water": 1, "max_conn": 1},
-        scheduler={"max_held": 5000, "envelope_ttl_s": 100.0},
+        scheduler={"max_held": 1500, "envelope_ttl_s": 100.0},
         representations=["slim", "packed"],
         validating=False,
     )
-    submit(core, 5000)
+    submit(core, 1502)
     core.resolve("one.test", (10, A))
     core.now = EPOCH + 100
 
     core.ready(1)
 
     assert {"expired"} == set(core.ledger.fates.values())
-    assert 5000 == len(core.ledger.fates)
+    assert 1502 == len(core.ledger.fates)
 
 
 def test_mail_for_a_failed_relay_is_deferred_also_where_it_was_held():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from mta.core.concurrency import ConcurrencySettings
-from mta.core.envelopes.base import Recipient, Transaction, to_tick
+from mta.core.envelopes.base import EnvelopeState, Recipient, Transaction, to_tick
 from mta.core.ids import MsgId, SessionId, evpid
 from mta.core.limits import MtaLimits
 from mta.core.reply import Outcome
@@ -88,9 +88,9 @@ class Driver(RuleBasedStateMachine):
     """A driver without a plan: every stimulus at any time that it may come, and some that are too late."""
 
     @initialize(
-        data=st.data(),
-        caps=st.lists(st.integers(1, 3), min_size=len(CAPS), max_size=len(CAPS)),
-        gaps=st.lists(st.sampled_from([0.0, 0.0, 0.0, 5.0]), min_size=7, max_size=7),
+        cap=st.sampled_from([None, *CAPS]),
+        tight=st.integers(1, 2),
+        gap=st.sampled_from([None, None, None, *GAPS]),
         keepalive_s=st.sampled_from([0.0, 10.0]),
         concurrency=st.sampled_from(
             [
@@ -107,9 +107,14 @@ class Driver(RuleBasedStateMachine):
             ]
         ),
     )
-    def begin(self, data, caps, gaps, keepalive_s, concurrency, retry):
-        mta = {**TINY, **dict(zip(CAPS, caps, strict=True)), **dict(zip(GAPS, gaps, strict=True))}
+    def begin(self, cap, tight, gap, keepalive_s, concurrency, retry):
+        # One tight cap and one gap at a time: the tightest of many would hide the others.
+        mta = {**TINY, **dict.fromkeys(CAPS, 3), "max_conn": 5, "max_conn_per_source": 5}
         mta["session_keepalive_s"] = keepalive_s
+        if cap is not None:
+            mta[cap] = tight
+        if gap is not None:
+            mta[gap] = 5.0
         scheduler = {"max_inflight": 4, "max_schedule": 3, "max_held": 2}
         self.settings = {
             "mta": mta,
@@ -239,48 +244,53 @@ class Driver(RuleBasedStateMachine):
         note("everything that was asked is answered well")
         self.core.answer_all()
 
+    @rule(domain=st.sampled_from(DOMAINS), count=st.integers(3, 7), answers=st.integers(0, 4))
+    def rush(self, domain, count, answers):
+        """Many messages for one destination, which works for a while: transactions run, mail is held."""
+        for _ in range(count):
+            self.submit([domain, domain], "a@from.test", "")
+        if domain in self.ledger.resolving:
+            self.tell(DomainResolved(domain, mx((10, ADDRESSES[0]), (10, ADDRESSES[1]))))
+        for session in self.sessions(ready=False)[:answers]:
+            self.tell(ConnectionReady(session))
+
     # Time
 
-    @rule(step_s=st.sampled_from(STEPS))
-    def late(self, step_s):
-        """Time passes, and nobody rings: a driver may be busy with other things."""
-        self.core.now += step_s
-
-    @rule(step_s=st.sampled_from(STEPS))
-    def time_passes(self, step_s):
-        note(f"until t={self.core.t + step_s}")
-        self.core.until(self.core.t + step_s)
-
-    @rule()
-    def wake(self):
-        note("wake")
-        self.core.wake()
+    @rule(step_s=st.sampled_from(STEPS), late=st.booleans())
+    def time_passes(self, step_s, late):
+        """A driver rings on time, or much too late: it may be busy with other things."""
+        note(f"{'late' if late else 'until'} t={self.core.t + step_s}")
+        if late:
+            self.core.now += step_s
+            self.core.wake()
+        else:
+            self.core.until(self.core.t + step_s)
 
     # The operator
-
-    def draw_selector(self, data):
-        known = sorted(self.ledger.rows)
-        identity = data.draw(st.sampled_from([*known, evpid(MsgId(0xFFFFFF), 1)]))
-        return data.draw(
-            st.sampled_from([Selector(identity), Selector(None, MsgId(identity >> 32)), Selector()])
-        )
 
     @rule(
         data=st.data(),
         kind=st.sampled_from(
             [ScheduleRequested, RemoveRequested, SuspendRequested, UnsuspendRequested]
         ),
+        state=st.sampled_from([*EnvelopeState, None]),
+        scope=st.sampled_from(["envelope", "envelope", "message", "all"]),
     )
-    def operate(self, data, kind):
-        self.tell(kind(self.draw_selector(data)))
+    def operate(self, data, kind, state, scope):
+        """The operator means an envelope in some state, or in none: nobody."""
+        store = self.core.engine.store
+        known = sorted(store.evpid_of(h) for h in store if store.state_of(h) is state)
+        identity = data.draw(st.sampled_from(known or [evpid(MsgId(0xFFFFFF), 1)]))
+        selectors = {
+            "envelope": Selector(identity),
+            "message": Selector(None, MsgId(identity >> 32)),
+            "all": Selector(),
+        }
+        self.tell(kind(selectors[scope]))
 
-    @rule()
-    def pause(self):
-        self.tell(AgentPaused())
-
-    @rule()
-    def resume(self):
-        self.tell(AgentResumed())
+    @rule(stimulus=st.sampled_from([AgentPaused(), AgentResumed(), AgentResumed()]))
+    def pause_or_resume(self, stimulus):
+        self.tell(stimulus)
 
     @rule(address=st.sampled_from([*ADDRESSES, "203.0.113.1"]))
     def enable_route(self, address):

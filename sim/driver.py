@@ -256,12 +256,11 @@ class Driver:
     def _remove(self, instruction: RemoveEnvelope) -> None:
         envelope = instruction.evpid
         message = self._gone(envelope)
-        if instruction.reason is Removal.DELIVERED:
-            if not message.is_bounce:
-                self.delivered += 1
-                self.latency_s.append(self.kernel.now - message.due_s)
-            else:
-                self.delivered_bounces += 1
+        if message.is_bounce:
+            self.delivered_bounces += instruction.reason is Removal.DELIVERED
+        elif instruction.reason is Removal.DELIVERED:
+            self.delivered += 1
+            self.latency_s.append(self.kernel.now - message.due_s)
         else:
             self.failed += 1
         self.queue.lag()

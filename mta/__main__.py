@@ -11,6 +11,7 @@ import typer
 
 from mta.config import Config
 from mta.core.settings import ConfigError, build, changed, flatten
+from mta.effects import Effects
 
 app = typer.Typer(
     add_completion=False,
@@ -37,7 +38,7 @@ def load(path: Path | None, overrides: list[str] | None) -> tuple[Config, str]:
     if path is None:
         return build(Config, {}, source="defaults", overrides=overrides or ()), "defaults"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(Effects().read_file(path, site="config").decode())
     except OSError as error:
         raise ConfigError(str(path), problem=(error.strerror or "can't be read").lower()) from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -226,10 +226,9 @@ class _Run:
         rule = node.rule
         assert rule is not None, node.text
         if node.mode is Mode.KEPT:
-            assert node.parent is not None, node.text
-            node.account, node.tag = node.parent.account, self.split(node.text)[1]
+            node.tag = self.split(node.text)[1]
             if self.trace is not None:
-                self.say(node, "named by the own .forward, keeps a copy")
+                self.say(node, "back from the own .forward, keeps a copy")
             self.unforwarded(node, "the .forward names its own user")
             return
         table = rule.config.aliases or rule.config.virtual
@@ -260,11 +259,10 @@ class _Run:
         """Deliver to a user who exists, or to whom the user's .forward names."""
         config = rule.config
         tagged = f", tag {node.tag}" if node.tag else ""
-        if self.is_return(node):
+        if _forwards_above(node):
             if self.trace is not None:
                 self.say(
-                    node,
-                    f"user {account.name}{tagged}, reached through the own .forward, keeps a copy",
+                    node, f"user {account.name}{tagged}, back from the own .forward, keeps a copy"
                 )
             self.unforwarded(node, "the .forward leads back to its own user")
             return
@@ -317,15 +315,6 @@ class _Run:
             case _:
                 self.deliver(node, DeliveryKind.LOCAL)
 
-    def is_return(self, node: Node) -> bool:
-        """Say whether the user's own .forward led, by whatever way, to this node."""
-        above = node.parent
-        while above is not None:
-            if above.forwarded and above.account == node.account:
-                return True
-            above = above.parent
-        return False
-
     # ---- commands and files
 
     def external(self, node: Node) -> None:
@@ -360,10 +349,10 @@ class _Run:
                 continue
             if self.trace is not None and isinstance(answer, Found):
                 missing = f"no {', '.join(keys[:tried])}; " if tried else ""
-                self.say(node, f"{table}: {missing}{key} {_answered(answer.entries)}")
+                self.say(node, f"table {table}: {missing}{key} {_answered(answer.entries)}")
             return answer
         if self.trace is not None:
-            self.say(node, f"{table}: no {', '.join(keys)}")
+            self.say(node, f"table {table}: no {', '.join(keys)}")
         return answer
 
     def insert_all(
@@ -422,8 +411,14 @@ class _Run:
         key: tuple[object, ...]
         if kind is EntryKind.USER:
             if parent.kind is EntryKind.USER and text in (parent.text, parent.account):
-                node.mode = Mode.KEPT if parent.forwarded else Mode.SAME
+                node.mode, node.account = (
+                    (Mode.KEPT, parent.account) if parent.forwarded else (Mode.SAME, "")
+                )
             key = (kind, text, node.mode, id(node.anchor))
+            if key in self.seen and (user := _forwards_above(node)):
+                # Not a loop to be cut: the user's .forward leads back to the user.
+                node.mode, node.account = Mode.KEPT, user
+                key = (kind, text, node.mode, id(node.anchor))
         elif kind is EntryKind.ADDRESS:
             # The rule of the recipient itself may be another one than that of the same address inside.
             node.rule = None
@@ -484,6 +479,18 @@ class _Run:
 
 
 _EXTERNAL: Final = (EntryKind.COMMAND, EntryKind.FILE)
+
+
+def _forwards_above(node: Node) -> str:
+    """Return the user whose own .forward led, by whatever way, to this node of the same user, or nothing."""
+    above = node.parent
+    while above is not None:
+        if above.forwarded and (
+            above.account == node.account or node.text in (above.text, above.account)
+        ):
+            return above.account
+        above = above.parent
+    return ""
 
 
 def _is_above(node: Node) -> bool:

@@ -178,5 +178,6 @@ def result_of(error: BaseException) -> DeliveryResult:
 def report(log: Log | None, job: Job, error: BaseException) -> DeliveryResult:
     """Return what an error means, and tell the operator what it was."""
     if log is not None:
-        log(f"warn: mda: evpid={show_evpid(job.evpid)} user={job.user}: {error!r}")
+        words = "; ".join([repr(error), *getattr(error, "__notes__", ())])
+        log(f"warn: mda: evpid={show_evpid(job.evpid)} user={job.user}: {words}")
     return result_of(error)

@@ -222,6 +222,21 @@ def _give_away(effects: DeliveryEffects, job: Job, descriptor: int, site: str) -
         effects.chown(descriptor, job.uid, job.gid, site=site)
 
 
+def remove(effects: DeliveryEffects, directory: int, name: str, *, site: str) -> OSError | None:
+    """Remove a name that is in the way, trying twice; return why it stays, or None."""
+    problem: OSError | None = None
+    for _ in range(2):
+        try:
+            effects.unlink_at(directory, name, site=site)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            problem = error
+        else:
+            return None
+    return problem
+
+
 def check_name(name: str) -> None:
     """Make sure that a name is one step down: not empty, not up, no further than one directory.
 

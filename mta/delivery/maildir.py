@@ -23,10 +23,9 @@ from mta.delivery.base import (
     Log,
     RefusedError,
     report,
-    result_of,
 )
 from mta.delivery.effects import DeliveryEffects, must_give_away
-from mta.delivery.files import Attempt, enter, on_thread, open_home, steps
+from mta.delivery.files import Attempt, enter, on_thread, open_home, remove, steps
 from mta.delivery.headers import heading, refusal, unix_pieces
 from mta.effects import Effects
 
@@ -115,7 +114,11 @@ class MaildirDeliverer:
                 effects.rename_at(tmp, name, new, site=_SITE)
                 effects.fsync(new, site=_SITE)
             except BaseException as error:
-                self._undo(job, tmp, new, name, error)
+                # Wherever it is by now. What stays in `new` is a copy too many.
+                for place in (tmp, new):
+                    problem = remove(effects, place, name, site=_SITE)
+                    if problem is not None:
+                        error.add_note(f"{name} stays: {problem!r}")
                 raise
         return DELIVERED
 
@@ -153,18 +156,3 @@ class MaildirDeliverer:
             attempt.check()
             effects.write(descriptor, piece, site=_SITE)
         effects.fsync(descriptor, site=_SITE)
-
-    def _undo(self, job: Job, tmp: int, new: int, name: str, error: BaseException) -> None:
-        """Remove a message that is not delivered, wherever it is."""
-        for directory in (tmp, new):
-            for _ in range(2):  # a second try, because what stays in `new` is a copy too many
-                try:
-                    self._effects.unlink_at(directory, name, site=_SITE)
-                except FileNotFoundError:
-                    break
-                except OSError as second:
-                    error.add_note(f"and {name} may stay: {second!r}")
-                else:
-                    break
-        if self._log is not None and getattr(error, "__notes__", None):
-            self._log(f"warn: mda: {result_of(error).status}: {'; '.join(error.__notes__)}")

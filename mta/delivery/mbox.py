@@ -38,6 +38,7 @@ from mta.delivery.files import (
     on_thread,
     open_home,
     open_trusted,
+    remove,
     steps,
 )
 from mta.delivery.headers import marker, mbox_pieces, refusal
@@ -201,8 +202,7 @@ class MboxDeliverer:
             effects.fsync(directory, site=_SITE)
         except BaseException:
             # Root's empty file would be in the way for ever.
-            with suppress(OSError):
-                effects.unlink_at(directory, name, site=_SITE)
+            remove(effects, directory, name, site=_SITE)
             raise
         return descriptor
 
@@ -253,11 +253,10 @@ class MboxDeliverer:
         try:
             yield
         finally:
-            try:
-                effects.unlink_at(directory, lock_name, site="mbox.lock")
-            except OSError as error:
-                # The next delivery waits for it to be stale; this one is not undone for it.
-                report(self._log, job, error)
+            problem = remove(effects, directory, lock_name, site="mbox.lock")
+            if problem is not None:
+                # The next delivery waits until it is stale; this one is not undone for it.
+                report(self._log, job, problem)
 
     def _close(self, descriptor: int) -> None:
         with suppress(OSError):  # all is durable by now, or cut back

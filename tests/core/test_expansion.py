@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -633,7 +634,7 @@ def test_an_expander_can_be_used_again():
 
 # ---- trace and tree
 
-STORY = {
+STORY: dict[str, Any] = {
     "users": "carol",
     "aliases": "info+sales: sales\ninfo: alice, bob@virtual.test, |archive --list info\nsales: info",
     "virtual": "bob@virtual.test: bob, u@elsewhere.test\n@virtual.test: carol",

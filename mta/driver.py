@@ -31,7 +31,6 @@ from mta.core.routing import Resolution, ResolutionStatus
 from mta.core.scheduler import EXPIRED_STATUS
 from mta.core.stimuli import (
     ConnectionClosed,
-    ConnectionReady,
     DomainResolved,
     DrainRequested,
     EnvelopeRestored,
@@ -128,7 +127,6 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending: dict[SessionId, list[tuple[EvpId, MtaEnvelope]]] = {}
         """What each running transaction carries: for the log."""
-        self._draining = False
         self._stopped = False
         self._carry_out: dict[type, Callable[[Any], None]] = {
             ResolveDomain: self._resolve,
@@ -231,9 +229,6 @@ class Driver:
         carry_out = self._carry_out
         for instruction in self.engine.handle(stimulus, now=now):
             carry_out[type(instruction)](instruction)
-        if self._draining and type(stimulus) in (TransactionDone, ConnectionReady):
-            # A connection that has become idle only now is of no use any more.
-            self._inbox.append(DrainRequested())
         if self.tracer.mta or self.tracer.scheduler:
             self._trace(stimulus)
 
@@ -419,7 +414,6 @@ class Driver:
 
     def drain(self) -> None:
         """Start nothing new; let what is in flight end. Idempotent."""
-        self._draining = True
         self.tell(DrainRequested())
         for session in list(self.engine.agent.sessions.values()):
             if session.state is SessionState.CONNECTING:

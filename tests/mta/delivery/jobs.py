@@ -40,7 +40,13 @@ def no_descriptors() -> BaseException:
     return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
-ERRORS = [disk_full, io_error, no_descriptors]
+FAULTS = [
+    ("before", disk_full),
+    ("after", disk_full),
+    ("after", io_error),
+    ("before", no_descriptors),
+]
+"""When and how effects fail in a sweep: before they happen, or when their result is lost."""
 
 
 def is_discreet(result: DeliveryResult, home: Path) -> bool:

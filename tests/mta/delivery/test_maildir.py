@@ -15,7 +15,7 @@ from mta.core.reply import Outcome
 from mta.delivery.base import DeliveryLimits
 from mta.delivery.maildir import MaildirDeliverer
 from mta.effects import Effects
-from tests.mta.delivery.jobs import BODY, ERRORS, is_discreet, job, sweep
+from tests.mta.delivery.jobs import BODY, FAULTS, is_discreet, job, sweep
 from tests.support.faults import FaultyEffects, Plan
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for somebody else")
@@ -111,7 +111,7 @@ async def test_a_tag_chooses_a_folder_that_is_there(tmp_path, pool):
 
 @pytest.mark.parametrize("name", ["Maildir", "Maildir/tmp", "Maildir/new", "Maildir/cur"])
 @pytest.mark.parametrize("kind", ["link", "fifo", "file"])
-async def test_what_is_no_directory_is_refused(tmp_path, fds, pool, name, kind):
+async def test_what_is_no_directory_is_refused(tmp_path, pool, name, kind):
     """A link (even to an own directory), a FIFO or a file in the place of a directory: the mail waits,
     and nothing is written."""
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
@@ -250,8 +250,7 @@ def _no_mkdir(self, directory, name, *, site):
     raise PermissionError
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(("when", "error"), FAULTS)
 async def test_any_effect_may_fail(tmp_path, fds, pool, when, error):
     """Wherever a delivery fails, what is said is what is there: one copy after OK, none otherwise,
     nothing in tmp, no descriptor left; and the next try works."""

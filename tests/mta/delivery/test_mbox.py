@@ -18,7 +18,7 @@ from mta.core.reply import Outcome
 from mta.delivery.base import DeliveryLimits
 from mta.delivery.mbox import MboxDeliverer, from_line
 from mta.effects import Effects
-from tests.mta.delivery.jobs import ERRORS, is_discreet, job, sweep, until
+from tests.mta.delivery.jobs import FAULTS, is_discreet, job, sweep, until
 from tests.support.faults import FaultyEffects, Plan
 
 ROOT = Path(__file__).parents[3]
@@ -136,7 +136,7 @@ async def test_the_mailbox_belongs_to_the_recipient(tmp_path, pool):
     assert "4.3.5 Mailbox does not belong to the recipient" == (await shell.deliver(mail)).status
 
 
-async def test_mailboxes_in_a_spool_directory(tmp_path, fds, pool):
+async def test_mailboxes_in_a_spool_directory(tmp_path, pool):
     """Named like their users, and a user's name never leads out of it."""
     spool = tmp_path / "spool"
     spool.mkdir()
@@ -149,7 +149,7 @@ async def test_mailboxes_in_a_spool_directory(tmp_path, fds, pool):
     assert [] == list((tmp_path / "home").iterdir())
 
 
-async def test_a_job_may_name_its_file(tmp_path, fds, pool):
+async def test_a_job_may_name_its_file(tmp_path, pool):
     """The entry ``/file`` of an alias; its directory has to be the recipient's. /dev/null takes all."""
     shell = MboxDeliverer(Effects(), executor=pool)
     target = tmp_path / "lists" / "one"
@@ -175,8 +175,7 @@ async def test_a_user_cannot_write_where_root_may(tmp_path, pool):
     assert [] == list((tmp_path / "etc").iterdir())
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(("when", "error"), FAULTS)
 @pytest.mark.parametrize("dotlock", [False, True])
 async def test_any_effect_may_fail(tmp_path, fds, pool, when, error, dotlock):
     """Wherever a delivery fails, the mailbox has one copy after OK and is what it was otherwise."""

@@ -252,7 +252,7 @@ def _split(line: str) -> list[tuple[str, str]] | str:
         return [(token, token) for token in map(str.strip, line.split(","))]
     tokens: list[tuple[str, str]] = []
     cooked: list[str] = []
-    start, closed_at, quote, escaped = 0, -1, "", False
+    start, closed_at, first, quote, escaped = 0, -1, "", "", False
     for position, letter in enumerate(f"{line},"):
         if escaped:
             assert position < len(line), "a backslash at the end of a line continues it"
@@ -267,15 +267,14 @@ def _split(line: str) -> list[tuple[str, str]] | str:
             if raw[:1] == '"' and not line[closed_at + 1 : position].strip(" \t"):
                 token = token[1:-1].strip(" \t")
             tokens.append((token, raw))
-            cooked, start, closed_at = [], position + 1, -1
+            cooked, start, closed_at, first = [], position + 1, -1, ""
         else:
+            first = first or letter.strip(" \t")
             if letter == quote:
                 quote = ""
                 if closed_at < 0:
                     closed_at = position
-            elif not quote and (
-                letter == '"' or (letter == "'" and line[start:position].lstrip(" \t")[:1] == "|")
-            ):
+            elif not quote and (letter == '"' or (letter == "'" and first == "|")):
                 quote = letter
             cooked.append(letter)
     return "a quoted string does not end" if quote else tokens

@@ -60,6 +60,8 @@ class SqliteTable:
         Raises:
             ConfigError: the database can't be opened, or the query is none of one key.
         """
+        if not self._query.lstrip().upper().startswith(("SELECT", "WITH")):
+            raise ConfigError(str(self._path), "query", self._query, "must be a SELECT")
         with self._mutex:
             try:
                 self._rows("postmaster")
@@ -119,8 +121,6 @@ class SqliteTable:
         finally:
             cursor.close()
         effects.done("sqlite.query", _SITE)
-        if cursor.description is None:
-            raise sqlite3.ProgrammingError("the query is no SELECT")
         return rows
 
     def _is_late(self) -> bool:

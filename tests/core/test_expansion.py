@@ -683,6 +683,38 @@ def test_a_trace_of_a_refusal_says_what_would_have_helped():
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"forward": False}, "a: user a, tag t, .forward not looked for: the rule says so"),
+        (
+            {"user": "vmail"},
+            "a: user a, tag t, .forward not looked for: the rule delivers as vmail",
+        ),
+        ({}, "a: user a, tag t, no .forward"),
+    ],
+)
+def test_a_trace_says_why_no_forward_was_followed(changes, line):
+    """Switched off, another user's rights, or there is none."""
+    trace: list[str] = []
+    expand("a+t@example.test", FakeTables(users="a"), rules=local(**changes), trace=trace)
+    assert line.replace("a: ", "    a+t: ", 1) in trace
+
+
+def test_the_tree_of_an_empty_list():
+    """The last row below the recipient says why."""
+    tables = FakeTables(aliases="l: :include:/l", includes={"/l": ":include:/x"}, users="a")
+    trace: list[str] = []
+    found = expand("l@example.test", tables, trace=trace)
+    assert "      :include:/x: ignored: a file may not be included here" in trace
+    assert list(render_tree(tree(found))) == [
+        "l@example.test  (failed)",
+        "├─ l  (aliases)",
+        "│  └─ :include:/x  (ignored: a file may not be included here)",
+        "└─ refused: 524 5.2.4 Mailing list expansion problem  (l@example.test: expands to nothing)",
+    ]
+
+
 def test_a_trace_of_a_large_list_is_short():
     """Twenty members are shown, the rest is counted."""
     members = "\n".join(f"u{n}@elsewhere.test" for n in range(500))

@@ -354,6 +354,8 @@ def test_sqlite_answers_that_are_no_entries(database, key):
         "SELECT value FROM aliases WHERE key = ? AND value = ?",
         "SELECT 1; SELECT value FROM aliases WHERE key = ?",
         "DELETE FROM aliases WHERE key = ?",
+        "WITH k(x) AS (SELECT ?) DELETE FROM aliases WHERE key IN k",
+        "ATTACH ? AS other",
         "nonsense",
     ],
 )

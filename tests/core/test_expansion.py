@@ -708,7 +708,7 @@ def test_the_tree_of_an_empty_list():
     found = expand("l@example.test", tables, trace=trace)
     assert "      :include:/x: ignored: a file may not be included here" in trace
     assert list(render_tree(tree(found))) == [
-        "l@example.test  (failed)",
+        'l@example.test  (rule 1 "local": failed)',
         "├─ l  (aliases)",
         "│  └─ :include:/x  (ignored: a file may not be included here)",
         "└─ refused: 524 5.2.4 Mailing list expansion problem  (l@example.test: expands to nothing)",

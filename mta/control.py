@@ -128,7 +128,7 @@ class ControlServer:
         self._server = await self._effects.create_unix_server(
             lambda: _Session(self), self.path, site="control"
         )
-        found = self.path.stat()
+        found = self._effects.lstat(self.path, site="control")
         self._inode = (found.st_dev, found.st_ino)
 
     async def close(self) -> None:
@@ -138,7 +138,7 @@ class ControlServer:
             return
         # Why before closing? Once nobody listens, a server that starts now may take the name.
         with contextlib.suppress(OSError):
-            found = self.path.lstat()
+            found = self._effects.lstat(self.path, site="control")
             if (found.st_dev, found.st_ino) == self._inode:
                 self._effects.unlink(self.path, site="control")
         for _ in range(4):
@@ -157,7 +157,7 @@ class ControlServer:
     async def _clear(self) -> None:
         """Remove a socket on which nobody listens."""
         try:
-            mode = self.path.lstat().st_mode
+            mode = self._effects.lstat(self.path, site="control").st_mode
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(mode):

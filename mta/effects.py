@@ -242,6 +242,17 @@ class Effects:
         path.unlink()
         self.done("unlink", site)
 
+    def lstat(self, path: Path, *, site: str) -> os.stat_result:
+        """Return what there is of a name, without following links.
+
+        Raises:
+            FileNotFoundError: nothing.
+        """
+        self.point("stat", site)
+        found = path.lstat()
+        self.done("stat", site)
+        return found
+
     def mkdir(self, path: Path, *, site: str) -> None:
         """Make a directory with mode 0700, and its parents; one that is there stays as it is."""
         self.point("mkdir", site)

@@ -152,7 +152,7 @@ def test_a_drained_server_leaves_nothing(tmp_path):
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    """The first SIGTERM waits for a client in the middle of a message; the second does not."""
+    """Two SIGTERMs in a row end it with status 0, though a client is in the middle of a message."""
     with RunningServer(tmp_path, {"drain_s": 60.0}) as server:
         client = socket.create_connection(("127.0.0.1", server.port))
         assert client.recv(200).startswith(b"220")

@@ -12,7 +12,7 @@ from sim.costs import Costs
 from sim.kernel import Kernel
 
 LAG_S: Final = 0.05
-"""Seconds that removals and deferrals wait for somebody else's commit; mta/queue/sqlite.py."""
+"""Seconds that removals and deferrals wait for somebody else's commit; mta/queue/wake.py."""
 
 
 class GroupCommit:

@@ -46,8 +46,8 @@ def model_config(
     """
     wanted = {key: value for key, value in server.items() if key not in IGNORED}
     for override in overrides:
-        key = override.partition("=")[0].split(".")[0].strip()
-        if key in IGNORED:
+        key = override.partition("=")[0].strip()
+        if key.split(".")[0] in IGNORED:
             problem = "says where things are, which a model does not ask"
             raise ConfigError("--set", key, problem=problem)
     return build(ModelConfig, wanted, source=source, overrides=overrides)

@@ -2,8 +2,8 @@
 
 Service is separated from waiting, because a model that is fed with waiting times would predict the
 limits of the run that it learnt from. Of durations of transactions and connections (`sim.measure`) what
-the remote host was scripted to take is taken off, and medians stand for the time without a queue. CPU
-seconds of the process are regressed on what it did; where the run can't tell two costs apart, their
+the remote host was scripted to take is taken off, and lower quartiles stand for the time without a
+queue: three of four may have waited. CPU seconds of the process are regressed on what it did; where the run can't tell two costs apart, their
 ratio stays that of the defaults (a ridge towards them). Memory is a line through RSS against what is queued.
 
 Nothing here extrapolates: what a run did not do keeps its default, and the calibration says so.
@@ -12,7 +12,7 @@ Nothing here extrapolates: what a run did not do keeps its default, and the cali
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -38,8 +38,10 @@ PRIOR_SPREAD: Final = 0.5
 """How far a cost may lie from its default, relative to it, before the run has to insist: one standard deviation."""
 IDLE_PRIOR: Final = 0.01
 """Share of its time that a server needs while it is watched and has nothing to do."""
-REMOTE_DRAWS: Final = 500
-"""Transactions drawn from a scripted host to learn its median."""
+REMOTE_DRAWS: Final = 1000
+"""Transactions drawn from a scripted host to learn how long it takes."""
+QUICK: Final = 0.25
+"""Quantile that stands for the time without a queue."""
 WAITED_S: Final = 0.005
 """A message that is sent so much later than planned has waited for a client."""
 WAITED_MIN: Final = 50
@@ -326,44 +328,66 @@ def _commits(costs: Costs, measured: Measured, notes: list[str]) -> Costs:
 def _waits(
     costs: Costs, measured: Measured, hosts: Mapping[str, RemoteHost], notes: list[str]
 ) -> Costs:
-    """Return the time of the network and of other processes: medians without what was scripted."""
+    """Return the time of the network and of other processes: what is left of the quicker ones.
+
+    Quantiles do not add up, but the lower quartile of a sum lies near the sum of one part's quartile and the other's
+    constant, which is what the network is next to a scripted delay.
+    """
     if len(measured.transactions) < SAMPLES_MIN:
         notes.append("too few transactions: network_s is a default")
     else:
-        ours = costs.transaction_s
-        scripted = {
-            address: _median_transaction(hosts.get(address))
-            for address in {address for _, _, address in measured.transactions}
-        }
-        left = [
-            seconds - scripted[address] - ours - costs.delivery_s * count
-            for seconds, count, address in measured.transactions
-        ]
-        costs = replace(costs, network_s=max(0.0, float(np.median(left))))
+        left = _beside(
+            [
+                (seconds - costs.transaction_s - costs.delivery_s * count, address)
+                for seconds, count, address in measured.transactions
+            ],
+            lambda address: _scripted_transaction(hosts.get(address)),
+        )
+        costs = replace(costs, network_s=left)
     if len(measured.connected) < SAMPLES_MIN:
         notes.append("too few connections: connect_network_s is a default")
     else:
-        scripted = {
-            address: _median_connect(hosts.get(address))
-            for address in {address for _, address in measured.connected}
-        }
-        left = [seconds - scripted[address] for seconds, address in measured.connected]
-        typical = float(np.median(left)) - costs.connect_s
-        costs = replace(costs, connect_network_s=max(0.0, typical))
+        left = _beside(
+            [(seconds - costs.connect_s, address) for seconds, address in measured.connected],
+            lambda address: _scripted_connect(hosts.get(address)),
+        )
+        costs = replace(costs, connect_network_s=left)
     misses = [seconds for seconds in measured.lookups if seconds > 1e-3]
     if misses:
         costs = replace(costs, lookup_network_s=max(0.0, min(misses) - costs.lookup_s))
     return costs
 
 
+def _beside(
+    measured: Sequence[tuple[float, str]], scripted: Callable[[str], Sequence[float]]
+) -> float:
+    """Return what the quicker ones took beside what their hosts were scripted to take; not below 0.
+
+    Args:
+        measured: (seconds, address) of each.
+        scripted: returns draws of what the host at an address takes.
+    """
+    by_address: dict[str, list[float]] = {}
+    for seconds, address in measured:
+        by_address.setdefault(address, []).append(seconds)
+    left = 0.0
+    for address, each in by_address.items():
+        drawn = scripted(address)
+        quick = float(np.quantile(each, QUICK)) - (
+            float(np.quantile(drawn, QUICK)) if drawn else 0.0
+        )
+        left += quick * len(each) / len(measured)
+    return max(left, 0.0)
+
+
 BEFORE_START: Final = -1e6
 """Scenario time at which no outage of a scenario has begun, with room for every draw."""
 
 
-def _median_transaction(host: RemoteHost | None) -> float:
-    """Return the median of a scripted host's part of a transaction; 0 if it has none or never takes one."""
+def _scripted_transaction(host: RemoteHost | None) -> list[float]:
+    """Return draws of a scripted host's part of a transaction; none if it never takes one."""
     if host is None:
-        return 0.0
+        return []
     drawn = []
     now = BEFORE_START
     for _ in range(REMOTE_DRAWS):
@@ -378,13 +402,13 @@ def _median_transaction(host: RemoteHost | None) -> float:
                     drawn.append(verdict_.duration_s)
         host.disconnect(conn, now + 400)
         now += 1000
-    return float(np.median(drawn)) if drawn else 0.0
+    return drawn
 
 
-def _median_connect(host: RemoteHost | None) -> float:
-    """Return the median of a scripted host's time until EHLO is answered."""
+def _scripted_connect(host: RemoteHost | None) -> list[float]:
+    """Return draws of a scripted host's time until EHLO is answered."""
     if host is None:
-        return 0.0
+        return []
     drawn = []
     now = BEFORE_START
     for _ in range(REMOTE_DRAWS):
@@ -396,7 +420,7 @@ def _median_connect(host: RemoteHost | None) -> float:
                 drawn.append(seconds)
         host.disconnect(conn, now + 400)
         now += 1000
-    return float(np.median(drawn)) if drawn else 0.0
+    return drawn
 
 
 class _Dialogue(NamedTuple):

@@ -76,7 +76,9 @@ def find_run(name: str, runs: Path = RUNS) -> Path:
         if candidate.is_dir():
             return candidate
     if Path(name).name == LATEST:
-        found = [path.parent for path in runs.glob("*/scenario.toml")]
+        # A link that nobody made yet, or that points to a run which is gone.
+        below = Path(name).parent if len(Path(name).parts) > 1 else runs
+        found = [path.parent for path in below.glob("*/scenario.toml")]
         if found:
             return max(found, key=lambda path: (path.stat().st_mtime, path.name))
     raise ConfigError("run", value=name, problem="there is no such directory")

@@ -440,6 +440,9 @@ class MtaAgent:
             return False
         if relay.retry_at is not None and now < relay.retry_at:
             return False
+        if relay.in_line:
+            # It waits for a place, and will be asked when there is one: nothing has changed since.
+            return False
         limits = self.limits
         if (
             len(relay.sessions) >= limits.max_conn_per_relay
@@ -640,6 +643,7 @@ class MtaAgent:
 
     def _block(self, relay: Relay, address: str, out: list[Instruction]) -> None:
         """Let a relay wait for a place; whoever only keeps one warm gives it up."""
+        relay.in_line = True
         waiting = self._blocked.setdefault(address, {})
         if relay.domain in waiting:
             return
@@ -666,6 +670,7 @@ class MtaAgent:
             del waiting[domain]
             relay = self.relays.get(domain)
             if relay is not None:
+                relay.in_line = False
                 self._pump(relay, now, out)
         if not waiting:
             del self._blocked[address]
@@ -712,6 +717,7 @@ class MtaAgent:
             if relay is not None:
                 if relay.retry_at is not None and relay.retry_at <= now:
                     relay.retry_at = None
+                relay.in_line = False
                 self._pump(relay, now, out)
                 self._forget_if_empty(relay, now)
         keepalive = self.limits.session_keepalive_s
@@ -781,6 +787,7 @@ class MtaAgent:
             if any(target.address == address for target in relay.targets):
                 relay.dead_until = now
                 relay.retry_at = None
+                relay.in_line = False
                 self._pump(relay, now, out)
                 self._forget_if_empty(relay, now)
 

@@ -135,6 +135,7 @@ class Relay:
         "gauge",
         "held",
         "idle",
+        "in_line",
         "look_at",
         "policy",
         "resolved_until",
@@ -170,6 +171,8 @@ class Relay:
         """The last failure, for whatever has to be told to senders."""
         self.retry_at: float | None = None
         """When a gap or a rest ends that keeps this relay from connecting."""
+        self.in_line = False
+        """It waits for a place that it shares with others; asked when one comes free."""
         self.look_at = NEVER
         """When a gap or a rest ends at one host, while others have no place: worth another look."""
         self.gauge = Gauge()

@@ -448,16 +448,16 @@ def _clients(costs: Costs, path: Path, sessions: int, notes: list[str]) -> Costs
     for each in dialogues:
         by_count.setdefault(each.recipients, []).append(each.done - each.sent)
     counts = np.array(sorted(by_count), dtype=float)
-    medians = np.array([float(np.median(by_count[int(count)])) for count in counts])
+    quick = np.array([float(np.quantile(by_count[int(count)], QUICK)) for count in counts])
     weight = np.sqrt([len(by_count[int(count)]) for count in counts])
     if len(counts) > 1:
         table = np.column_stack((np.ones(len(counts)), counts)) * weight[:, None]
-        fixed, each_s = map(float, np.linalg.lstsq(table, medians * weight, rcond=None)[0])
+        fixed, each_s = map(float, np.linalg.lstsq(table, quick * weight, rcond=None)[0])
     else:
         each_s = costs.client_recipient_s + costs.recipient_s
-        fixed = float(medians[0]) - each_s * float(counts[0])
-    # A message meets a commit in its middle, waits for its end and for the whole of the next one.
-    ours = costs.session_s + costs.message_s + 1.5 * costs.commit_s
+        fixed = float(quick[0]) - each_s * float(counts[0])
+    # A message may meet a commit, of which it waits for the end; these are the quicker ones.
+    ours = costs.session_s + costs.message_s + 1.25 * costs.commit_s
     closing = _closing(dialogues, sessions)
     if closing is None:
         notes.append("clients never had to wait for each other: client_close_s is a default")

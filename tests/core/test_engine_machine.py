@@ -92,6 +92,7 @@ class Driver(RuleBasedStateMachine):
         tight=st.integers(1, 2),
         gap=st.sampled_from([None, None, None, *GAPS]),
         keepalive_s=st.sampled_from([0.0, 10.0]),
+        max_inflight=st.sampled_from([4, 8]),
         concurrency=st.sampled_from(
             [
                 ConcurrencySettings(policy="fixed", limit=3),
@@ -107,7 +108,7 @@ class Driver(RuleBasedStateMachine):
             ]
         ),
     )
-    def begin(self, cap, tight, gap, keepalive_s, concurrency, retry):
+    def begin(self, cap, tight, gap, keepalive_s, max_inflight, concurrency, retry):
         # One tight cap and one gap at a time: the tightest of many would hide the others.
         mta = {**TINY, **dict.fromkeys(CAPS, 3), "max_conn": 5, "max_conn_per_source": 5}
         mta["session_keepalive_s"] = keepalive_s
@@ -115,7 +116,7 @@ class Driver(RuleBasedStateMachine):
             mta[cap] = tight
         if gap is not None:
             mta[gap] = 5.0
-        scheduler = {"max_inflight": 4, "max_schedule": 3, "max_held": 2}
+        scheduler = {"max_inflight": max_inflight, "max_schedule": 3, "max_held": 2}
         self.settings = {
             "mta": mta,
             "scheduler": scheduler,
@@ -193,24 +194,32 @@ class Driver(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: self.sessions(ready=False))
-    @rule(data=st.data(), works=st.booleans())
-    def connected(self, data, works):
-        session = data.draw(st.sampled_from(self.sessions(ready=False)))
-        if works:
-            self.tell(ConnectionReady(session))
-        else:
-            self.tell(ConnectionFailed(session, "Connection refused"))
-            self.gone.append(session)
+    @rule(works=st.lists(st.sampled_from([True, True, False]), min_size=1, max_size=4))
+    def connected(self, works):
+        for session, ready in zip(self.sessions(ready=False), works, strict=False):
+            if ready:
+                self.tell(ConnectionReady(session))
+            else:
+                self.tell(ConnectionFailed(session, "Connection refused"))
+                self.gone.append(session)
 
     @precondition(lambda self: self.sessions(running=True))
-    @rule(data=st.data(), usable=st.booleans())
-    def ended(self, data, usable):
-        session = data.draw(st.sampled_from(self.sessions(running=True)))
-        results = []
-        for identity in self.ledger.connections[session].running:
-            outcome = data.draw(outcomes)
-            results.append(Result(identity, outcome, STATUS[outcome]))
-        self.tell(TransactionDone(session, tuple(results), usable))
+    @rule(
+        data=st.data(),
+        usable=st.sampled_from([True, True, False]),
+        most=st.integers(1, 4),
+        regret=st.sampled_from([None, None, RemoveRequested, SuspendRequested]),
+    )
+    def ended(self, data, usable, most, regret):
+        """Transactions end, with any mix of outcomes; the operator may have wanted something else."""
+        for session in self.sessions(running=True)[:most]:
+            results = []
+            if regret is not None:
+                self.tell(regret(Selector(self.ledger.connections[session].running[0])))
+            for identity in self.ledger.connections[session].running:
+                outcome = data.draw(outcomes)
+                results.append(Result(identity, outcome, STATUS[outcome]))
+            self.tell(TransactionDone(session, tuple(results), usable))
 
     @precondition(lambda self: self.sessions())
     @rule(data=st.data())
@@ -244,11 +253,16 @@ class Driver(RuleBasedStateMachine):
         note("everything that was asked is answered well")
         self.core.answer_all()
 
-    @rule(domain=st.sampled_from(DOMAINS), count=st.integers(3, 7), answers=st.integers(0, 4))
-    def rush(self, domain, count, answers):
+    @rule(
+        domain=st.sampled_from(DOMAINS),
+        count=st.integers(3, 7),
+        recipients=st.integers(1, 2),
+        answers=st.integers(0, 4),
+    )
+    def rush(self, domain, count, recipients, answers):
         """Many messages for one destination, which works for a while: transactions run, mail is held."""
         for _ in range(count):
-            self.submit([domain, domain], "a@from.test", "")
+            self.submit([domain] * recipients, "a@from.test", "")
         if domain in self.ledger.resolving:
             self.tell(DomainResolved(domain, mx((10, ADDRESSES[0]), (10, ADDRESSES[1]))))
         for session in self.sessions(ready=False)[:answers]:

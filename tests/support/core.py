@@ -265,7 +265,7 @@ class Ledger:
                 case SuspendEnvelope(identity, flags):
                     row = self._free(identity)
                     assert bool(flags & Flag.SUSPENDED) == (identity in self.suspended)
-                    assert flags != row.flags, instruction
+                    assert flags ^ row.flags == Flag.SUSPENDED, (instruction, row)
                     row.flags = flags
                     settled.add(identity)
                 case _:

@@ -1,6 +1,7 @@
 """The seam of local delivery: what each effect promises, and what is left when it fails at any point."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import stat
@@ -74,6 +75,21 @@ def test_a_lock_excludes_our_own_threads_as_well(tmp_path, fds, directory):
     os.close(first)
     effects.lock(second, site="test")
     os.close(second)
+
+
+def test_half_a_lock_is_no_lock(tmp_path, fds, directory):
+    """Who gets the one lock but not the other lets go of the one: else two programs that take them in
+    opposite orders would wait for each other."""
+    effects = DeliveryEffects(Effects())
+    first = effects.create_at(directory, "a", site="test")
+    second, third = (effects.open_append_at(directory, "a", site="test") for _ in range(2))
+    fcntl.flock(first, fcntl.LOCK_EX)
+    with pytest.raises(BlockingIOError):
+        effects.lock(second, site="test")
+    fcntl.flock(first, fcntl.LOCK_UN)
+    effects.lock(third, site="test")
+    for descriptor in (first, second, third):
+        os.close(descriptor)
 
 
 def test_removing_tries_twice(tmp_path, directory):

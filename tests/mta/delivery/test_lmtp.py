@@ -277,6 +277,22 @@ async def test_being_cancelled_gives_the_connection_back(tmp_path, fds, verb):
             await task
 
 
+@pytest.mark.parametrize("unix", [False, True])
+async def test_cancelled_at_every_step_of_the_loop(tmp_path, fds, unix):
+    """After any number of turns of the loop, between connecting and being connected too."""
+    server = Server()
+    loop = asyncio.get_running_loop()
+    async with running(server, tmp_path / "socket" if unix else None) as place:
+        for turns in range(25):
+            deliverer = LmtpDeliverer(Effects(), server=place)
+            task = loop.create_task(deliverer.deliver(job(tmp_path / "home")))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                assert (await task).outcome is Outcome.OK
+
+
 async def test_a_large_message_and_a_slow_reader(tmp_path, fds):
     """Eight megabytes go through a transport that is full most of the time."""
     server = Server()

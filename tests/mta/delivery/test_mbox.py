@@ -335,6 +335,24 @@ async def test_a_mailbox_that_was_replaced_meanwhile(tmp_path, fds, pool):
     assert ["one"] == subjects(path)
 
 
+async def test_a_deadline_in_the_last_instant(tmp_path, fds, pool):
+    """A delivery that is only waiting for the disk may end; one that is still writing is cut back."""
+    limits = DeliveryLimits(timeout_s=0.05, kill_grace_s=20.0)
+    for op, outcome in (("fsync", Outcome.OK), ("write", Outcome.TEMPFAIL)):
+        home = tmp_path / op
+        mail = job(home)
+        (home / "mbox").write_bytes(OLD)
+        effects = FaultyEffects()
+        gate = effects.gates[op, "mbox"] = threading.Event()
+        shell = MboxDeliverer(effects, limits, executor=pool)
+        asyncio.get_running_loop().call_later(0.3, gate.set)
+        assert outcome is (await shell.deliver(mail)).outcome
+        # The next one gets the lock when the late thread is through.
+        other = MboxDeliverer(Effects(), executor=pool)
+        assert (await other.deliver(mail)).outcome is Outcome.OK
+        assert (2 if outcome is Outcome.OK else 1) == copies(home)
+
+
 async def test_many_at_once_hold_few_threads(tmp_path, pool):
     """Deliveries to one mailbox take turns before they take a thread, and one of them waits only so
     long."""

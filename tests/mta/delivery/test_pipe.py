@@ -16,7 +16,7 @@ import pytest
 from mta.core.reply import Outcome
 from mta.delivery.base import DeliveryLimits
 from mta.delivery.headers import heading
-from mta.delivery.pipe import SYSEXITS, PipeDeliverer
+from mta.delivery.pipe import SYSEXITS, PipeDeliverer, _Output
 from mta.effects import Effects
 from tests.mta.delivery.jobs import BODY, FAULTS, is_discreet, job, until
 from tests.support.faults import FaultyEffects, Plan
@@ -189,6 +189,13 @@ async def test_output_is_one_safe_line(tmp_path, pool):
     long = "head -c 5000 /dev/zero | tr '\\0' x; exit 1"
     result = await shell(executor=pool).deliver(job(tmp_path, target=sh(long)))
     assert 300 > len(result.status) > 250
+
+
+async def test_the_last_words_are_heard(tmp_path, fds, pool, monkeypatch):
+    """What is still in the pipe when the command has ended is read, though nobody was told of it."""
+    monkeypatch.setattr(_Output, "start", _Output._close_theirs)
+    result = await shell(executor=pool).deliver(job(tmp_path, target=sh("echo farewell; exit 1")))
+    assert '5.3.0 Error ("farewell")' == result.status
 
 
 async def test_a_flood_of_output_is_not_read(tmp_path, fds, pool):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from mta.core import instructions, stimuli
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.instructions import (
@@ -56,20 +55,6 @@ def test_the_clock_never_goes_back():
 
     with pytest.raises(AssertionError):
         core.engine.handle(TimeReached(), now=core.now)
-
-
-def test_every_stimulus_has_a_handler():
-    """Nothing that a driver may say is unknown."""
-    assert set(stimuli.Stimulus.__args__) == set(Core().engine._handlers)
-
-
-def test_every_instruction_is_named_by_the_union():
-    """What the core can say is what drivers have been told."""
-    assert {
-        thing
-        for thing in vars(instructions).values()
-        if isinstance(thing, type) and issubclass(thing, tuple)
-    } == set(instructions.Instruction.__args__)
 
 
 def test_an_idle_core_wants_nothing():

@@ -412,21 +412,22 @@ class MtaAgent:
         message, task = next(iter(relay.tasks.items()))
         del relay.tasks[message]
         store = self.scheduler.store
-        relay.waiting_envelopes -= len(task.handles)
-        expired = [handle for handle in task.handles if store.expires_at_of(handle) <= now]
+        handles = task.handles
+        relay.waiting_envelopes -= len(handles)
+        expired = [handle for handle in handles if store.expires_at_of(handle) <= now]
         if expired:
-            task.handles = [handle for handle in task.handles if handle not in expired]
+            handles = task.handles = [handle for handle in handles if handle not in expired]
             for handle in expired:
                 self.scheduler.expired_in_flight(handle)
-            if not task.handles:
+            if not handles:
                 relay.idle.append(session)
                 return
         del self._idle[session]
         session.state = SessionState.BUSY
         session.task = task
         relay.busy += 1
-        relay.running_envelopes += len(task.handles)
-        evpids = tuple([store.evpid_of(handle) for handle in task.handles])
+        relay.running_envelopes += len(handles)
+        evpids = tuple([store.evpid_of(handle) for handle in handles])
         out.append(StartTransaction(session.id, task.msgid, evpids))
 
     def _connect(self, relay: Relay, now: float, out: list[Instruction]) -> bool:
@@ -701,13 +702,11 @@ class MtaAgent:
 
     def next_wakeup(self) -> float | None:
         """Return when `time_reached` has something to do, or None."""
-        wakeups = []
-        if self._delayed:
-            wakeups.append(self._delayed[0][0])
-        if self._idle:
-            oldest = next(iter(self._idle))
-            wakeups.append(oldest.idle_since + self.limits.session_keepalive_s)
-        return min(wakeups, default=None)
+        delayed_at = self._delayed[0][0] if self._delayed else None
+        if not self._idle:
+            return delayed_at
+        idle_at = next(iter(self._idle)).idle_since + self.limits.session_keepalive_s
+        return idle_at if delayed_at is None or idle_at < delayed_at else delayed_at
 
     def time_reached(self, now: float, out: list[Instruction]) -> None:
         """End rests and gaps, close connections that were idle for too long."""

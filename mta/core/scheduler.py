@@ -108,9 +108,10 @@ class Scheduler:
         bounce = not transaction.sender
         ttl = limits.bounce_ttl_s if bounce else limits.envelope_ttl_s
         expires_at = to_tick(created_at + ttl)
-        plain = flags_for(transaction.sender)
+        plain = flags_for("") if bounce else 0
         self.counts.enqueued += len(message.recipients)
-        self._recipients_max = max(self._recipients_max, len(message.recipients))
+        if len(message.recipients) > self._recipients_max:
+            self._recipients_max = len(message.recipients)
         ready = []
         for number, recipient in enumerate(message.recipients, 1):
             # Without NOTIFY, which is nearly always, only the null sender counts.

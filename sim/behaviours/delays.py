@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from sim.behaviours.base import (
     DELAY_MAX_S,
     VERBS,
@@ -14,6 +16,7 @@ from sim.behaviours.base import (
     range_problem,
     verb_problems,
 )
+from sim.distributions import BLOCK
 
 
 class LatencyBehaviour(Behaviour):
@@ -79,13 +82,23 @@ class Latency:
         if self.law == "fixed":
             value = min(self.delay_s, longest)
             return LatencyBehaviour(lambda: value, verbs)
-        mu, sigma, gauss, exp = math.log(self.median_s), self.sigma, rng.gauss, math.exp
+        mu, sigma = math.log(self.median_s), self.sigma
+        values: list[float] = []
+        drawn = 8
+        generator: np.random.Generator | None = None
 
-        # Why not lognormvariate? It draws by rejection and takes twice as long; the model draws
-        # two of these for each message. The exponent is cut so that exp can't overflow.
+        # Why ahead of time? The model takes two of these for each message, and numpy draws many for
+        # the price of a few. The first blocks are small: most hosts of a large scenario hear little.
         def sample() -> float:
-            value = exp(min(gauss(mu, sigma), 100.0))
-            return value if value < longest else longest
+            nonlocal drawn, generator
+            if not values:
+                if generator is None:
+                    generator = np.random.Generator(np.random.PCG64(rng.getrandbits(128)))
+                drawn = min(drawn * 2, BLOCK)
+                normal = np.minimum(mu + sigma * generator.standard_normal(drawn), 100.0)
+                values.extend(np.minimum(np.exp(normal), longest).tolist())
+                values.reverse()
+            return values.pop()
 
         return LatencyBehaviour(sample, verbs)
 

@@ -96,11 +96,13 @@ def write_run(
     it.progress = sample
     sent: dict[float, float] = {}
     lines: list[dict[str, Any]] = [{"kind": "start", "load_start": start}]
-    begin, durable = inbound._begin, inbound.durable
+    dialogue, durable = inbound._dialogue, inbound.durable
 
-    def began(number: int) -> None:
-        sent[inbound._due_s[number]] = it.kernel.now
-        begin(number)
+    def spoken(number: int) -> None:
+        count = inbound._first[number + 1] - inbound._first[number]
+        own = costs.client_s + costs.client_recipient_s * count
+        sent[inbound._due_s[number]] = it.kernel.now - own
+        dialogue(number)
 
     def accepted(message: Any) -> None:
         durable(message)
@@ -119,7 +121,7 @@ def write_run(
             }
         )
 
-    inbound._begin = began  # type: ignore[method-assign]
+    inbound._dialogue = spoken  # type: ignore[method-assign]
     inbound.durable = accepted  # type: ignore[method-assign]
     it.run()
     it.writer.close()

@@ -7,6 +7,7 @@ instructions in their order. What takes time there is drawn or reckoned here.
 from array import array
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from mta.core.engine import Engine
@@ -30,7 +31,7 @@ from mta.core.routing import Resolution
 from mta.core.stimuli import DomainResolved, MessageSubmitted, Stimulus, TimeReached
 from sim.costs import Costs
 from sim.cpu import EventLoop
-from sim.inbound import Inbound, Message
+from sim.inbound import Fill, Inbound, Message
 from sim.kernel import Kernel
 from sim.outbound import Outbound
 from sim.queue import GroupCommit
@@ -80,8 +81,12 @@ class Driver:
         self.kernel = kernel
         self.engine = engine
         self.loop = EventLoop(kernel)
+        self.fill = Fill()
         self.queue = GroupCommit(
-            kernel, costs, batch_max=limits.queue.commit_batch_max, durable=self._committed
+            kernel,
+            costs,
+            batch_max=limits.queue.commit_batch_max,
+            durable=partial(self.loop.do, self._accepted),
         )
         self.outbound = Outbound(kernel, self.loop, costs, limits.mta, hosts=hosts, tell=self.tell)
         self.inbound = Inbound(
@@ -92,11 +97,10 @@ class Driver:
             load=load,
             schedule=schedule,
             queue=self.queue,
-            queued=self._queued,
+            fill=self.fill,
         )
         self.resolver = resolver(self.loop)
         self.messages: dict[MsgId, Message] = {}
-        self.queued_bytes = 0
         self.bounces_waiting = 0
         """Bounces that are not durable yet."""
         self.delivered = 0
@@ -111,13 +115,12 @@ class Driver:
         self.observer: Observer | None = None
         self._costs = costs
         self._start = start
-        self._store = engine.store
         self._handle_stimulus = engine.handle
         self._next_wakeup = engine.next_wakeup
         self._inbox: deque[Stimulus] = deque()
         self._busy = False
         self._armed_at: float | None = None
-        self._next_msgid = 1
+        self._next_msgid = MsgId(1)
         self._keeps_bodies = engine.store.keeps_bodies
         self._carry_out: dict[type, Callable[[Any], None]] = {
             ResolveDomain: self._resolve,
@@ -174,21 +177,16 @@ class Driver:
         if wakeup is not None and (self._armed_at is None or wakeup < self._armed_at):
             self._arm(wakeup)
 
-    def _queued(self) -> tuple[int, int]:
-        return len(self._store), self.queued_bytes
-
-    def _committed(self, message: Message) -> None:
-        self.loop.do(self._accepted, message)
-
     def _accepted(self, message: Message) -> None:
         """A message is durable: the core takes it over, then its client is answered."""
-        msgid = MsgId(self._next_msgid)
-        self._next_msgid += 1
+        msgid = self._next_msgid
+        self._next_msgid = msgid + 1  # type: ignore[assignment]  # a call of MsgId for each is felt
         for replaced in message.reports:
             self._gone(replaced)
         self.messages[msgid] = message
         transaction = message.transaction
-        self.queued_bytes += transaction.size
+        self.fill.size_bytes += transaction.size
+        self.fill.envelopes += len(message.recipients)
         # Empty, because nobody in the core looks into it and a model need not pay for it.
         body = b"" if self._keeps_bodies else None
         self.tell(MessageSubmitted(msgid, transaction, message.recipients, body))
@@ -254,8 +252,7 @@ class Driver:
         self.queue.lag()
 
     def _remove(self, instruction: RemoveEnvelope) -> None:
-        envelope = instruction.evpid
-        message = self._gone(envelope)
+        message = self._gone(instruction.evpid)
         if message.is_bounce:
             self.delivered_bounces += instruction.reason is Removal.DELIVERED
         elif instruction.reason is Removal.DELIVERED:
@@ -267,13 +264,15 @@ class Driver:
 
     def _gone(self, envelope: EvpId) -> Message:
         """Note that an envelope has left the queue; return its message."""
-        msgid = MsgId(envelope >> 32)
-        message = self.messages[msgid]
+        messages = self.messages
+        msgid: MsgId = envelope >> 32  # type: ignore[assignment]  # `msgid_of`, without its calls
+        message = messages[msgid]
         message.left -= 1
+        self.fill.envelopes -= 1
         if not message.left:
-            del self.messages[msgid]
-            self.queued_bytes -= message.transaction.size
-            if not self.messages:
+            del messages[msgid]
+            self.fill.size_bytes -= message.transaction.size
+            if not messages:
                 self.emptied_at = self.kernel.now
         return message
 

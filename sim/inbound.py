@@ -6,8 +6,8 @@ Open loop: a message is due whatever the server does, and waits for a client whe
 
 from array import array
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from mta.core.admission import Pressure, on_connect, on_message
 from mta.core.envelopes.base import Recipient, Transaction
@@ -20,6 +20,9 @@ from sim.kernel import Kernel
 from sim.queue import GroupCommit
 from sim.scenario import Load
 from sim.workload import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TRIES: Final = 5
 """Attempts of a client that hears 421; loadtests/_hooks.py."""
@@ -52,6 +55,17 @@ class Message:
         """Envelopes that a bounce replaces."""
 
 
+class Fill:
+    """How full the queue is."""
+
+    __slots__ = ("envelopes", "size_bytes")
+
+    def __init__(self) -> None:
+        self.envelopes = 0
+        self.size_bytes = 0
+        """Bytes of the messages."""
+
+
 class Inbound:
     """All clients, and the server's side of their dialogues."""
 
@@ -65,7 +79,7 @@ class Inbound:
         load: Load,
         schedule: Schedule,
         queue: GroupCommit,
-        queued: Callable[[], tuple[int, int]],
+        fill: Fill,
     ) -> None:
         """Get ready; `start` lets the clients begin.
 
@@ -77,7 +91,7 @@ class Inbound:
             load: how many sessions, and whether they are kept.
             schedule: every message.
             queue: makes messages durable.
-            queued: returns the envelopes in the queue, and the bytes of their messages.
+            fill: what is in the queue; the driver keeps it.
         """
         self._kernel = kernel
         self._loop = loop
@@ -85,7 +99,8 @@ class Inbound:
         self._limits = limits
         self._load = load
         self._queue = queue
-        self._queued = queued
+        self._fill = fill
+        self._dialogue: Callable[[int], None] = partial(loop.do, self._receive)
         # Plain lists: an index into an array of numpy makes an object each time.
         self._due_s: list[float] = schedule.due_s.tolist()
         self._sizes: list[int] = schedule.size.tolist()
@@ -189,9 +204,6 @@ class Inbound:
             costs.client_s + costs.client_recipient_s * count, self._dialogue, number
         )
 
-    def _dialogue(self, number: int) -> None:
-        self._loop.do(self._receive, number)
-
     def _settled(self) -> None:
         """A client knows what became of its message; it is free when it has closed."""
         if self.accepted + self.refused == self._count:
@@ -221,16 +233,16 @@ class Inbound:
         opens = not self._keeps or self._opened < self._load.sessions
         if opens:
             seconds += costs.session_s
-        envelopes, queued_bytes = self._queued()
+        fill = self._fill
         if not (
             self._connections < self._few_connections
             and count <= self._few_recipients
             and size <= self._small
-            and envelopes < self._few_envelopes
-            and queued_bytes < self._few_bytes
+            and fill.envelopes < self._few_envelopes
+            and fill.size_bytes < self._few_bytes
             and self._queue.waiting < self._few_waiting
         ):
-            refusal, count = self._asked(count, size, opens, envelopes, queued_bytes)
+            refusal, count = self._asked(count, size, opens)
             if refusal is not None:
                 self._loop.done_at += seconds
                 if refusal.code == 421:
@@ -251,14 +263,16 @@ class Inbound:
             last=True,
         )
 
-    def _asked(
-        self, count: int, size: int, opens: bool, envelopes: int, queued_bytes: int
-    ) -> tuple[Reply | None, int]:
+    def _asked(self, count: int, size: int, opens: bool) -> tuple[Reply | None, int]:
         """Ask the admission rules; return the refusal, if any, and the recipients that are let in."""
         limits, queue = self._limits, self._queue
         self._reap()
         pressure = Pressure(
-            self._connections, envelopes, queued_bytes, queue.waiting, queue.waiting_bytes
+            self._connections,
+            self._fill.envelopes,
+            self._fill.size_bytes,
+            queue.waiting,
+            queue.waiting_bytes,
         )
         if opens:
             refusal = on_connect(pressure, from_client=self._connections, limits=limits.smtp)

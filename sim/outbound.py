@@ -11,6 +11,7 @@ cuts it short. Time-outs are never scheduled beside what they would cut.
 import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mta.core.ids import EvpId, SessionId
@@ -123,6 +124,7 @@ class Outbound:
         self._patience_s = limits.session_timeout_s
         self._transaction_s = limits.session_timeout_s * TRANSACTION_PATIENCE
         self._tell = tell
+        self._answered: Callable[[_Answer], None] = partial(loop.do, self._finish)
         self._statuses: dict[Reply, tuple[Outcome, str]] = {}
         self.hosts = {address: Host(address, remote) for address, remote in hosts.items()}
         self.connections: dict[SessionId, Connection] = {}
@@ -258,7 +260,10 @@ class Outbound:
             # The host is gone, and the news still waits in our event loop.
             verdict = TransactionVerdict(0.0, (None,) * len(evpids), usable=False)
         else:
-            verdict = host.remote.transaction(conn, sender, rcpts, size, host.at(sent_at))
+            seen_at = host.seen_at
+            if sent_at > seen_at:
+                seen_at = host.seen_at = sent_at  # `Host.at`, without the call
+            verdict = host.remote.transaction(conn, sender, rcpts, size, seen_at)
         seconds, patient = verdict.duration_s, True
         if seconds > self._transaction_s:
             # A host that never answers is left at the first reply that does not come; one that
@@ -272,9 +277,6 @@ class Outbound:
             sent_at - kernel.now + seconds, self._answered, (connection, verdict, evpids, patient)
         )
         return True
-
-    def _answered(self, answer: _Answer) -> None:
-        self._loop.do(self._finish, answer)
 
     def _finish(self, answer: _Answer) -> None:
         connection, verdict, evpids, patient = answer

@@ -258,7 +258,7 @@ class Model:
                 scheduler.held,
                 self.memory.rss_bytes(
                     envelopes=queued,
-                    body_bytes=driver.queued_bytes,
+                    body_bytes=driver.fill.size_bytes,
                     messages=inbound.accepted,
                 ),
                 inbound.accepted_envelopes,

@@ -5,16 +5,18 @@ same machine at the same moment, since that moves with the machine and whatever 
 """
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import simpy
 
-from sim.kernel import Backend
 from sim.runner import simulate
 from sim.scenario import Scenario
 from sim.workload import draw
 from tests.support.model import LATENCY, scenario
+
+if TYPE_CHECKING:
+    from sim.kernel import Backend
 
 pytestmark = pytest.mark.benchmark
 

@@ -140,7 +140,7 @@ def test_every_envelope_has_one_fate_and_no_limit_is_passed(
         assert counts["delivered"] + counts["failed"] == counts["accepted"]
         assert result.drain_time_s is not None
     if it.driver.is_quiet():
-        assert it.driver.queued_bytes == 0
+        assert it.driver.fill.size_bytes == 0
         assert all(host.remote.open_count == 0 for host in it.driver.outbound.hosts.values())
 
 

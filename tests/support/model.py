@@ -88,7 +88,7 @@ def write_run(
 
     def sample(t: float, settled: int, queued: int) -> None:
         rss = it.memory.rss_bytes(
-            envelopes=queued, body_bytes=driver.queued_bytes, messages=inbound.accepted
+            envelopes=queued, body_bytes=driver.fill.size_bytes, messages=inbound.accepted
         )
         # Hundredths of a second, as the kernel counts.
         rows.append([start + t, rss, round(driver.loop.busy_s, 2), queued, inbound.accepted])

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from mta.core.records import TraceError
 from mta.core.settings import ConfigError
-from sim.costs import Costs, MemoryCosts, Provenance, sha256_of
+from sim.costs import Costs, Provenance, sha256_of
 from sim.measure import Measured, measure
-from sim.memory import warmth
+from sim.memory import fit
 from sim.outbound import PEER
 from sim.remote import RemoteHost, build_hosts
 from sim.scenario import Scenario
@@ -120,7 +120,9 @@ def _one(directory: Path, run: Path, defaults: Costs) -> Costs:
     costs = _waits(costs, measured, build_hosts(scenario) if scenario else {}, notes)
     sessions = scenario.load.sessions if scenario else 0
     costs = _clients(costs, directory / "load.jsonl", sessions, notes)
-    memory = _memory(samples, notes)
+    memory = fit(samples)
+    if memory is None:
+        notes.append("the queue did not grow, or nobody watched: memory costs are defaults")
     if memory is not None:
         costs = replace(costs, memory={**costs.memory, str(header["representation"]): memory})
     paths = [directory / name for name in ("trace.jsonl", "samples.csv", "load.jsonl")]
@@ -500,78 +502,6 @@ def _closing(dialogues: Sequence[_Dialogue], sessions: int) -> float | None:
     gaps = np.diff(waited)
     gaps = gaps[gaps < 10 * float(np.median(gaps)) + 1e-6]
     return max(0.0, sessions - float(running.mean())) * float(gaps.mean())
-
-
-# ---- memory
-
-
-def _memory(samples: Mapping[str, Floats], notes: list[str]) -> MemoryCosts | None:
-    """Fit RSS to what is queued and to how warm the server is, over a run that was filled and drained.
-
-    RSS follows growth at once and hardly falls, so the regressor is not the queue but the queue with the
-    part of its high-water mark that is kept (`sim.memory`).
-    """
-    if len(samples.get("t", ())) < SAMPLES_MIN:
-        return None
-    rss, queued = samples["rss_bytes"], samples["scheduler.envelope"]
-    accepted = samples.get("smtp.message", np.zeros(len(rss)))
-    known = np.isfinite(rss) & np.isfinite(queued) & np.isfinite(accepted)
-    rss, queued, accepted = rss[known], queued[known], accepted[known]
-    # From the first message of the load on: before, modules are loaded.
-    busy = np.flatnonzero(np.diff(accepted, prepend=accepted[:1]) > 0)
-    if len(busy):
-        rss, queued, accepted = (column[busy[0] :] for column in (rss, queued, accepted))
-    top = int(np.argmax(queued))
-    if len(rss) < SAMPLES_MIN or queued[top] < 100:
-        notes.append("the queue did not grow: memory costs are defaults")
-        return None
-    floor, peak = float(rss[: top + 1].min()), float(rss.max())
-    kept = 1.0
-    if queued[-1] < 0.2 * queued[top] and peak > floor:
-        # What has come back by the end, of what had grown.
-        gone = 1 - queued[-1] / queued[top]
-        kept = min(max(1 - (peak - float(rss[-1])) / (peak - floor) / gone, 0.0), 1.0)
-    high = np.maximum.accumulate(queued)
-    load = queued + kept * (high - queued)
-    warm = np.array([warmth(int(each)) for each in accepted])
-    table = np.column_stack((np.ones(len(rss)), load, warm))
-    found = np.linalg.lstsq(table, rss, rcond=None)[0]
-    if found[1] < 0 or found[2] < 0:
-        # Too short to tell the two apart.
-        table = table[:, :2]
-        found = np.append(np.linalg.lstsq(table, rss, rcond=None)[0], 0.0)
-        found[1] = max(found[1], 0.0)
-    residual = rss - table @ found[: table.shape[1]]
-    stderr = _standard_errors(table, residual)
-    return MemoryCosts(
-        base_bytes=float(max(found[0], 0.0)),
-        envelope_bytes=float(found[1]),
-        warm_bytes=float(found[2]),
-        body_share=0.0,
-        kept_share=float(kept),
-        base_stderr=float(stderr[0]),
-        envelope_stderr=float(stderr[1]),
-        samples=len(rss),
-    )
-
-
-def _standard_errors(table: Floats, residual: Floats) -> Floats:
-    """Return the standard error of each coefficient, for residuals that hang together in time.
-
-    Widened by sqrt((1 + r) / (1 - r)), r being the correlation of neighbours: samples of one process are
-    fewer independent measurements than they are lines (Bayley and Hammersley 1946).
-    """
-    n, k = table.shape
-    total = float(residual @ residual)
-    if n <= k or total <= 0:
-        return np.zeros(k)
-    r = min(max(float(residual[:-1] @ residual[1:]) / total, 0.0), 1 - 2 / n)
-    scale = np.abs(table).max(axis=0)
-    scale[scale == 0] = 1.0
-    inverse = np.linalg.pinv((table / scale).T @ (table / scale))
-    variance = np.diag(inverse) * total / (n - k)
-    errors: Floats = np.sqrt(np.maximum(variance, 0)) / scale * math.sqrt((1 + r) / (1 - r))
-    return errors
 
 
 # ---- for people

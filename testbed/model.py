@@ -1,8 +1,9 @@
 """Asks the model for the run that was just made, and says how far off it is.
 
-The model gets the scenario, not what happened: its own arrivals out of the same seed. Its costs are calibrated with the
-very run that it predicts, so the errors are in-sample: they show whether the mechanism is right, not how well another limit or
-another machine would be predicted. Reports say so.
+The model gets the scenario and the instants at which the load really sent each message, so that a generator that was late on
+a busy machine is not the model's error. Its costs are calibrated with the very run that it predicts, so the errors are
+in-sample: they show whether the mechanism is right, not how well another limit or another machine would be predicted.
+Reports say so.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 
 from sim.calibrate import calibrate
 from sim.costs import Costs, save
+from sim.replay import arrivals
 from sim.runner import SERIES, simulate
 from testbed.rundir import Run, Samples, write_samples
 
@@ -36,7 +38,10 @@ def costs_of(run: Run) -> Costs:
 def predict(run: Run, representation: str, costs: Costs) -> dict[str, Any]:
     """Simulate one representation's run; write ``model.csv`` and return what it comes to."""
     directory = run.directory / representation
-    result = simulate(run.scenario, representation=representation, costs=costs, start=0.0)
+    schedule, _, _ = arrivals(directory / "load.jsonl", run.scenario)
+    result = simulate(
+        run.scenario, representation=representation, costs=costs, start=0.0, schedule=schedule
+    )
     columns: dict[str, Floats] = {
         name: np.asarray(getattr(result, name), dtype=float) for name in ("t", *SERIES)
     }

@@ -253,7 +253,7 @@ def _model(run: Run, summary: Mapping[str, Any]) -> str:
         lines += [
             "<p>A SimPy model runs the same scheduler, relay, limits and retry policies as the server, on simulated time; what"
             " things cost (CPU, commits, connections, memory) is calibrated. <strong>The errors are in-sample</strong>: its"
-            " costs come from the run that it predicts. They show that the mechanism is right, not how well another limit or"
+            " costs and its arrivals come from the run that it predicts. They show that the mechanism is right, not how well another limit or"
             " machine is predicted.</p>",
             _table(
                 [

@@ -185,6 +185,8 @@ class MtaAgent:
             )
             if relay.targets:
                 relay.resolved_until = now + max(resolution.ttl_s, _TTL_MIN_S)
+                # There may be other hosts now than the one that it waits for.
+                relay.in_line = False
                 self._pump(relay, now, out)
                 self._forget_if_empty(relay, now)
                 return
@@ -214,6 +216,8 @@ class MtaAgent:
         if not validated:
             # What waited for the first connection of this route may have its own now.
             self._serve_blocked(route.address, now, out)
+        if self._blocked:
+            self._give_way(session, out)
 
     def failed(
         self, session_id: SessionId, reason: str, now: float, out: list[Instruction]
@@ -298,6 +302,8 @@ class MtaAgent:
         else:
             self._to_idle(session, now, out)
         self._pump(relay, now, out)
+        if self._blocked:
+            self._give_way(session, out)
 
     def _settle(
         self,
@@ -653,6 +659,17 @@ class MtaAgent:
             if address in (_ANYWHERE, session.route.address):
                 self._close(session, out)
                 return
+
+    def _give_way(self, session: Session, out: list[Instruction]) -> None:
+        """Close a connection that has nothing to do if others wait for its place."""
+        if session.state is not SessionState.IDLE:
+            return
+        for address in (_ANYWHERE, session.route.address):
+            for domain in self._blocked.get(address, ()):
+                relay = self.relays.get(domain)
+                if relay is not None and relay.tasks:
+                    self._close(session, out)
+                    return
 
     def _unblock(self, route: Route, now: float, out: list[Instruction]) -> None:
         """A connection is gone: others may have waited for its place."""

@@ -552,6 +552,86 @@ def test_who_only_keeps_a_connection_warm_gives_it_up(cap):
     assert [(3, A)] == opened(core.closed(2))
 
 
+@pytest.mark.parametrize("cap", ["max_conn", "max_conn_per_host"])
+def test_who_has_nothing_left_to_do_gives_way_at_once(cap):
+    """A connection whose last message is done is closed, not kept, while somebody waits for its place."""
+    core = core_with(**{cap: 1})
+    core.submit("one.test")
+    core.submit("two.test")
+    core.resolve("one.test", (10, A))
+    core.resolve("two.test", (10, A))
+    core.ready(1)
+
+    assert [CloseConnection(1)] == only(CloseConnection, core.done(1))
+    assert [(2, A)] == opened(core.closed(1))
+    core.ready(2)
+    assert [] == only(CloseConnection, core.done(2)), "nobody waits any more"
+
+
+def test_who_waits_and_has_nothing_to_send_any_more_is_no_reason_to_give_way():
+    """The operator removed what waited for the place."""
+    core = core_with(max_conn=1)
+    core.submit("one.test")
+    core.submit("two.test")
+    core.resolve("one.test", (10, A))
+    core.resolve("two.test", (10, B))
+    core.ready(1)
+    core.tell(RemoveRequested(Selector(msgid=2)))
+
+    assert [] == only(CloseConnection, core.done(1))
+
+
+def test_a_connection_that_is_ready_for_nothing_gives_way():
+    """Its only message was removed while it connected, and others wait."""
+    core = core_with(max_conn=1)
+    core.submit("one.test")
+    core.submit("two.test")
+    core.resolve("one.test", (10, A))
+    core.resolve("two.test", (10, B))
+    core.tell(RemoveRequested(Selector(msgid=1)))
+
+    assert [CloseConnection(1)] == core.ready(1)
+    assert [(2, B)] == opened(core.closed(1))
+
+
+def test_who_waits_at_two_hosts_takes_the_first_place_and_keeps_the_other_turn():
+    """Two hosts, one place each, four messages: a place that comes free is used, whichever it is."""
+    core = core_with(max_conn_per_host=1)
+    submit(core, 4)
+    (_, first), (_, second) = opened(core.resolve("one.test", (10, A), (10, B)))
+    core.ready(1)
+    core.ready(2)
+
+    assert [(3, first)] == opened(core.closed(1))
+    assert [(4, second)] == opened(core.closed(2))
+
+
+def test_who_waits_for_a_place_here_and_a_rest_there_looks_again_once():
+    """A place comes free before the rest ends: it is used, and the end of the rest is not forgotten."""
+    core = core_with(max_conn_per_host=1)
+    submit(core, 4)
+    (_, first), (_, second) = opened(core.resolve("one.test", (10, A), (10, B)))
+    core.ready(1)
+    core.failed(2)
+
+    assert [(3, first)] == opened(core.closed(1))
+    assert [(4, second)] == opened(core.until(15.0))
+    core.settle()
+    assert {} == core.leaks()
+
+
+def test_new_hosts_of_a_domain_are_tried_also_by_those_in_line():
+    """The answer that held for 60 s named a host that is full; the next one names another."""
+    core = core_with(max_conn_per_host=1)
+    submit(core, 2)
+    core.resolve("one.test", (10, A), ttl_s=60.0)
+    core.ready(1)
+    core.now = EPOCH + 60
+    core.submit("one.test")
+
+    assert [(2, B)] == opened(core.resolve("one.test", (10, B)))
+
+
 def test_a_warm_connection_elsewhere_is_no_help_and_stays():
     """Who waits for a place at one host does not close connections to another."""
     core = core_with(max_conn_per_host=1)

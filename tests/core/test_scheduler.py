@@ -195,6 +195,17 @@ def test_due_envelopes_go_by_due_time_then_id():
     ]
 
 
+def test_a_wakeup_is_for_the_first_that_is_due():
+    """Whoever comes later and is due earlier moves it, by seconds or by a tick."""
+    core = Core(representations=["slim"])
+    packed = Core(representations=["packed"])
+    for due, wakeup in ((3000.0, 3000.0), (2999.0, 2999.0), (3001.0, 2999.0), (2998.984375,) * 2):
+        for one in (core, packed):
+            number = len(one.ledger.rows) + 1
+            one.tell(restored(number, domain=f"d{number}.test", due=due))
+            assert EPOCH + wakeup == one.next_wakeup()
+
+
 def test_a_restart_does_not_try_early():
     """An envelope that was due in an hour is due in an hour."""
     core = Core()

@@ -824,11 +824,14 @@ class MtaAgent:
     def _running(self) -> Iterator[Session]:
         return (session for session in self.sessions.values() if session.task is not None)
 
-    def validate(self) -> None:
-        """Assert the invariants; O(n), for tests."""
+    def validate(self, *, in_flight: int = 0, held: int = 0) -> None:
+        """Assert the invariants; O(n), for tests.
+
+        Args:
+            in_flight: envelopes in flight elsewhere.
+            held: envelopes held elsewhere.
+        """
         limits = self.limits
-        in_flight = 0
-        held = 0
         for domain, relay in self.relays.items():
             assert relay.domain == domain
             assert all(task.handles for task in relay.tasks.values()), domain

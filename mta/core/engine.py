@@ -1,7 +1,7 @@
 """The core as drivers see it: stimuli in, instructions out, one clock.
 
-`Engine.handle` is the only way to change anything. It gives the stimulus to the scheduler or to the
-relaying agent, then hands out what is due. The clock is an argument, in seconds since the epoch, and
+`Engine.handle` is the only way to change anything. It gives the stimulus to the scheduler or to one of
+the two agents, relaying or local delivery, then hands out what is due. The clock is an argument, in seconds since the epoch, and
 never decreases.
 """
 
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from mta.core.agent import MtaAgent
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.envelopes import make_store
-from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Handle
+from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Handle, is_local_key
 from mta.core.ids import SessionId
 from mta.core.instructions import Instruction
 from mta.core.limits import Limits
-from mta.core.retry import RetrySettings, make_retry, overflow_policy
+from mta.core.local import LocalAgent
+from mta.core.retry import RetrySettings, local_policy, make_retry, overflow_policy
 from mta.core.scheduler import Scheduler
 from mta.core.stimuli import (
+    Agent,
     AgentPaused,
     AgentResumed,
     ConnectionClosed,
@@ -26,6 +28,7 @@ from mta.core.stimuli import (
     DomainResolved,
     DrainRequested,
     EnvelopeRestored,
+    LocalDeliveryDone,
     MessageSubmitted,
     RemoveRequested,
     RouteEnabled,
@@ -44,7 +47,7 @@ _FIRST_SESSION = SessionId(0)
 
 
 class Engine:
-    """Scheduler and relaying agent behind one door."""
+    """Scheduler and agents behind one door."""
 
     def __init__(
         self,
@@ -91,6 +94,7 @@ class Engine:
             own_names=own_names,
             own_addresses=own_addresses,
         )
+        self.local = LocalAgent(self.scheduler, limits=limits, retry=local_policy(retry))
         self._now = now
         self._handlers: dict[type, Callable[[Any, float, list[Instruction]], None]] = {
             MessageSubmitted: self._submitted,
@@ -101,6 +105,7 @@ class Engine:
             ConnectionFailed: self._failed,
             TransactionDone: self.agent.done,
             ConnectionClosed: self._closed,
+            LocalDeliveryDone: self.local.done,
             ScheduleRequested: self._schedule,
             RemoveRequested: self._remove,
             SuspendRequested: self._suspend,
@@ -123,6 +128,8 @@ class Engine:
         out: list[Instruction] = []
         self._handlers[type(stimulus)](stimulus, now, out)
         self._hand_out(now, out)
+        if self.scheduler.has_local:
+            self.local.start(now, out)
         if self.scheduler.failures:
             self.scheduler.settle_failures(out)
         return out
@@ -131,25 +138,41 @@ class Engine:
         """Return when `TimeReached` is next wanted, or None; not later than ``now`` means at once."""
         agent = self.agent
         agent_at = agent.next_wakeup()
-        if agent.paused or agent.draining:
+        relayed, local = self._takers()
+        if not relayed and not local:
             return agent_at
-        scheduler_at = self.scheduler.next_wakeup(self._now)
+        scheduler_at = self.scheduler.next_wakeup(self._now, relayed=relayed, local=local)
         if agent_at is None:
             return scheduler_at
         return agent_at if scheduler_at is None else min(scheduler_at, agent_at)
 
+    def _takers(self) -> tuple[bool, bool]:
+        """Return whether relaying takes envelopes, and whether local delivery does."""
+        agent, local = self.agent, self.local
+        return (
+            not (agent.paused or agent.draining),
+            self.scheduler.has_local and not (local.paused or local.draining),
+        )
+
     def _hand_out(self, now: float, out: list[Instruction]) -> None:
-        agent = self.agent
-        if agent.paused or agent.draining:
-            return
-        for handle in self.scheduler.hand_out(now, out):
-            agent.take(handle, now, out)
+        relayed, local = self._takers()
+        if relayed or local:
+            for handle in self.scheduler.hand_out(
+                now, out, relayed=relayed, local=local or not self.scheduler.has_local
+            ):
+                self._agent_of(handle).take(handle, now, out)
+
+    def _agent_of(self, handle: Handle) -> MtaAgent | LocalAgent:
+        """Return whose an envelope is."""
+        if self.scheduler.has_local and is_local_key(self.store.domain_of(handle)):
+            return self.local
+        return self.agent
 
     # One method per stimulus
 
     def _submitted(self, stimulus: MessageSubmitted, now: float, out: list[Instruction]) -> None:
-        agent = self.agent
         for handle in self.scheduler.submit(stimulus, now):
+            agent = self._agent_of(handle)
             if agent.paused or agent.draining:
                 self.scheduler.back_to_scheduled(handle)
             else:
@@ -171,16 +194,23 @@ class Engine:
         self.agent.closed(stimulus.session, stimulus.reason, now, out)
 
     def _pause(self, stimulus: AgentPaused, now: float, out: list[Instruction]) -> None:
-        self.agent.paused = True
+        if stimulus.agent is Agent.MDA:
+            self.local.paused = True
+        else:
+            self.agent.paused = True
 
     def _resume(self, stimulus: AgentResumed, now: float, out: list[Instruction]) -> None:
-        self.agent.resume(now, out)
+        if stimulus.agent is Agent.MDA:
+            self.local.paused = False
+        else:
+            self.agent.resume(now, out)
 
     def _enable_route(self, stimulus: RouteEnabled, now: float, out: list[Instruction]) -> None:
         self.agent.enable_route(stimulus.address, now, out)
 
     def _drain(self, stimulus: DrainRequested, now: float, out: list[Instruction]) -> None:
         self.agent.drain(out)
+        self.local.draining = True
 
     # The operator's selections: an envelope may be anywhere
 
@@ -192,17 +222,18 @@ class Engine:
                 scheduler.take_out(handle)
                 scheduler.put_scheduled(handle)
             elif state is EnvelopeState.HELD:
-                self.agent.withdraw(handle, now)
+                self._agent_of(handle).withdraw(handle, now)
                 scheduler.back_to_scheduled(handle)
 
     def _remove(self, stimulus: RemoveRequested, now: float, out: list[Instruction]) -> None:
         scheduler = self.scheduler
         for handle in scheduler.matching(stimulus.which):
             if self._is_with_agent(handle):
-                if self.agent.withdraw(handle, now):
+                agent = self._agent_of(handle)
+                if agent.withdraw(handle, now):
                     scheduler.removed(handle, out)
                 else:
-                    self.agent.doom(handle)
+                    agent.doom(handle)
             else:
                 scheduler.take_out(handle)
                 scheduler.put_removed(handle, out)
@@ -216,11 +247,11 @@ class Engine:
                 scheduler.take_out(handle)
                 scheduler.set_suspended(handle, True, out)
                 scheduler.put_suspended(handle)
-            elif self.agent.withdraw(handle, now):
+            elif self._agent_of(handle).withdraw(handle, now):
                 scheduler.set_suspended(handle, True, out)
                 scheduler.suspended(handle)
             else:
-                self.agent.suspend_later(handle, True)
+                self._agent_of(handle).suspend_later(handle, True)
 
     def _unsuspend(self, stimulus: UnsuspendRequested, now: float, out: list[Instruction]) -> None:
         scheduler = self.scheduler
@@ -230,7 +261,7 @@ class Engine:
                 scheduler.set_suspended(handle, False, out)
                 scheduler.put_scheduled(handle)
             elif self.store.state_of(handle) is EnvelopeState.IN_FLIGHT:
-                self.agent.suspend_later(handle, False)
+                self._agent_of(handle).suspend_later(handle, False)
 
     def _is_with_agent(self, handle: Handle) -> bool:
         return self.store.state_of(handle) in (EnvelopeState.IN_FLIGHT, EnvelopeState.HELD)
@@ -241,6 +272,8 @@ class Engine:
         """Return how many there are of everything now, by the names of `mta.core.metrics`."""
         scheduler, agent = self.scheduler, self.agent
         relays = agent.relays.values()
+        local = self.local
+        held_local = sum(1 for user in local.users.values() if user.held)
         used = [route for route in agent.routes.values() if route.connections]
         return {
             "scheduler.envelope": len(self.store),
@@ -249,10 +282,14 @@ class Engine:
             "scheduler.envelope.inflight": scheduler.in_flight,
             "scheduler.envelope.suspended": scheduler.count_of(EnvelopeState.SUSPENDED),
             "scheduler.ramqueue.hold": scheduler.held,
-            "scheduler.ramqueue.holdq": sum(1 for relay in relays if relay.held),
+            "scheduler.ramqueue.holdq": sum(1 for relay in relays if relay.held) + held_local,
+            "mda.envelope": local.envelopes,
+            "mda.pending": local.waiting,
+            "mda.running": len(local.running),
+            "mda.user": len(local.users),
             "mta.connector": sum(1 for relay in relays if relay.sessions),
             "mta.domain": len(agent.relays),
-            "mta.envelope": scheduler.in_flight,
+            "mta.envelope": scheduler.in_flight - local.envelopes,
             "mta.host": len({route.address for route in used}),
             "mta.relay": len(agent.relays),
             "mta.route": len(agent.routes),
@@ -277,9 +314,13 @@ class Engine:
             "scheduler.delivery.tempfail": counts.tempfail,
             "scheduler.delivery.permfail": counts.permfail,
             "scheduler.ramqueue.hold-overflow": counts.hold_overflow,
+            "mda.refused": self.local.refused,
         }
 
     def validate(self) -> None:
         """Assert the invariants of everything; O(n), for tests."""
         self.scheduler.validate()
-        self.agent.validate()
+        local = self.local
+        local.validate()
+        held = sum(len(user.held) for user in local.users.values())
+        self.agent.validate(in_flight=local.envelopes, held=held)

@@ -3,7 +3,7 @@
 A driver carries instructions out in the order given. Each `ResolveDomain` is answered by one
 `DomainResolved`, each `OpenConnection` by one `ConnectionReady` or `ConnectionFailed`, each
 `StartTransaction` by one `TransactionDone` or `ConnectionClosed`, each `CloseConnection` by one
-`ConnectionClosed`.
+`ConnectionClosed`, each `DeliverLocally` by one `LocalDeliveryDone`.
 """
 
 import enum
@@ -43,6 +43,13 @@ class CloseConnection(NamedTuple):
     """Say QUIT and close."""
 
     session: SessionId
+
+
+class DeliverLocally(NamedTuple):
+    """Put a message where its local recipient wants it."""
+
+    evpid: EvpId
+    user: str
 
 
 class DeferEnvelope(NamedTuple):
@@ -108,6 +115,7 @@ Instruction: TypeAlias = (
     | OpenConnection
     | StartTransaction
     | CloseConnection
+    | DeliverLocally
     | DeferEnvelope
     | RemoveEnvelope
     | SendBounce

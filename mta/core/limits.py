@@ -7,7 +7,7 @@ work together.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 Problem: TypeAlias = tuple[str, object, str]
 """(key, value, what is wrong with it); see `mta.core.settings`."""
@@ -140,6 +140,49 @@ class MtaLimits:
 
 
 @dataclass(slots=True)
+class MdaLimits:
+    """What local delivery may do. Names and numbers: OpenSMTPD limit.c; mda.c as it was (facts: 1.4)."""
+
+    max_session: int = 50
+    """Deliveries under way. MDA_MAXSESS since October 2012."""
+    max_session_per_user: int = 7
+    """Deliveries under way for one user. MDA_MAXSESSUSER."""
+    policy: Literal["tempfail", "raised", "hold"] = "hold"
+    """What becomes of mail that has to wait. ``tempfail``: the agent takes few envelopes and fails the others
+    for now (October 2012); ``raised``: it takes many (January 2013); ``hold``: it takes next to none, and the
+    others are held where they cost least (since November 2013)."""
+    task_high_water: int = 50
+    """hold: waiting envelopes of a user at which further ones are held."""
+    task_low_water: int = 30
+    """hold: waiting envelopes of a user at which held ones are asked back."""
+    task_release: int = 10
+    """hold: held envelopes that are asked back at once."""
+    tempfail_max_pending: int = 5000
+    """tempfail: envelopes that the agent has. MDA_MAXEVP of October 2012 (commit 55882885)."""
+    tempfail_max_pending_per_user: int = 500
+    """tempfail: the same of one user. MDA_MAXEVPUSER of October 2012."""
+    raised_max_pending: int = 200_000
+    """raised: envelopes that the agent has. MDA_MAXEVP of January 2013 (commit d23d33f8)."""
+    raised_max_pending_per_user: int = 15_000
+    """raised: the same of one user. MDA_MAXEVPUSER of January 2013."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield every value that contradicts itself or another."""
+        yield from _out_of_range(self)
+        if self.task_low_water >= self.task_high_water:
+            problem = f"must be below task_high_water ({self.task_high_water})"
+            yield "task_low_water", self.task_low_water, problem
+
+    def max_pending(self) -> tuple[int, int] | None:
+        """Return how many envelopes the agent takes, in all and of one user; None under ``hold``."""
+        if self.policy == "hold":
+            return None
+        if self.policy == "raised":
+            return self.raised_max_pending, self.raised_max_pending_per_user
+        return self.tempfail_max_pending, self.tempfail_max_pending_per_user
+
+
+@dataclass(slots=True)
 class SchedulerLimits:
     """What the scheduler may hand out. OpenSMTPD config.c, scheduler_ramqueue.c."""
 
@@ -195,6 +238,7 @@ class Limits:
 
     smtp: SmtpLimits = field(default_factory=SmtpLimits)
     mta: MtaLimits = field(default_factory=MtaLimits)
+    mda: MdaLimits = field(default_factory=MdaLimits)
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
 
@@ -205,6 +249,13 @@ class Limits:
                 f"must not be below limits.smtp.max_message_size ({self.smtp.max_message_size})"
             )
             yield "queue.max_bytes", self.queue.max_bytes, problem
+        pending = self.mda.max_pending()
+        if pending is not None and pending[0] > self.scheduler.max_inflight:
+            # The scheduler would stop before the agent does, for relayed mail too.
+            problem = (
+                f"must not be above limits.scheduler.max_inflight ({self.scheduler.max_inflight})"
+            )
+            yield f"mda.{self.mda.policy}_max_pending", pending[0], problem
 
 
 _MAY_BE_ZERO = frozenset(
@@ -230,10 +281,12 @@ _MAY_BE_ZERO = frozenset(
 
 
 def _out_of_range(
-    limits: SmtpLimits | MtaLimits | SchedulerLimits | QueueLimits,
+    limits: SmtpLimits | MtaLimits | MdaLimits | SchedulerLimits | QueueLimits,
 ) -> Iterator[Problem]:
     for field_ in fields(limits):
         value = getattr(limits, field_.name)
+        if isinstance(value, str):
+            continue  # a choice
         # Not `value < 0`: that would let NaN pass.
         if field_.name in _MAY_BE_ZERO:
             if not value >= 0:

@@ -105,6 +105,12 @@ _ALL = (
     _counter("mta.session.failed", "Outbound connections that did not become ready"),
     _counter("mta.message", "Transactions that ended"),
     _counter("mta.ambiguous", "Connections lost after the dot: what may have been delivered twice"),
+    # Local delivery
+    _gauge("mda.envelope", "Envelopes that local delivery has"),
+    _gauge("mda.pending", "Envelopes that wait for their local delivery"),
+    _gauge("mda.running", "Local deliveries under way"),
+    _gauge("mda.user", "Users with local deliveries to do"),
+    _counter("mda.refused", "Envelopes sent back because too many wait for local delivery"),
     # The resolver
     _gauge("dns.pending", "Look-ups under way"),
     _gauge("dns.cache.size", "Domains kept", drains=False),

@@ -33,6 +33,7 @@ from mta.core.stimuli import (
     DomainResolved,
     DrainRequested,
     EnvelopeRestored,
+    LocalDeliveryDone,
     MessageSubmitted,
     RemoveRequested,
     Result,
@@ -200,6 +201,20 @@ def _to_done(record: Record) -> TransactionDone:
     return TransactionDone(_session(record), results, record["usable"])
 
 
+def _local_done(stimulus: LocalDeliveryDone) -> Record:
+    return {
+        "evpid": f"{stimulus.evpid:016x}",
+        "outcome": OUTCOME_WORDS[stimulus.outcome],
+        "status": stimulus.status,
+    }
+
+
+def _to_local_done(record: Record) -> LocalDeliveryDone:
+    return LocalDeliveryDone(
+        EvpId(int(record["evpid"], 16)), _to_outcome(record["outcome"]), record["status"]
+    )
+
+
 def _to_outcome(word: str) -> Outcome:
     return _OUTCOME_OF[word]
 
@@ -244,6 +259,7 @@ _WRITERS: Final[Mapping[type, tuple[str, Callable[[Any], Record]]]] = {
         (ConnectionFailed, _reason),
         (TransactionDone, _done),
         (ConnectionClosed, _reason),
+        (LocalDeliveryDone, _local_done),
         (ScheduleRequested, _which),
         (RemoveRequested, _which),
         (SuspendRequested, _which),
@@ -264,6 +280,7 @@ _READERS: Final[Mapping[str, Callable[[Record], Stimulus]]] = {
     "ConnectionFailed": lambda record: ConnectionFailed(_session(record), record["reason"]),
     "TransactionDone": _to_done,
     "ConnectionClosed": lambda record: ConnectionClosed(_session(record), record["reason"]),
+    "LocalDeliveryDone": _to_local_done,
     "ScheduleRequested": lambda record: ScheduleRequested(_to_which(record)),
     "RemoveRequested": lambda record: RemoveRequested(_to_which(record)),
     "SuspendRequested": lambda record: SuspendRequested(_to_which(record)),

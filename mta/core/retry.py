@@ -27,6 +27,8 @@ class RetrySettings:
     exponential: bound of the first wait."""
     overflow_base_s: float = 3.0
     """The same for an envelope that found its hold queue full (OpenSMTPD BACKOFF_OVERFLOW)."""
+    mda_base_s: float = 10.0
+    """The same for a local delivery (OpenSMTPD BACKOFF_DELIVERY)."""
     min_s: float = 300.0
     """age-clamped: shortest wait. Postfix ``minimal_backoff_time``."""
     max_s: float = 4000.0
@@ -39,7 +41,7 @@ class RetrySettings:
 
     def problems(self) -> Iterator[tuple[str, object, str]]:
         """Yield (key, value, problem) for every value that no policy can work with."""
-        for key in ("base_s", "overflow_base_s", "min_s", "max_s"):
+        for key in ("base_s", "overflow_base_s", "mda_base_s", "min_s", "max_s"):
             value = getattr(self, key)
             if not value >= TICK:
                 yield key, value, f"must be at least {TICK} s, the grain of the queue's times"
@@ -185,4 +187,13 @@ def overflow_policy(settings: RetrySettings) -> RetryPolicy:
     RQ_ENVELOPE_OVERFLOW: scheduler_next(ctime, BACKOFF_OVERFLOW, 0).
     """
     policy = QuadraticRetry(settings.overflow_base_s)
+    return policy if settings.jitter == "none" else JitteredRetry(policy)
+
+
+def local_policy(settings: RetrySettings) -> RetryPolicy:
+    """Return the policy for a local delivery that failed.
+
+    Always quadratic. Source: OpenSMTPD scheduler_ramqueue.c, scheduler_next(ctime, BACKOFF_DELIVERY, retry).
+    """
+    policy = QuadraticRetry(settings.mda_base_s)
     return policy if settings.jitter == "none" else JitteredRetry(policy)

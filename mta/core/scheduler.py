@@ -11,7 +11,15 @@ instructions to the list it is given. Ties are broken by evpid.
 from typing import TYPE_CHECKING
 
 from mta.core.bounce import Failure, flags_for, settle
-from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Flag, Handle, to_tick
+from mta.core.envelopes.base import (
+    EnvelopeList,
+    EnvelopeState,
+    EnvelopeStore,
+    Flag,
+    Handle,
+    is_local_key,
+    to_tick,
+)
 from mta.core.ids import EvpId, evpid, number_of
 from mta.core.instructions import (
     BounceKind,
@@ -91,6 +99,11 @@ class Scheduler:
         self._overflow = overflow
         self._rng = rng
         self._scheduled = store.new_list(_SCHEDULED)
+        self._scheduled_local = store.new_list(_SCHEDULED)
+        """Why a list of their own? One agent may be paused while the other goes on."""
+        self.has_local = False
+        """There has been a local delivery. Until then nothing here costs anything for it."""
+        self._local_first = False
         self._suspended = store.new_list(_SUSPENDED)
         self._recipients_max = 1
         """The greatest number of a recipient seen."""
@@ -125,11 +138,13 @@ class Scheduler:
                 flags=flags,
                 body=message.body,
             )
+            if recipient.delivery:
+                self.has_local = True
             if self.in_flight < limits.max_inflight:
                 self.in_flight += 1
                 ready.append(handle)
             else:
-                self._scheduled.append(handle)
+                self._scheduled_of(handle).append(handle)
         return ready
 
     def restore(self, found: "EnvelopeRestored", now: float) -> None:
@@ -147,27 +162,44 @@ class Scheduler:
             body=found.body,
         )
         self.counts.enqueued += 1
+        if is_local_key(found.recipient.domain):
+            self.has_local = True
         if found.flags & Flag.SUSPENDED:
             self._suspended.append(handle)
         else:
             due_at = to_tick(max(found.due_at, now))
             self.store.defer(handle, due_at=due_at, attempts=attempts)
 
-    # To the relays
+    # To the agents
 
-    def hand_out(self, now: float, out: list[Instruction]) -> list[Handle]:
-        """Return the next batch of envelopes to try: due, in order, while there are slots."""
+    def hand_out(
+        self, now: float, out: list[Instruction], *, relayed: bool = True, local: bool = True
+    ) -> list[Handle]:
+        """Return the next batch of envelopes to try: due, in order, while there are slots.
+
+        Args:
+            now: the clock.
+            out: takes instructions.
+            relayed: the relaying agent takes envelopes.
+            local: local delivery takes envelopes.
+        """
         store = self.store
         limits = self.limits
-        scheduled = self._scheduled
         batch: list[Handle] = []
-        expired = 0
+        expired = parked = 0
         while len(batch) < limits.max_schedule and self.in_flight < limits.max_inflight:
-            handle = scheduled.popleft()
+            handle = self._pop_scheduled(relayed, local)
             if handle is None:
                 handle = store.pop_due(now)
                 if handle is None:
                     break
+                if not (relayed and local) and not (local if self._is_local(handle) else relayed):
+                    # Its agent is paused: it is due, and waits for a slot.
+                    self._scheduled_of(handle).append(handle)
+                    parked += 1
+                    if parked == _EXPIRED_PER_CALL:
+                        break
+                    continue
             if store.expires_at_of(handle) <= now:
                 self._expire(handle)
                 expired += 1
@@ -178,18 +210,40 @@ class Scheduler:
             batch.append(handle)
         return batch
 
-    def next_wakeup(self, now: float) -> float | None:
+    def _pop_scheduled(self, relayed: bool, local: bool) -> Handle | None:
+        """Take the next scheduled envelope of an agent that takes them; both have every other turn."""
+        if not self.has_local:
+            return self._scheduled.popleft() if relayed else None
+        self._local_first = not self._local_first
+        for is_local in (self._local_first, not self._local_first):
+            if is_local and local:
+                handle = self._scheduled_local.popleft()
+            elif not is_local and relayed:
+                handle = self._scheduled.popleft()
+            else:
+                continue
+            if handle is not None:
+                return handle
+        return None
+
+    def _is_local(self, handle: Handle) -> bool:
+        return self.has_local and is_local_key(self.store.domain_of(handle))
+
+    def _scheduled_of(self, handle: Handle) -> EnvelopeList:
+        return self._scheduled_local if self._is_local(handle) else self._scheduled
+
+    def next_wakeup(self, now: float, *, relayed: bool = True, local: bool = True) -> float | None:
         """Return when `hand_out` is next worth a call, or None; ``now`` if it is at once."""
         if self.in_flight >= self.limits.max_inflight:
             return None
-        if self._scheduled:
+        if (relayed and self._scheduled) or (local and self._scheduled_local):
             return now
         return self.store.next_due()
 
     def back_to_scheduled(self, handle: Handle) -> None:
         """Take an envelope back untried: its agent is paused or draining."""
         self.in_flight -= 1
-        self._scheduled.append(handle)
+        self._scheduled_of(handle).append(handle)
 
     def hold(self, handle: Handle) -> None:
         """Note that a relay holds an envelope: it gives its slot back."""
@@ -213,12 +267,28 @@ class Scheduler:
         self._leave(handle)
         out.append(RemoveEnvelope(self._forget(handle), Removal.DELIVERED, status))
 
-    def tempfailed(self, handle: Handle, status: str, now: float, out: list[Instruction]) -> None:
-        """The envelope failed for now: try again later, or give up if it is too old."""
+    def tempfailed(
+        self,
+        handle: Handle,
+        status: str,
+        now: float,
+        out: list[Instruction],
+        *,
+        retry: "RetryPolicy | None" = None,
+    ) -> None:
+        """The envelope failed for now: try again later, or give up if it is too old.
+
+        Args:
+            handle: the envelope.
+            status: why.
+            now: the clock.
+            out: takes instructions.
+            retry: when to try again; the scheduler's own policy if None.
+        """
         self.counts.tempfail += 1
         self._leave(handle)
         attempts = min(self.store.attempts_of(handle) + 1, ATTEMPTS_MAX)
-        self._defer(handle, status, self._retry, attempts, attempts, now, out)
+        self._defer(handle, status, retry or self._retry, attempts, attempts, now, out)
 
     def overflowed(self, handle: Handle, now: float, out: list[Instruction]) -> None:
         """There was no room for an envelope: it is pending again, soon, and was not tried."""
@@ -278,14 +348,14 @@ class Scheduler:
         if state is _PENDING:
             self.store.unschedule(handle)
         elif state is _SCHEDULED:
-            self._scheduled.remove(handle)
+            self._scheduled_of(handle).remove(handle)
         else:
             assert state is _SUSPENDED, state
             self._suspended.remove(handle)
 
     def put_scheduled(self, handle: Handle) -> None:
         """Make an envelope that is nowhere due now."""
-        self._scheduled.append(handle)
+        self._scheduled_of(handle).append(handle)
 
     def put_removed(self, handle: Handle, out: list[Instruction]) -> None:
         """Remove an envelope that is nowhere, because the operator said so."""
@@ -361,15 +431,15 @@ class Scheduler:
     def count_of(self, state: EnvelopeState) -> int:
         """Return how many envelopes are in a state."""
         if state is _SCHEDULED:
-            return len(self._scheduled)
+            return len(self._scheduled) + len(self._scheduled_local)
         if state is _SUSPENDED:
             return len(self._suspended)
         if state is _IN_FLIGHT:
             return self.in_flight
         if state is _HELD:
             return self.held
-        others = len(self._scheduled) + len(self._suspended) + self.in_flight + self.held
-        return len(self.store) - others
+        scheduled = self.count_of(_SCHEDULED)
+        return len(self.store) - scheduled - len(self._suspended) - self.in_flight - self.held
 
     def validate(self) -> None:
         """Assert the invariants; O(n), for tests."""
@@ -382,6 +452,9 @@ class Scheduler:
             assert not suspended or state in (_SUSPENDED, _IN_FLIGHT), state
         for state, count in states.items():
             assert self.count_of(state) == count, (state, self.count_of(state), count)
+        for queued in (self._scheduled, self._scheduled_local):
+            for handle in queued:
+                assert self._scheduled_of(handle) is queued
         assert not self.failures
         counts = self.counts
         assert counts.enqueued - counts.dequeued == len(self.store)

@@ -91,10 +91,20 @@ class ConnectionClosed(NamedTuple):
     reason: str
 
 
+class LocalDeliveryDone(NamedTuple):
+    """A local delivery ended."""
+
+    evpid: EvpId
+    outcome: Outcome
+    status: str
+    """Why, in one line, as a reply without its code."""
+
+
 class Agent(enum.Enum):
     """What the operator can stop as a whole."""
 
     MTA = "mta"
+    MDA = "mda"
 
 
 class Selector(NamedTuple):
@@ -159,6 +169,7 @@ Stimulus: TypeAlias = (
     | ConnectionFailed
     | TransactionDone
     | ConnectionClosed
+    | LocalDeliveryDone
     | ScheduleRequested
     | RemoveRequested
     | SuspendRequested

@@ -4,10 +4,28 @@ from dataclasses import fields
 
 import pytest
 
-from mta.core.limits import Limits, MtaLimits, QueueLimits, SchedulerLimits, SmtpLimits
+from mta.core.limits import (
+    Limits,
+    MdaLimits,
+    MtaLimits,
+    QueueLimits,
+    SchedulerLimits,
+    SmtpLimits,
+)
 
-PARTS = {"smtp": SmtpLimits, "mta": MtaLimits, "scheduler": SchedulerLimits, "queue": QueueLimits}
-EVERY = [(cls, field.name) for cls in PARTS.values() for field in fields(cls)]
+PARTS = {
+    "smtp": SmtpLimits,
+    "mta": MtaLimits,
+    "mda": MdaLimits,
+    "scheduler": SchedulerLimits,
+    "queue": QueueLimits,
+}
+EVERY = [
+    (cls, field.name)
+    for cls in PARTS.values()
+    for field in fields(cls)
+    if not isinstance(getattr(cls(), field.name), str)  # a choice, not an amount
+]
 GAPS = {name for _, name in EVERY if "conn_delay" in name}
 
 
@@ -69,6 +87,18 @@ def test_a_cap_of_nothing_is_no_cap(cls, name):
             MtaLimits(route_delay_max_s=14.0),
             ("route_delay_max_s", 14.0, "must not be below route_delay_base_s (15)"),
         ),
+        (
+            MdaLimits(task_low_water=50),
+            ("task_low_water", 50, "must be below task_high_water (50)"),
+        ),
+        (
+            Limits(mda=MdaLimits(policy="raised")),
+            (
+                "mda.raised_max_pending",
+                200_000,
+                "must not be above limits.scheduler.max_inflight (5000)",
+            ),
+        ),
         (QueueLimits(min_free_ratio=1.0), ("min_free_ratio", 1.0, "must be below 1")),
         (
             Limits(queue=QueueLimits(max_bytes=1000)),
@@ -88,6 +118,8 @@ def test_limits_that_contradict_each_other_are_told(limits, line):
         SmtpLimits(max_message_size=9, max_bytes_in_memory=9),
         MtaLimits(task_low_water=49),
         MtaLimits(route_delay_max_s=15.0),
+        MdaLimits(task_low_water=49),
+        Limits(mda=MdaLimits(policy="tempfail")),
         QueueLimits(min_free_ratio=0.99),
     ],
 )

@@ -93,6 +93,12 @@ BY_KIND = {
         usable=st.booleans(),
     ),
     stimuli.ConnectionClosed: st.builds(stimuli.ConnectionClosed, session=sessions, reason=text),
+    stimuli.LocalDeliveryDone: st.builds(
+        stimuli.LocalDeliveryDone,
+        evpid=ids64.map(EvpId),
+        outcome=st.sampled_from(Outcome),
+        status=text,
+    ),
     stimuli.ScheduleRequested: st.builds(stimuli.ScheduleRequested, which=selectors),
     stimuli.RemoveRequested: st.builds(stimuli.RemoveRequested, which=selectors),
     stimuli.SuspendRequested: st.builds(stimuli.SuspendRequested, which=selectors),
@@ -200,7 +206,7 @@ def test_ids_are_written_as_the_log_writes_them():
             {"t": 1.0, "k": "MessageSubmitted", "msgid": "01", "transaction": [], "recipients": []},
             "TypeError",
         ),
-        ({"t": 1.0, "k": "AgentPaused", "agent": "mda"}, "ValueError"),
+        ({"t": 1.0, "k": "AgentPaused", "agent": "lda"}, "ValueError"),
     ],
 )
 def test_what_is_no_stimulus_is_said_in_one_line(record, problem):

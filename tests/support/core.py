@@ -13,12 +13,13 @@ from typing import Any
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.engine import Engine
 from mta.core.envelopes import REPRESENTATIONS
-from mta.core.envelopes.base import EnvelopeState, Flag, Recipient, Transaction, to_tick
+from mta.core.envelopes.base import EnvelopeState, Flag, Recipient, Transaction, local_key, to_tick
 from mta.core.ids import EvpId, MsgId, SessionId, evpid, msgid_of
 from mta.core.instructions import (
     BounceKind,
     CloseConnection,
     DeferEnvelope,
+    DeliverLocally,
     Instruction,
     Note,
     OpenConnection,
@@ -29,12 +30,13 @@ from mta.core.instructions import (
     StartTransaction,
     SuspendEnvelope,
 )
-from mta.core.limits import Limits, MtaLimits, SchedulerLimits
+from mta.core.limits import Limits, MdaLimits, MtaLimits, SchedulerLimits
 from mta.core.metrics import DRAINING
 from mta.core.reply import Outcome
 from mta.core.retry import RetrySettings
 from mta.core.routing import MxHost, Resolution, ResolutionStatus
 from mta.core.stimuli import (
+    Agent,
     AgentPaused,
     AgentResumed,
     ConnectionClosed,
@@ -43,6 +45,7 @@ from mta.core.stimuli import (
     DomainResolved,
     DrainRequested,
     EnvelopeRestored,
+    LocalDeliveryDone,
     MessageSubmitted,
     RemoveRequested,
     Result,
@@ -119,6 +122,9 @@ class Ledger:
     suspended: set[EvpId] = field(default_factory=set)
     """Those that the operator wants left alone."""
     paused: bool = False
+    paused_mda: bool = False
+    delivering: dict[EvpId, str] = field(default_factory=dict)
+    """Whose mailbox each running local delivery is for."""
     draining: bool = False
     seen: set[SessionId] = field(default_factory=set)
     worked: set[str] = field(default_factory=set)
@@ -175,6 +181,9 @@ class Ledger:
                     assert set(c.running) == {r.evpid for r in results}
                     outcomes = {r.evpid: r.outcome for r in results}
                     c.running = ()
+            case LocalDeliveryDone(identity, outcome):
+                if self.delivering.pop(identity, None) is not None:
+                    outcomes = {identity: outcome}
             case RemoveRequested(which):
                 removed = self.matching(which)
                 self.doomed |= removed
@@ -182,10 +191,12 @@ class Ledger:
                 self.suspended |= self.matching(which)
             case UnsuspendRequested(which):
                 self.suspended -= self.matching(which)
-            case AgentPaused():
-                self.paused = True
-            case AgentResumed():
-                self.paused = False
+            case AgentPaused(agent) | AgentResumed(agent):
+                paused = isinstance(stimulus, AgentPaused)
+                if agent is Agent.MDA:
+                    self.paused_mda = paused
+                else:
+                    self.paused = paused
             case DrainRequested():
                 self.draining = True
         return outcomes, removed
@@ -200,8 +211,8 @@ class Ledger:
         }
 
     def running(self) -> dict[EvpId, SessionId]:
-        """Return which envelope is in which running transaction; none is in two."""
-        found: dict[EvpId, SessionId] = {}
+        """Return which envelope is in which running transaction, 0 for a local delivery; none is in two."""
+        found = dict.fromkeys(self.delivering, SessionId(0))
         for session, connection in self.connections.items():
             for identity in connection.running:
                 assert identity not in found, (identity, session, found[identity])
@@ -232,6 +243,8 @@ class Ledger:
                     assert not connection.closing, instruction
                     assert not connection.running, instruction
                     connection.closing = True
+                case DeliverLocally(identity, user):
+                    self._delivery_began(identity, user, now)
                 case DeferEnvelope(identity, attempts, due_at, status):
                     row = self._free(identity)
                     assert identity not in self.doomed | self.suspended, instruction
@@ -323,6 +336,18 @@ class Ledger:
         connection.messages += 1
         assert connection.messages <= self.limits.mta.session_mail_max
 
+    def _delivery_began(self, identity: EvpId, user: str, now: float) -> None:
+        limits = self.limits.mda
+        assert not self.paused_mda, identity
+        assert not self.draining, identity
+        row = self._free(identity)
+        assert row.recipient.domain == local_key(user)
+        assert row.expires_at > now, "what is too old expires when its turn comes"
+        assert identity not in self.doomed | self.suspended, identity
+        assert len(self.delivering) < limits.max_session
+        assert list(self.delivering.values()).count(user) < limits.max_session_per_user
+        self.delivering[identity] = user
+
     def _free(self, identity: EvpId) -> Row:
         """Return the row of an envelope that is in the queue and in no transaction."""
         assert identity not in self.running(), identity
@@ -355,6 +380,7 @@ class Core:
         self,
         *,
         mta: dict[str, Any] | None = None,
+        mda: dict[str, Any] | None = None,
         scheduler: dict[str, Any] | None = None,
         retry: RetrySettings | None = None,
         concurrency: ConcurrencySettings | None = None,
@@ -365,9 +391,12 @@ class Core:
         now: float = EPOCH,
     ) -> None:
         self.limits = Limits(
-            mta=MtaLimits(**(mta or {})), scheduler=SchedulerLimits(**(scheduler or {}))
+            mta=MtaLimits(**(mta or {})),
+            mda=MdaLimits(**(mda or {})),
+            scheduler=SchedulerLimits(**(scheduler or {})),
         )
-        assert not [*self.limits.mta.problems(), *self.limits.scheduler.problems()]
+        parts = (self.limits, self.limits.mta, self.limits.mda, self.limits.scheduler)
+        assert not [problem for part in parts for problem in part.problems()]
         self.engines = [
             Engine(
                 representation=name,
@@ -428,6 +457,7 @@ class Core:
                 if identity in running:
                     assert store.state_of(handle) is EnvelopeState.IN_FLIGHT
             assert engine.agent.sessions.keys() == ledger.connections.keys()
+            assert engine.local.running.keys() == ledger.delivering.keys()
             assert len(engine.agent.relays) <= limits.mta.max_relays
             water = max(
                 limits.mta.task_high_water, limits.mta.task_low_water + limits.mta.task_release
@@ -456,6 +486,25 @@ class Core:
         recipients = tuple(Recipient(f"x{n}@{d}", d, notify) for n, d in enumerate(domains, 1))
         transaction = Transaction(sender, len(BODY))
         return self.tell(MessageSubmitted(MsgId(self._messages), transaction, recipients, BODY))
+
+    def mail(
+        self, *users: str, sender: str = "a@from.test", domains: tuple[str, ...] = ()
+    ) -> list[Instruction]:
+        """Submit one message for users of ours, and perhaps for others elsewhere."""
+        self._messages += 1
+        recipients = [
+            Recipient(f"{u}@here.test", local_key(u), delivery="local", user=u, rule="here")
+            for u in users
+        ]
+        recipients += [Recipient(f"x@{domain}", domain) for domain in domains]
+        transaction = Transaction(sender, len(BODY))
+        return self.tell(
+            MessageSubmitted(MsgId(self._messages), transaction, tuple(recipients), BODY)
+        )
+
+    def delivered(self, identity: EvpId, outcome: Outcome = Outcome.OK) -> list[Instruction]:
+        """Say what became of a local delivery."""
+        return self.tell(LocalDeliveryDone(identity, outcome, STATUS[outcome]))
 
     def resolve(
         self, domain: str, *hosts: tuple[int, str], ttl_s: float = 300.0
@@ -547,6 +596,9 @@ class Core:
                 self.ready(session)
             else:
                 continue
+            questions += 1
+        for identity in sorted(self.ledger.delivering):
+            self.delivered(identity)
             questions += 1
         return questions
 

@@ -87,11 +87,36 @@ class Recipient(NamedTuple):
     address: str
     """Forward-path, ``local@domain``."""
     domain: str
-    """The relay's key: the part after @, lower case, A-labels."""
+    """The relay's key: the part after @, lower case, A-labels; of a local delivery `local_key`."""
     notify: str = ""
     """NOTIFY of RFC 3461, or empty."""
     orcpt: str = ""
     """ORCPT of RFC 3461, or empty."""
+    delivery: str = ""
+    """How it is delivered here: ``local`` (as its rule says), ``file:/path`` or ``pipe:command``; empty for
+    a recipient that is relayed."""
+    user: str = ""
+    """Whose mail it is here, or as whom a file is written or a command runs; empty for the server's own."""
+    tag: str = ""
+    """Sub-address of the user. Untrusted."""
+    dest: str = ""
+    """The address that expansion arrived at, for Delivered-To; empty if it is ``address``."""
+    rule: str = ""
+    """Name of the rule that decided; empty for mail that no rule was asked about."""
+
+
+LOCAL_KEY_END = "@"
+"""What the key of a local delivery ends in, and no domain ever does."""
+
+
+def local_key(user: str) -> str:
+    """Return the key under which a user's mail is queued: ``user@``."""
+    return f"{user}{LOCAL_KEY_END}"
+
+
+def is_local_key(key: str) -> bool:
+    """Say whether a key is of a local delivery."""
+    return key.endswith(LOCAL_KEY_END)
 
 
 class MtaEnvelope(NamedTuple):
@@ -126,6 +151,40 @@ def mta_envelope(
         options.append(f"RCPT:ORCPT={recipient.orcpt}")
     return MtaEnvelope(
         transaction.sender, recipient.address, created_at, transaction.size, tuple(options)
+    )
+
+
+class MdaEnvelope(NamedTuple):
+    """All that a local delivery needs of one envelope; OpenSMTPD's ``struct mda_envelope``."""
+
+    sender: str
+    """Shared by all recipients of a message."""
+    rcpt: str
+    """The address that RCPT named."""
+    dest: str
+    """The address that expansion arrived at."""
+    user: str
+    method: str
+    """`Recipient.delivery`."""
+    created_at: float
+    tag: str = ""
+    rule: str = ""
+
+
+def mda_envelope(
+    transaction: Transaction, recipient: Recipient, *, created_at: float
+) -> MdaEnvelope:
+    """Return what a local delivery needs of an accepted envelope."""
+    assert recipient.delivery, recipient
+    return MdaEnvelope(
+        transaction.sender,
+        recipient.address,
+        recipient.dest or recipient.address,
+        recipient.user,
+        recipient.delivery,
+        created_at,
+        recipient.tag,
+        recipient.rule,
     )
 
 
@@ -272,6 +331,10 @@ class EnvelopeStore(Protocol):
 
     def mta_envelope_of(self, handle: Handle) -> MtaEnvelope | None:
         """Return what the relaying agent needs, or None if it has to be read from the queue."""
+        ...
+
+    def mda_envelope_of(self, handle: Handle) -> MdaEnvelope | None:
+        """Return what a local delivery needs, or None if it has to be read from the queue, or is relayed."""
         ...
 
     def body_of(self, msgid: MsgId) -> bytes | None:

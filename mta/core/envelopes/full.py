@@ -7,7 +7,14 @@ has, no padding. It keeps what a full envelope is for: any question about it is 
 
 from typing import ClassVar, TypeVar
 
-from mta.core.envelopes.base import MtaEnvelope, Recipient, Transaction, mta_envelope
+from mta.core.envelopes.base import (
+    MdaEnvelope,
+    MtaEnvelope,
+    Recipient,
+    Transaction,
+    mda_envelope,
+    mta_envelope,
+)
 from mta.core.envelopes.objects import ObjectStore, Record
 from mta.core.ids import SessionId
 
@@ -19,6 +26,8 @@ class FullRecord(Record):
         "auth_user",
         "body_type",
         "declared_size",
+        "delivery",
+        "dest",
         "envid",
         "esmtp",
         "helo",
@@ -29,11 +38,14 @@ class FullRecord(Record):
         "peer_name",
         "rcpt",
         "ret",
+        "rule",
         "sender",
         "session",
         "size",
         "smtputf8",
+        "tag",
         "tls",
+        "user",
     )
 
     sender: str
@@ -53,6 +65,11 @@ class FullRecord(Record):
     esmtp: bool
     notify: str
     orcpt: str
+    delivery: str
+    user: str
+    tag: str
+    dest: str
+    rule: str
     last_status: str
 
 
@@ -78,6 +95,11 @@ def fill(record: FullRecord, recipient: Recipient, transaction: Transaction) -> 
     record.esmtp = transaction.esmtp
     record.notify = recipient.notify
     record.orcpt = recipient.orcpt
+    record.delivery = recipient.delivery
+    record.user = recipient.user
+    record.tag = recipient.tag
+    record.dest = recipient.dest
+    record.rule = recipient.rule
     record.last_status = ""
 
 
@@ -100,6 +122,21 @@ class FullRecordStore(ObjectStore[F]):
         )
         recipient = Recipient(handle.rcpt, handle.domain, handle.notify, handle.orcpt)
         return mta_envelope(transaction, recipient, created_at=handle.created_at)
+
+    def mda_envelope_of(self, handle: F) -> MdaEnvelope | None:
+        if not handle.delivery:
+            return None
+        recipient = Recipient(
+            handle.rcpt,
+            handle.domain,
+            delivery=handle.delivery,
+            user=handle.user,
+            tag=handle.tag,
+            dest=handle.dest,
+            rule=handle.rule,
+        )
+        transaction = Transaction(handle.sender, handle.size)
+        return mda_envelope(transaction, recipient, created_at=handle.created_at)
 
 
 class FullStore(FullRecordStore[FullRecord]):

@@ -12,7 +12,13 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import ClassVar, Generic, TypeVar
 
-from mta.core.envelopes.base import EnvelopeState, MtaEnvelope, Recipient, Transaction
+from mta.core.envelopes.base import (
+    EnvelopeState,
+    MdaEnvelope,
+    MtaEnvelope,
+    Recipient,
+    Transaction,
+)
 from mta.core.ids import EvpId, MsgId, evpid
 
 _EVPID_BITS = 64
@@ -277,6 +283,10 @@ class ObjectStore(ABC, Generic[R]):
     @abstractmethod
     def mta_envelope_of(self, handle: R) -> MtaEnvelope | None:
         """Return what the relaying agent needs, or None if it has to be read from the queue."""
+
+    @abstractmethod
+    def mda_envelope_of(self, handle: R) -> MdaEnvelope | None:
+        """Return what a local delivery needs, or None."""
 
     def body_of(self, msgid: MsgId) -> bytes | None:
         return None

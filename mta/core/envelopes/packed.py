@@ -17,6 +17,7 @@ from typing import ClassVar
 from mta.core.envelopes.base import (
     EnvelopeState,
     Handle,
+    MdaEnvelope,
     MtaEnvelope,
     Recipient,
     Transaction,
@@ -450,6 +451,9 @@ class PackedStore:
         """Remember nothing: the queue has it."""
 
     def mta_envelope_of(self, handle: Handle) -> MtaEnvelope | None:
+        return None
+
+    def mda_envelope_of(self, handle: Handle) -> MdaEnvelope | None:
         return None
 
     def body_of(self, msgid: MsgId) -> bytes | None:

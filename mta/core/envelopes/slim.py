@@ -2,22 +2,29 @@
 
 OpenSMTPD's design of January 2013 (commit e032b844, ``struct mta_envelope``): the scheduler knows an
 envelope by a small record, the full one is on disk, and the agent keeps id, sender and recipient.
-Here the `MtaEnvelope` is dropped when the envelope is deferred, and read from the queue again when it
+Here the `MtaEnvelope`, or the `MdaEnvelope` of a local delivery (commit e7bd0313), is dropped when the envelope is deferred, and read from the queue again when it
 is next tried.
 """
 
 from typing import ClassVar
 
-from mta.core.envelopes.base import MtaEnvelope, Recipient, Transaction, mta_envelope
+from mta.core.envelopes.base import (
+    MdaEnvelope,
+    MtaEnvelope,
+    Recipient,
+    Transaction,
+    mda_envelope,
+    mta_envelope,
+)
 from mta.core.envelopes.objects import ObjectStore, Record
 
 
 class SlimRecord(Record):
     """A scheduler's record with room for the agent's envelope."""
 
-    __slots__ = ("mta",)
+    __slots__ = ("part",)
 
-    mta: MtaEnvelope | None
+    part: MtaEnvelope | MdaEnvelope | None
 
 
 class SlimStore(ObjectStore[SlimRecord]):
@@ -29,11 +36,17 @@ class SlimStore(ObjectStore[SlimRecord]):
         self, recipient: Recipient, transaction: Transaction, created_at: float, body: bytes | None
     ) -> SlimRecord:
         record = SlimRecord()
-        record.mta = mta_envelope(transaction, recipient, created_at=created_at)
+        make = mda_envelope if recipient.delivery else mta_envelope
+        record.part = make(transaction, recipient, created_at=created_at)
         return record
 
     def _deferred(self, record: SlimRecord) -> None:
-        record.mta = None
+        record.part = None
 
     def mta_envelope_of(self, handle: SlimRecord) -> MtaEnvelope | None:
-        return handle.mta
+        part = handle.part
+        return part if type(part) is MtaEnvelope else None
+
+    def mda_envelope_of(self, handle: SlimRecord) -> MdaEnvelope | None:
+        part = handle.part
+        return part if type(part) is MdaEnvelope else None

@@ -117,9 +117,11 @@ class Bouncer:
         )
         transaction = Transaction("", len(body), smtputf8=not original.sender.isascii())
         domain = original.sender.rpartition("@")[2]
-        recipients = driver.routed(
-            (Recipient(original.sender, domain_key(domain) or domain.lower()),)
+        recipients = self._addressed(
+            Recipient(original.sender, domain_key(domain) or domain.lower()), evpids
         )
+        if not recipients:
+            return
         created_at = to_tick(now)
         submission = Submission(
             msgid,
@@ -128,7 +130,7 @@ class Bouncer:
             body,
             created_at,
             driver.expiry(created_at, transaction),
-            (int(flags_for("")),),
+            (int(flags_for("")),) * len(recipients),
         )
         await driver.queue.submit(submission, replaces=evpids)
         self.submitted += 1
@@ -137,6 +139,30 @@ class Bouncer:
             f" to=<{original.sender}> envelopes={len(evpids)} kind={instruction.kind.value}"
         )
         driver.accepted(submission)
+
+    def _addressed(self, recipient: Recipient, evpids: tuple[EvpId, ...]) -> tuple[Recipient, ...]:
+        """Return the envelopes of a report; none if the sender's address leads nowhere, and all is forgotten.
+
+        Raises:
+            QueueUnavailableError: it can't be said now.
+        """
+        driver = self._driver
+        addressing = driver.addressing
+        if addressing is None:
+            return driver.routed((recipient,))
+        expansion = addressing.of_ours(recipient)
+        if expansion.reply is None:
+            return addressing.envelopes(recipient, expansion)
+        if expansion.reply.code < 500:
+            raise QueueUnavailableError(str(expansion.reply))
+        # As for a report that fails (RFC 5321 6.1): nobody is left to be told but the operator.
+        driver.log.warn(
+            f"bounce: nowhere to send a failure report to <{recipient.address}>:"
+            f" {expansion.reply}; dropped"
+        )
+        for envelope in evpids:
+            driver.queue.remove(envelope)
+        return ()
 
 
 def _cause(kind: BounceKind, envelope: StoredEnvelope, status: str) -> str:

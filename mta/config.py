@@ -4,13 +4,18 @@
 that names file, key and value (exit status 2).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mta.core.concurrency import ConcurrencySettings
-from mta.core.limits import Limits
+from mta.core.expansionlimits import ExpansionSettings
+from mta.core.limits import Limits, Problem
 from mta.core.retry import RetrySettings
+from mta.core.rules import RuleConfig, rule_problems
+from mta.delivery.base import DeliveryLimits
+from mta.tables.base import TableConfig, UserConfig
 
 
 @dataclass(slots=True)
@@ -33,6 +38,45 @@ class RelayConfig:
     """Which addresses may be connected to. `loopback` cannot leak mail."""
     smart_host: str = ""
     """Host name or address that takes everything; empty to follow MX records."""
+
+
+@dataclass(slots=True)
+class LocalConfig:
+    """Local delivery. Who has mail, and how, is in ``rules``, ``tables`` and ``userbases``."""
+
+    user: str = ""
+    """As whom commands and files that an alias table names are run and written (OpenSMTPD ``_smtpd``, Postfix
+    ``default_privs``); a user of the rule's userbase. Empty: the server's own user."""
+    allow_root: bool = False
+    """Run commands for root. OpenSMTPD and Postfix never do."""
+    path: str = "/usr/bin:/bin"
+    """PATH of commands."""
+    spool: Path | None = None
+    """Directory of all mailboxes of rules with ``delivery = "mbox"`` and no ``path``, named like their users."""
+    dotlock: bool = False
+    """Make ``mailbox.lock`` as well, for programs that know nothing else."""
+    tag_folders: bool = False
+    """Mail for ``user+tag`` goes to the Maildir's folder ``.tag`` if there is one."""
+    limits: DeliveryLimits = field(default_factory=DeliveryLimits)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield values that can't be used."""
+        if self.spool is not None and not self.spool.is_absolute():
+            yield "spool", str(self.spool), "must be absolute"
+
+
+def lmtp_server(text: str) -> Path | tuple[str, int]:
+    """Return the path of a Unix socket, or an address and port.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text.startswith("/"):
+        return Path(text)
+    address, _, port = text.rpartition(":")
+    if not address or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(text)
+    return address.strip("[]"), int(port)
 
 
 @dataclass(slots=True)
@@ -103,6 +147,15 @@ class Config:
     """How long SIGTERM waits for transactions to end."""
     smtp: SmtpConfig = field(default_factory=SmtpConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
+    rules: list[RuleConfig] = field(default_factory=list)
+    """Which mail is ours and whose is carried on, the first that matches; without any, everything is relayed
+    for ``smtp.relay_networks``."""
+    tables: dict[str, TableConfig] = field(default_factory=dict)
+    """Aliases, virtual users and domains, by name."""
+    userbases: dict[str, dict[str, UserConfig]] = field(default_factory=dict)
+    """Tables of users, by name; the system's users are always there, without a name."""
+    expansion: ExpansionSettings = field(default_factory=ExpansionSettings)
     dns: DnsConfig = field(default_factory=DnsConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
@@ -110,3 +163,14 @@ class Config:
     retry: RetrySettings = field(default_factory=RetrySettings)
     concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
     limits: Limits = field(default_factory=Limits)
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong between rules and tables."""
+        yield from rule_problems(self.rules, tables=self.tables, userbases=self.userbases)
+        for number, rule in enumerate(self.rules):
+            if rule.lmtp:
+                try:
+                    lmtp_server(rule.lmtp)
+                except ValueError:
+                    problem = "must be an address:port or an absolute path"
+                    yield f"rules.{number}.lmtp", rule.lmtp, problem

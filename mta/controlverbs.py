@@ -95,15 +95,23 @@ class ControlTarget(Protocol):
         ...
 
     def pause(self, what: str) -> None:
-        """Stop ``mta`` (relaying) or ``smtp`` (accepting). Idempotent."""
+        """Stop ``mta`` (relaying), ``mda`` (local delivery) or ``smtp`` (accepting). Idempotent."""
         ...
 
     def resume(self, what: str) -> None:
-        """Start ``mta`` or ``smtp`` again. Idempotent."""
+        """Start ``mta``, ``mda`` or ``smtp`` again. Idempotent."""
         ...
 
     def enable_route(self, address: str) -> bool:
         """Let a route that rests be used again, its penalty forgotten; False: there is no such route."""
+        ...
+
+    def expand(self, address: str) -> list[str]:
+        """Return how an address expands, as the lines of a tree.
+
+        Raises:
+            ValueError: it is no address, or there are no rules.
+        """
         ...
 
     def trace(self, subsystem: str, on: bool) -> None:
@@ -254,6 +262,14 @@ def _route(target: ControlTarget, request: Request, end: Row) -> Answer:
     yield from ()
 
 
+def _expand(target: ControlTarget, request: Request, end: Row) -> Answer:
+    try:
+        lines = target.expand(request.address or "")
+    except ValueError as error:
+        raise RequestError(str(error), usage=True) from error
+    yield from ({"line": line} for line in lines)
+
+
 def _trace(on: bool) -> Verb:
     def answer(target: ControlTarget, request: Request, end: Row) -> Answer:
         try:
@@ -282,10 +298,13 @@ VERBS: Final[Mapping[str, tuple[frozenset[str], Verb]]] = {
         ("pause envelope", "id", _request(SuspendRequested)),
         ("resume envelope", "id", _request(UnsuspendRequested)),
         ("pause mta", "", _call("pause", "mta")),
+        ("pause mda", "", _call("pause", "mda")),
         ("pause smtp", "", _call("pause", "smtp")),
         ("resume mta", "", _call("resume", "mta")),
+        ("resume mda", "", _call("resume", "mda")),
         ("resume smtp", "", _call("resume", "smtp")),
         ("resume route", "address", _route),
+        ("expand", "address", _expand),
         ("trace", "subsystem", _trace(True)),
         ("untrace", "subsystem", _trace(False)),
         ("log brief", "", _call("verbose", False)),
@@ -300,7 +319,7 @@ STREAMS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Verbs whose answer goes on, and their fields: ``trace`` with ``follow``, and ``monitor``."""
 
-_SILENT: Final = ("show ", "monitor")
+_SILENT: Final = ("show ", "monitor", "expand")
 
 
 def changes(verb: str) -> bool:

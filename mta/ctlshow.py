@@ -237,5 +237,5 @@ def _lines(verb: str, rows: Iterator[Row], out: TextIO, mode: Mode, end: Callabl
     elif verb in _DONE:
         count = end()["envelopes"]
         out.write(f"{count} envelope{'' if count == 1 else 's'} {_DONE[verb]}\n")
-    else:
+    elif verb != "expand":
         out.write("command succeeded\n")

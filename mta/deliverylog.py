@@ -6,8 +6,9 @@ queue.c, ``queue_log``), so they differ in nothing, down to the two dialects.
 
 from typing import TYPE_CHECKING
 
-from mta.core.envelopes.base import MtaEnvelope
-from mta.core.ids import EvpId, SessionId, show_evpid
+from mta.core.envelopes.base import MdaEnvelope, MtaEnvelope
+from mta.core.ids import EvpId, SessionId, show_evpid, show_session
+from mta.core.reply import OUTCOME_WORDS
 from mta.outbound import delivery_line, show_duration
 from mta.queue.base import QueueUnavailableError
 
@@ -30,7 +31,7 @@ class DeliveryLog:
         info: "Callable[[str], None]",
         *,
         now: "Callable[[], float]",
-        details: "Callable[[EvpId], MtaEnvelope | None]",
+        details: "Callable[[EvpId], MtaEnvelope | MdaEnvelope | None]",
         smart_host: str = "",
     ) -> None:
         """Write nothing yet.
@@ -48,18 +49,28 @@ class DeliveryLog:
         self._session = NO_SESSION
         self._source = ""
         self._relay = ""
-        self._carried: Mapping[EvpId, MtaEnvelope] = {}
+        self._carried: Mapping[EvpId, MtaEnvelope | MdaEnvelope] = {}
 
     def of_session(
-        self, session: SessionId, *, source: str, relay: str, carried: "Mapping[EvpId, MtaEnvelope]"
+        self,
+        session: SessionId,
+        *,
+        source: str,
+        relay: str,
+        carried: "Mapping[EvpId, MtaEnvelope | MdaEnvelope]",
     ) -> None:
         """Write what follows on behalf of a session, for the envelopes that it carried."""
         self._session, self._source, self._relay = session, source, relay
         self._carried = carried
 
+    def of_delivery(self, envelope: EvpId, details: MdaEnvelope) -> None:
+        """Write what follows on behalf of a local delivery."""
+        self._session, self._source, self._relay = NO_SESSION, "", ""
+        self._carried = {envelope: details}
+
     def of_nobody(self) -> None:
         """Write what follows on behalf of no session."""
-        if self._session:
+        if self._session or self._carried:
             self.of_session(NO_SESSION, source="", relay="", carried={})
 
     def attempt(self, envelope: EvpId, outcome: "Outcome", status: str) -> None:
@@ -69,6 +80,12 @@ class DeliveryLog:
         if details is None:
             session, source = NO_SESSION, ""
             details = self._of(envelope)
+        if isinstance(details, MdaEnvelope):
+            self._info(
+                mda_line(envelope, details, self._now() - details.created_at, outcome, status)
+            )
+            return
+        if envelope not in self._carried:
             relay = self._smart_host or details.rcpt.rpartition("@")[2].lower() or _UNKNOWN
         self._info(
             delivery_line(
@@ -88,12 +105,13 @@ class DeliveryLog:
         """Log an end without an attempt: ``Expire`` or ``Remove``."""
         details = self._carried.get(envelope) or self._of(envelope)
         delay = show_duration(max(0.0, self._now() - details.created_at))
+        kind = "delivery" if isinstance(details, MdaEnvelope) else "relay"
         self._info(
-            f"relay: {word} for {show_evpid(envelope)}: from=<{details.sender}>,"
+            f"{kind}: {word} for {show_evpid(envelope)}: from=<{details.sender}>,"
             f" to=<{details.rcpt}>, rcpt=<->, delay={delay}, stat={status}"
         )
 
-    def _of(self, envelope: EvpId) -> MtaEnvelope:
+    def _of(self, envelope: EvpId) -> MtaEnvelope | MdaEnvelope:
         try:
             details = self._details(envelope)
         except QueueUnavailableError:
@@ -101,4 +119,19 @@ class DeliveryLog:
         return details or MtaEnvelope(_UNKNOWN, _UNKNOWN, self._now(), 0)
 
 
-__all__ = ["DeliveryLog"]
+def mda_line(
+    evpid: EvpId, details: MdaEnvelope, delay_s: float, outcome: "Outcome", status: str
+) -> str:
+    """Return the log line of a local delivery, unquoted as OpenSMTPD's mda.c, mda_log, writes it."""
+    if outcome.value == 0:
+        stat = status
+    else:
+        stat = status if status.startswith("Error (") else f"Error ({status})"
+    return (
+        f"{show_session(NO_SESSION)} mda delivery evpid={show_evpid(evpid)} from=<{details.sender}>"
+        f" to=<{details.dest}> rcpt=<{details.rcpt}> user={details.user or '-'}"
+        f" delay={show_duration(max(0.0, delay_s))} result={OUTCOME_WORDS[outcome]} stat={stat}"
+    )
+
+
+__all__ = ["DeliveryLog", "mda_line"]

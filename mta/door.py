@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from mta.core import admission
+from mta.core.address import Path
 from mta.core.admission import Pressure
 from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.ids import MsgId, SessionId
@@ -17,6 +18,7 @@ from mta.queue.base import QueueUnavailableError
 if TYPE_CHECKING:
     from mta.config import Config
     from mta.core.metrics import Metrics
+    from mta.core.rules import Client
     from mta.driver import Driver
     from mta.log import Log
     from mta.queue.sqlite import SqliteQueue
@@ -55,6 +57,8 @@ class ServerDoor:
         self._next_session = int(first_session)
         self._clients: Counter[str] = Counter()
         self._may_relay: dict[str, bool] = {}
+        self._addressing = driver.addressing
+        self._rule_clients: dict[str, Client] = {}
         self.log = log.info
         self.now = driver.effects.now
         self.next_msgid = queue.next_msgid
@@ -111,6 +115,7 @@ class ServerDoor:
         if not self._clients[peer]:
             del self._clients[peer]
             self._may_relay.pop(peer, None)
+            self._rule_clients.pop(peer, None)
         self._metrics.dec("smtp.session")
         self._metrics.inc("smtp.disconnect")
 
@@ -124,8 +129,15 @@ class ServerDoor:
             queue=self._queue_limits,
         )
 
-    def recipient(self, peer: str, recipient: Recipient, recipients: int) -> Reply | None:
-        """Say whether this client may send to this recipient: every domain is a remote one here."""
+    def recipient(
+        self, peer: str, recipient: Recipient, recipients: int
+    ) -> Reply | tuple[Recipient, ...] | None:
+        """Say whether this client may send to this recipient, and what it becomes.
+
+        Without rules every domain is a remote one. With them the recipient is expanded, all or nothing.
+        """
+        if self._addressing is not None:
+            return self._expanded(peer, recipient, recipients)
         allowed = self._may_relay.get(peer)
         if allowed is None:
             allowed = self._may_relay[peer] = admission.is_in(peer, self._networks)
@@ -133,6 +145,36 @@ class ServerDoor:
             self._pressure(),
             recipients=recipients,
             may_relay=allowed,
+            limits=self.limits,
+            queue=self._queue_limits,
+        )
+
+    def _expanded(
+        self, peer: str, recipient: Recipient, recipients: int
+    ) -> Reply | tuple[Recipient, ...]:
+        addressing = self._addressing
+        assert addressing is not None, recipient
+        refused = self._admitted(recipients)
+        if refused is not None:
+            return refused  # before the look-ups: what is full should not work for it
+        client = self._rule_clients.get(peer)
+        if client is None:
+            client = self._rule_clients[peer] = addressing.client(peer)
+        expansion = addressing.expand(Path(recipient.address, recipient.domain), client)
+        if expansion.reply is not None:
+            return expansion.reply
+        envelopes = addressing.envelopes(recipient, expansion)
+        if recipients:
+            # Why not the first? A list with more members than that could never be written to.
+            refused = self._admitted(recipients + len(envelopes) - 1)
+        return refused or envelopes
+
+    def _admitted(self, recipients: int) -> Reply | None:
+        """Say whether one more envelope may come to so many; rules say for whom."""
+        return admission.on_recipient(
+            self._pressure(),
+            recipients=recipients,
+            may_relay=True,
             limits=self.limits,
             queue=self._queue_limits,
         )

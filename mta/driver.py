@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from mta.bouncer import Bouncer
 from mta.core.bounce import flags_for, status_of
-from mta.core.envelopes.base import MtaEnvelope, Recipient, Transaction, to_tick
+from mta.core.envelopes.base import (
+    MdaEnvelope,
+    MtaEnvelope,
+    Recipient,
+    Transaction,
+    mda_envelope,
+    to_tick,
+)
 from mta.core.ids import EvpId, MsgId, SessionId, show_evpid, show_msgid
 from mta.core.instructions import (
     BounceKind,
     CloseConnection,
     DeferEnvelope,
+    DeliverLocally,
     Note,
     OpenConnection,
     Removal,
@@ -34,6 +42,7 @@ from mta.core.stimuli import (
     DomainResolved,
     DrainRequested,
     EnvelopeRestored,
+    LocalDeliveryDone,
     MessageSubmitted,
     Result,
     Stimulus,
@@ -41,6 +50,7 @@ from mta.core.stimuli import (
     TransactionDone,
 )
 from mta.deliverylog import DeliveryLog
+from mta.localmail import LocalMail
 from mta.outbound import Outbound
 from mta.queue.base import QueueUnavailableError, Submission
 from mta.recent import RecentMessage, RecentMessages
@@ -49,6 +59,7 @@ from mta.restorer import Restorer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mta.addressing import Addressing
     from mta.config import Config
     from mta.core.engine import Engine
     from mta.effects import Effects
@@ -81,6 +92,7 @@ class Driver:
         log: "Log",
         tracer: "Tracer",
         record: "StimulusTrace | None" = None,
+        addressing: "Addressing | None" = None,
     ) -> None:
         self.engine = engine
         self.config = config
@@ -104,6 +116,17 @@ class Driver:
             on_done=self.tell,
             on_closed=self.tell,
             log=log.info,
+        )
+        self.addressing = addressing
+        self.local = LocalMail(
+            config,
+            addressing,
+            effects=effects,
+            log=log,
+            load=self._local_details,
+            body=self.body,
+            on_done=self.tell,
+            on_fault=self.report_fault,
         )
         self.bouncer = Bouncer(self)
         self.restorer = Restorer(self)
@@ -133,6 +156,7 @@ class Driver:
             OpenConnection: self._open,
             StartTransaction: self._start,
             CloseConnection: self._close,
+            DeliverLocally: self.local.start,
             DeferEnvelope: self._defer,
             RemoveEnvelope: self._remove,
             SendBounce: self._bounce,
@@ -184,11 +208,14 @@ class Driver:
         return answer
 
     def routed(self, recipients: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
-        """Send everything to the smart host, if there is one: it is the relay's key then."""
+        """Send everything to the smart host, if there is one: it is the relay's key then.
+
+        What rules were asked about is as they said.
+        """
         smart_host = self.config.relay.smart_host.lower()
         if not smart_host:
             return recipients
-        return tuple([recipient._replace(domain=smart_host) for recipient in recipients])
+        return tuple([r if r.rule else r._replace(domain=smart_host) for r in recipients])
 
     def expiry(self, created_at: float, transaction: Transaction) -> float:
         """Return when envelopes of a transaction become too old."""
@@ -229,7 +256,7 @@ class Driver:
         carry_out = self._carry_out
         for instruction in self.engine.handle(stimulus, now=now):
             carry_out[type(instruction)](instruction)
-        if self.tracer.mta or self.tracer.scheduler:
+        if self.tracer.mta or self.tracer.mda or self.tracer.scheduler:
             self._trace(stimulus)
 
     def _frame(self, stimulus: Stimulus) -> None:
@@ -246,11 +273,18 @@ class Driver:
                     carried=dict(envelopes),
                 )
                 return
+        elif kind is LocalDeliveryDone:
+            details = self.local.carried(stimulus.evpid)  # type: ignore[union-attr]
+            if details is not None:
+                self.deliveries.of_delivery(stimulus.evpid, details)  # type: ignore[union-attr]
+                return
         self.deliveries.of_nobody()
 
     def _trace(self, stimulus: Stimulus) -> None:
         kind = type(stimulus).__name__
         subsystem = "mta" if kind.startswith(("Conn", "Trans")) else "scheduler"
+        if kind == "LocalDeliveryDone":
+            subsystem = "mda"
         if self.tracer.on(subsystem):
             if isinstance(stimulus, MessageSubmitted | EnvelopeRestored):
                 stimulus = stimulus._replace(body=None)
@@ -342,12 +376,34 @@ class Driver:
         found = store.mta_envelope_of(handle) if handle is not None else None
         return found if found is not None else self.recent.mta_envelope(envelope)
 
-    def details(self, envelope: EvpId) -> MtaEnvelope | None:
+    def _local_details(self, envelope: EvpId) -> MdaEnvelope | None:
+        """Return what a local delivery needs, or None if the envelope is relayed, or not there.
+
+        Raises:
+            QueueUnavailableError: it can't be read now.
+        """
+        store = self.engine.store
+        handle = store.find(envelope)
+        found = store.mda_envelope_of(handle) if handle is not None else None
+        if found is None:
+            found = self.recent.mda_envelope(envelope)
+        if found is not None:
+            return found
+        stored = self.queue.envelope(envelope)
+        if stored is None or not stored.recipient.delivery:
+            return None
+        return mda_envelope(stored.transaction, stored.recipient, created_at=stored.created_at)
+
+    def details(self, envelope: EvpId) -> MtaEnvelope | MdaEnvelope | None:
         """Return what an attempt needs: from memory if it is there, else from the queue.
 
         Raises:
             QueueUnavailableError: it can't be read now.
         """
+        if self.engine.scheduler.has_local:
+            local = self._local_details(envelope)
+            if local is not None:
+                return local
         return self._in_memory(envelope) or self.queue.mta_envelope(envelope)
 
     def body(self, msgid: MsgId) -> bytes:
@@ -421,7 +477,9 @@ class Driver:
 
     def is_quiet(self) -> bool:
         """Return whether no transaction runs and no report waits for the disk."""
-        return not self._sending and not self.bouncer.messages and not self.outbound.sessions
+        return not (
+            self._sending or self.bouncer.messages or self.outbound.sessions or self.local.running
+        )
 
     async def stop(self) -> None:
         """End all connections and tasks. What was in flight is tried again after the next start."""
@@ -433,6 +491,7 @@ class Driver:
             self._timer.cancel()
             self._timer = None
         self.outbound.abort_all()
+        await self.local.stop()
         # Reports, too: their commits belong to the queue, and what has none is found at the next start.
         while tasks := list(self._tasks):
             for task in tasks:

@@ -11,6 +11,7 @@ parser and its error handling. The rules:
 """
 
 import asyncio
+import itertools
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache, partial
@@ -55,7 +56,10 @@ class Inbound(Session):
         """Prepare a session; `connection_made` starts it."""
         super().__init__(door, loop=loop)
         self._mail: Transaction | None = None
-        self._recipients: dict[str, Recipient] = {}
+        self._recipients: dict[str, tuple[Recipient, ...]] = {}
+        """The envelopes of each address that RCPT named."""
+        self._envelopes = 0
+        """How many these are."""
         self._tried = 0
         self._message: MessageReader | None = None
         self._msgid = MsgId(0)
@@ -66,6 +70,7 @@ class Inbound(Session):
         self._mail = None
         if self._recipients:
             self._recipients = {}
+            self._envelopes = 0
         self._tried = 0
         self._message = None
         if self._reserved:
@@ -155,15 +160,17 @@ class Inbound(Session):
         self._tried += 1
         too_many = self._tried > self.limits.max_rcpt + OVERSHOOT_MAX
         if too_many or recipient.address not in recipients:
-            refusal = (
+            answer = (
                 admission.TOO_MANY_RECIPIENTS
                 if too_many
-                else self.door.recipient(self.peer, recipient, len(recipients))
+                else self.door.recipient(self.peer, recipient, self._envelopes)
             )
-            if refusal is not None:
-                self.fail(refusal, is_error=too_many)
+            if isinstance(answer, Reply):
+                self.fail(answer, is_error=too_many)
                 return
-            recipients[recipient.address] = recipient
+            envelopes = answer or (recipient,)
+            recipients[recipient.address] = envelopes
+            self._envelopes += len(envelopes)
         self._output.append(b"250 2.1.5 Ok\r\n")
 
     @syntax("DATA")
@@ -280,7 +287,7 @@ class Inbound(Session):
         if message.refusal is not None:
             self._answer(message.refusal)
             return
-        recipients = tuple(self._recipients.values())
+        recipients = tuple(itertools.chain.from_iterable(self._recipients.values()))
         try:
             body = message.body()
             refusal = self.door.message(

@@ -60,13 +60,17 @@ class Door(Protocol):
         """
         ...
 
-    def recipient(self, peer: str, recipient: Recipient, recipients: int) -> Reply | None:
+    def recipient(
+        self, peer: str, recipient: Recipient, recipients: int
+    ) -> Reply | tuple[Recipient, ...] | None:
         """Decide on RCPT: `mta.core.admission.on_recipient`.
+
+        The answer is a refusal, or the envelopes that the recipient becomes; None if that is itself.
 
         Args:
             peer: address of the client.
             recipient: who the mail is for.
-            recipients: those accepted in this transaction so far.
+            recipients: envelopes of this transaction so far.
         """
         ...
 

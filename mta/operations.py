@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mta.core.envelopes.base import EnvelopeState, Flag
 from mta.core.ids import EvpId, MsgId, msgid_of, show_evpid, show_msgid, show_session
 from mta.core.relay import NEVER
-from mta.core.stimuli import AgentPaused, AgentResumed, RouteEnabled
+from mta.core.stimuli import Agent, AgentPaused, AgentResumed, RouteEnabled
 from mta.queue.base import QueueUnavailableError, StoredEnvelope
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Operations:
         server = self._server
         return {
             "mta": "paused" if server.engine.agent.paused else "running",
+            "mda": "paused" if server.engine.local.paused else "running",
             "smtp": "paused" if server.door.paused else "running",
             "queue": "healthy" if server.queue.healthy else "failing",
             "envelope": server.config.envelope,
@@ -233,17 +234,17 @@ class Operations:
         return count
 
     def pause(self, what: str) -> None:
-        """Stop relaying or accepting."""
-        if what == "mta":
-            self._server.driver.tell(AgentPaused())
+        """Stop relaying, local delivery or accepting."""
+        if what in ("mta", "mda"):
+            self._server.driver.tell(AgentPaused(Agent(what)))
         else:
             assert what == "smtp", what
             self._server.door.paused = True
 
     def resume(self, what: str) -> None:
-        """Start relaying or accepting again."""
-        if what == "mta":
-            self._server.driver.tell(AgentResumed())
+        """Start relaying, local delivery or accepting again."""
+        if what in ("mta", "mda"):
+            self._server.driver.tell(AgentResumed(Agent(what)))
         else:
             assert what == "smtp", what
             self._server.door.paused = False
@@ -254,6 +255,13 @@ class Operations:
             return False
         self._server.driver.tell(RouteEnabled(address))
         return True
+
+    def expand(self, address: str) -> list[str]:
+        """Return how an address expands, as the lines of a tree."""
+        addressing = self._server.driver.addressing
+        if addressing is None:
+            raise ValueError("there are no rules: every address is relayed")
+        return list(addressing.show(address))
 
     def trace(self, subsystem: str, on: bool) -> None:
         """Switch tracing into the log."""

@@ -7,7 +7,14 @@ queue's envelope cache of 1,024 entries (queue_backend.c).
 
 from typing import NamedTuple
 
-from mta.core.envelopes.base import MtaEnvelope, Recipient, Transaction, mta_envelope
+from mta.core.envelopes.base import (
+    MdaEnvelope,
+    MtaEnvelope,
+    Recipient,
+    Transaction,
+    mda_envelope,
+    mta_envelope,
+)
 from mta.core.ids import EvpId, MsgId, msgid_of
 
 _NUMBER_MASK = 0xFFFFFFFF
@@ -73,6 +80,16 @@ class RecentMessages:
             return None
         recipient = message.recipients[(evpid & _NUMBER_MASK) - 1]
         return mta_envelope(message.transaction, recipient, created_at=message.created_at)
+
+    def mda_envelope(self, evpid: EvpId) -> MdaEnvelope | None:
+        """Return what a local delivery needs of one envelope, or None if it is not kept, or is relayed."""
+        message = self._messages.get(msgid_of(evpid))
+        if message is None:
+            return None
+        recipient = message.recipients[(evpid & _NUMBER_MASK) - 1]
+        if not recipient.delivery:
+            return None
+        return mda_envelope(message.transaction, recipient, created_at=message.created_at)
 
     def __len__(self) -> int:
         return len(self._messages)

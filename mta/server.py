@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from mta.addressing import Addressing
 from mta.control import ControlServer, ControlSocketBusyError
 from mta.core import records
 from mta.core.engine import Engine
@@ -109,6 +110,7 @@ class MtaServer:
         self._exposition: Exposition | None = None
         self._smtp: asyncio.Server | None = None
         self._resolver: Resolver
+        self._addressing: Addressing | None = None
         self._started_at = self.effects.now()
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -189,6 +191,19 @@ class MtaServer:
             raise ConfigError(
                 self.source, "dns.nameserver", config.dns.nameserver, str(error)
             ) from None
+        networks = config.smtp.relay_networks
+        addressing: Addressing | None = None
+        if config.rules:
+            try:
+                addressing = self._addressing = Addressing(
+                    config, effects=effects, source=self.source, log=self.log, tracer=self.tracer
+                )
+            except ConfigError:
+                raise
+            except ValueError as error:
+                raise ConfigError(
+                    self.source, "smtp.relay_networks", networks, str(error)
+                ) from None
         self.driver = Driver(
             self.engine,
             config,
@@ -198,8 +213,8 @@ class MtaServer:
             log=self.log,
             tracer=self.tracer,
             record=self._record,
+            addressing=addressing,
         )
-        networks = config.smtp.relay_networks
         try:
             self.door = ServerDoor(
                 config,
@@ -456,6 +471,8 @@ class MtaServer:
         if hasattr(self, "driver"):
             await self.driver.stop()
             await self._resolver.close()
+        if self._addressing is not None:
+            self._addressing.close()
         if self._control is not None:
             await self._control.close()
         if self._exposition is not None:

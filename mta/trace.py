@@ -22,7 +22,9 @@ from mta.core.stimuli import Stimulus
 from mta.effects import Effects
 from mta.log import LineFile, Log, printable
 
-SUBSYSTEMS: Final = ("smtp", "mta", "scheduler", "queue", "dns", "io", "control", "limits")
+SUBSYSTEMS: Final = (
+    "smtp", "mta", "mda", "scheduler", "queue", "expand", "lookup", "dns", "io", "control", "limits",
+)  # fmt: skip
 """What can be traced. smtpctl's words where the subsystem is the same."""
 ALL: Final = "all"
 
@@ -37,8 +39,11 @@ class Tracer:
 
     smtp: bool
     mta: bool
+    mda: bool
     scheduler: bool
     queue: bool
+    expand: bool
+    lookup: bool
     dns: bool
     io: bool
     control: bool

@@ -12,13 +12,14 @@ from typing import Protocol
 
 import msgspec
 
-from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.envelopes.base import Transaction
 from mta.core.ids import EvpId, MsgId, show_evpid, show_msgid
 from mta.effects import Effects
 from mta.queue import schema
 from mta.queue.base import QueueUnavailableError, StoredEnvelope
 from mta.queue.bodies import BodyFiles
 from mta.queue.database import Database, QueueCorruptError
+from mta.queue.recipients import recipient_of
 from mta.queue.schema import Row
 
 _decode = msgspec.json.Decoder(Transaction).decode
@@ -177,12 +178,13 @@ class Reader:
         waiting_flags = self._lag.flags(evpid)
         try:
             transaction = _decode(row[11])
+            recipient = recipient_of(*row[1:5])
         except (msgspec.DecodeError, ValueError, TypeError) as error:
             self._note(f"queue: envelope {show_evpid(evpid)} is damaged and left alone: {error}")
             return None
         return StoredEnvelope(
             evpid,
-            Recipient(row[1], row[2], row[3], row[4]),
+            recipient,
             transaction,
             row[9],
             row[10],

@@ -45,7 +45,7 @@ CREATE TABLE body (msgid INTEGER PRIMARY KEY, data BLOB NOT NULL);
 CREATE TABLE envelope (
     evpid INTEGER PRIMARY KEY,   -- msgid << 32 | number of the recipient, from 1
     address TEXT NOT NULL,
-    domain TEXT NOT NULL,
+    domain TEXT NOT NULL,        -- of a local delivery more: see mta/queue/recipients.py
     notify TEXT NOT NULL,
     orcpt TEXT NOT NULL,
     attempts INTEGER NOT NULL,

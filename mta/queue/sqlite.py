@@ -29,6 +29,7 @@ from mta.queue.bodies import BodyFiles
 from mta.queue.database import Database, QueueCorruptError, Removed, Totals
 from mta.queue.msgids import MsgIds
 from mta.queue.reader import Reader
+from mta.queue.recipients import columns_of
 from mta.queue.schema import Change, Row
 from mta.queue.wake import Waker
 from mta.queue.writer import Commit, Item, Marker, Waiting, Writer
@@ -515,7 +516,7 @@ def _changes(submission: Submission, *, in_file: bool) -> list[Row]:
             in_file,
             _encode(transaction).decode(),
             None if in_file else body,
-            *recipients[0],
+            *columns_of(recipients[0]),
             int(flags[0]),
         )
     ]
@@ -527,7 +528,7 @@ def _changes(submission: Submission, *, in_file: bool) -> list[Row]:
             base | number + 1,
             created_at,
             *no_message,
-            *recipients[number],
+            *columns_of(recipients[number]),
             int(flags[number]),
         )
         for number in range(1, len(recipients))

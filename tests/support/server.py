@@ -20,6 +20,8 @@ def _toml(table: Mapping[str, object], prefix: str = "") -> str:
         if isinstance(value, Mapping):
             name = f"{prefix}{key}"
             nested.append(f"\n[{name}]\n{_toml(value, f'{name}.')}")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            nested += [f"\n[[{prefix}{key}]]\n{_toml(item, f'{prefix}{key}.')}" for item in value]
         else:
             plain.append(f"{key} = {json.dumps(value)}")
     return "\n".join([*plain, *nested])

@@ -1,0 +1,164 @@
+"""Who a recipient is: rules, tables and users of the configuration, and the envelopes that an address becomes.
+
+Without ``[[rules]]`` there is no `Addressing`, and every address is relayed. With them nothing is that no rule
+allows.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mta.core.address import NULL_PATH, Path, parse_path
+from mta.core.admission import parse_networks
+from mta.core.envelopes.base import Recipient, local_key
+from mta.core.expanded import DeliveryKind, Expansion, render_tree, tree
+from mta.core.expansion import Expander, Trace
+from mta.core.lookup import Account, Answer, Found, NotFound, TemporaryError
+from mta.core.rules import Client, RuleSet
+from mta.tables import ServerTables
+
+if TYPE_CHECKING:
+    from mta.config import Config
+    from mta.effects import Effects
+    from mta.log import Log
+    from mta.trace import Tracer
+
+
+class _TracedTables:
+    """Tables that say what they were asked and answered; subsystem ``lookup``."""
+
+    def __init__(self, tables: ServerTables, tracer: "Tracer") -> None:
+        self._tables = tables
+        self._tracer = tracer
+
+    def lookup(self, table: str, key: str) -> Answer:
+        answer = self._tables.lookup(table, key)
+        if self._tracer.lookup:
+            self._say(f'"{key}" in table {table}', answer)
+        return answer
+
+    def user(self, userbase: str, name: str) -> Account | NotFound | TemporaryError:
+        answer = self._tables.user(userbase, name)
+        if self._tracer.lookup:
+            self._say(f'"{name}" as user in {userbase or "system"}', answer)
+        return answer
+
+    def forward(self, account: Account) -> Answer:
+        answer = self._tables.forward(account)
+        if self._tracer.lookup:
+            self._say(f"~{account.name}/.forward", answer)
+        return answer
+
+    def include(self, path: str) -> Answer:
+        answer = self._tables.include(path)
+        if self._tracer.lookup:
+            self._say(f"include {path}", answer)
+        return answer
+
+    def _say(self, what: str, answer: Answer | Account) -> None:
+        match answer:
+            case Found(entries):
+                shown = f'"{", ".join(map(str, entries[:20]))}"'
+            case Account():
+                shown = f"uid={answer.uid} home={answer.home}"
+            case TemporaryError(text):
+                shown = f"error: {text}"
+            case _:
+                shown = "none"
+        self._tracer.line("lookup", f"lookup {what} -> {shown}")
+
+
+class Addressing:
+    """Expands recipients, as the configuration says."""
+
+    def __init__(
+        self, config: "Config", *, effects: "Effects", source: str, log: "Log", tracer: "Tracer"
+    ) -> None:
+        """Read the tables.
+
+        Raises:
+            ConfigError: one of them can't be used.
+            ValueError: ``smtp.relay_networks`` has what is no network.
+        """
+        self.rules = RuleSet(config.rules, networks=parse_networks(config.smtp.relay_networks))
+        self.tables = ServerTables(
+            config.tables,
+            config.userbases,
+            effects=effects,
+            source=source,
+            log=log.warn,
+            expansion=config.expansion.limits,
+        )
+        self._smart_host = config.relay.smart_host.lower()
+        self._log = log
+        self._tracer = tracer
+        self._expander = Expander(self.rules, _TracedTables(self.tables, tracer), config.expansion)
+        local = self.rules.client()
+        self._inside = local._replace(words=local.internal)
+
+    def client(self, address: str) -> Client:
+        """Return a client at the door, as rules see it."""
+        return self.rules.client(address)
+
+    def expand(self, recipient: Path, client: Client) -> Expansion:
+        """Return what a recipient becomes."""
+        trace: Trace | None = None
+        if self._tracer.expand:
+            trace = self._trace
+        expansion = self._expander.expand(recipient, client=client, trace=trace)
+        if expansion.reply is not None:
+            self._log.info(
+                f'expand to=<{recipient.address}> result="{expansion.reply}"'
+                f' reason="{expansion.reason}"'
+            )
+        return expansion
+
+    def _trace(self, text: str) -> None:
+        self._tracer.line("expand", text)
+
+    def envelopes(self, recipient: Recipient, expansion: Expansion) -> tuple[Recipient, ...]:
+        """Return the envelopes that a recipient becomes, in the order of their deliveries."""
+        found = []
+        for delivery in expansion.deliveries:
+            if delivery.kind is DeliveryKind.RELAY:
+                rule = self.rules.by_name[delivery.rule].config
+                key = rule.smart_host.lower() or self._smart_host or delivery.domain
+                found.append(
+                    recipient._replace(address=delivery.address, domain=key, rule=delivery.rule)
+                )
+                continue
+            method = delivery.kind.value
+            if delivery.target:
+                method = f"{method}:{delivery.target}"
+            found.append(
+                recipient._replace(
+                    domain=local_key(delivery.user),
+                    delivery=method,
+                    user=delivery.user,
+                    tag=delivery.tag,
+                    dest="" if delivery.address == recipient.address else delivery.address,
+                    rule=delivery.rule,
+                )
+            )
+        return tuple(found)
+
+    def of_ours(self, recipient: Recipient) -> Expansion:
+        """Expand a recipient of mail that is from us: a report."""
+        return self.expand(Path(recipient.address, recipient.domain), self._inside)
+
+    def show(self, address: str) -> Iterator[str]:
+        """Yield how an address expands for mail from inside, as lines of a tree.
+
+        Raises:
+            ValueError: it is no address.
+        """
+        path = parse_path(f"<{address}>")
+        if path is None or path == NULL_PATH:
+            raise ValueError(f"not an address: {address[:60]!r}")
+        return render_tree(tree(self.expand(path, self._inside)))
+
+    def close(self) -> None:
+        """Let go of the tables. Idempotent."""
+        self.tables.close()
+
+
+__all__ = ["Addressing"]

@@ -133,9 +133,11 @@ def test_an_alias_can_lead_elsewhere(running, tmp_path):
 def test_a_recipient_that_cannot_be_is_refused_whole(running, tmp_path, rcpt, code):
     """All or nothing: of a list with one bad member nobody gets mail."""
     server, _ = running
-    with smtplib.SMTP("127.0.0.1", server.port, local_hostname="client.test") as smtp:
-        with pytest.raises(smtplib.SMTPRecipientsRefused) as caught:
-            smtp.sendmail("me@from.test", [rcpt], TEXT)
+    with (
+        smtplib.SMTP("127.0.0.1", server.port, local_hostname="client.test") as smtp,
+        pytest.raises(smtplib.SMTPRecipientsRefused) as caught,
+    ):
+        smtp.sendmail("me@from.test", [rcpt], TEXT)
     assert code == caught.value.recipients[rcpt][0]
     assert not (tmp_path / "alice" / "Maildir").exists()
 

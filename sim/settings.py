@@ -13,8 +13,12 @@ from mta.core.retry import RetrySettings
 from mta.core.settings import ConfigError, build
 from sim.resolver import DnsSettings
 
-IGNORED: Final = ("hostname", "drain_s", "smtp", "relay", "queue", "control", "log")
-"""Keys of the server that say where things are, not what is decided. A model has no place for them."""
+IGNORED: Final = (
+    "hostname", "drain_s", "smtp", "relay", "local", "rules", "tables", "userbases", "expansion", "queue",
+    "control", "log",
+)  # fmt: skip
+"""Keys of the server that say where things are and who has mail, not what is decided. A model has no place for
+them: it relays."""
 
 
 @dataclass(slots=True)

@@ -228,15 +228,18 @@ async def test_a_mistake_of_ours_is_an_answer_and_is_told(post):
     assert len(one.faults) == 1
 
 
-async def test_a_stop_cancels_what_runs_and_tells_nobody(post):
+async def test_a_stop_cancels_what_runs_and_tells_nobody(post, tmp_path):
     """The mail is in the queue; a delivery that is cancelled before its first step goes too."""
-    one = post(rule={"delivery": "pipe", "command": ["/bin/sleep", "600"]})
+    one = post(
+        rule={"delivery": "pipe", "command": ["/bin/sh", "-c", "touch began; exec sleep 600"]}
+    )
     one.envelopes[ONE] = MdaEnvelope("", "a@b", "a@b", "alice", "local", 1.0, "", "here")
     two = EvpId(ONE + 1)
     one.envelopes[two] = one.envelopes[ONE]
     one.mail.start(DeliverLocally(ONE, "alice"))
-    for _ in range(20):
-        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        while not (tmp_path / "alice" / "began").exists():  # noqa: ASYNC110  # its only sign
+            await asyncio.sleep(0.01)
     one.mail.start(DeliverLocally(two, "alice"))
     async with asyncio.timeout(20):
         await one.mail.stop()

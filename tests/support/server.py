@@ -139,6 +139,13 @@ class RunningServer:
             assert time.monotonic() < deadline, stats
             time.sleep(0.05)
 
+    def until_logged(self, text: str, count: int = 1, timeout_s: float = 5.0) -> None:
+        """Wait until a text is in the log so often; lines are written up to 0.1 s after the fact."""
+        deadline = time.monotonic() + timeout_s
+        while (found := self.log.read_text().count(text)) != count:
+            assert time.monotonic() < deadline, (text, found)
+            time.sleep(0.02)
+
     def rss_bytes(self) -> int:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")

@@ -55,7 +55,14 @@ def play(host: RemoteHost, messages: list[tuple[float, list[int]]]) -> list[obje
                 continue
             seen.append(host.command(conn, "EHLO", "x", now))
         verdict_ = host.transaction(conn, "a@b.test", [f"u{i}@f.test" for i in rcpts], 99, now)
-        seen += [verdict_, conn.sender, list(conn.rcpts), conn.closed, str(conn.wave_at), conn.waves]
+        seen += [
+            verdict_,
+            conn.sender,
+            list(conn.rcpts),
+            conn.closed,
+            str(conn.wave_at),
+            conn.waves,
+        ]
         now += verdict_.duration_s
         if not verdict_.usable:
             host.disconnect(conn, now)

@@ -27,7 +27,10 @@ def test_what_was_given_up_is_read_from_the_log() -> None:
 
 def test_tables_are_merged_deeply() -> None:
     """The bench's own keys win; what is beside them stays; nothing is changed in place."""
-    base: dict[str, Any] = {"limits": {"mta": {"max_mx": 3}}, "relay": {"port": 25, "smart_host": "x"}}
+    base: dict[str, Any] = {
+        "limits": {"mta": {"max_mx": 3}},
+        "relay": {"port": 25, "smart_host": "x"},
+    }
     over = {"relay": {"port": 2525}, "seed": 7}
 
     assert {

@@ -42,7 +42,8 @@ def test_a_fatter_representation_is_measured_as_fatter() -> None:
         for name in ("whole", "full", "packed")
     }
 
-    assert found["whole"] > 2 * found["full"] > 4 * found["packed"] > 100
+    # No lower bound for packed: at this size its columns fit into memory that the imports left behind.
+    assert found["whole"] > 2 * found["full"] > 4 * found["packed"] > 0
 
 
 @pytest.mark.parametrize(

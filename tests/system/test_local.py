@@ -95,8 +95,8 @@ def test_mail_to_an_alias_is_in_each_mailbox(running, tmp_path):
     assert message["Subject"] == "hello"
     assert len(box(tmp_path, "bob")) == 2
     assert stats["mda.envelope"] == stats["mda.user"] == 0
+    server.until_logged("mda delivery evpid=", 3)
     log = server.log.read_text()
-    assert log.count("mda delivery evpid=") == 3
     assert "from=<me@from.test> to=<info@here.test> rcpt=<info@here.test> user=alice" in log
     assert "result=Ok stat=Delivered" in log
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 START_S = 20.0
+LOG_S = 0.15
+"""Log lines are written up to 0.1 s after the fact; whoever waited for something may read of it."""
 
 
 def _toml(table: Mapping[str, object], prefix: str = "") -> str:
@@ -135,6 +137,7 @@ class RunningServer:
         while True:
             stats = self.stats()
             if condition(stats):
+                time.sleep(LOG_S)
                 return stats
             assert time.monotonic() < deadline, stats
             time.sleep(0.05)

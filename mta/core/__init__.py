@@ -14,6 +14,8 @@ A map:
 - engine: the door; gives each stimulus to one of the two machines behind it
 - scheduler: pending, scheduled, in flight, held, suspended; expiry
 - agent, relay, holdqueue: who may connect to whom, now; back-pressure
+- local: who gets the next local delivery; policies for what is over the caps
+- rules, aliases, expansion, expanded, expansionlimits, lookup: whose mail it is
 - retry, concurrency, routing, admission, bounce: policies, each by name
 - metrics, records: names and shapes that both shells fill
 """

@@ -138,7 +138,10 @@ class Engine:
         """Return when `TimeReached` is next wanted, or None; not later than ``now`` means at once."""
         agent = self.agent
         agent_at = agent.next_wakeup()
-        relayed, local = self._takers()
+        if self.scheduler.has_local:
+            relayed, local = self._takers()
+        else:
+            relayed, local = not (agent.paused or agent.draining), False
         if not relayed and not local:
             return agent_at
         scheduler_at = self.scheduler.next_wakeup(self._now, relayed=relayed, local=local)
@@ -151,15 +154,20 @@ class Engine:
         agent, local = self.agent, self.local
         return (
             not (agent.paused or agent.draining),
-            self.scheduler.has_local and not (local.paused or local.draining),
+            not (local.paused or local.draining),
         )
 
     def _hand_out(self, now: float, out: list[Instruction]) -> None:
+        scheduler, agent = self.scheduler, self.agent
+        if not scheduler.has_local:
+            # The shorter way where there is no local mail: this runs after every stimulus.
+            if not (agent.paused or agent.draining):
+                for handle in scheduler.hand_out(now, out):
+                    agent.take(handle, now, out)
+            return
         relayed, local = self._takers()
         if relayed or local:
-            for handle in self.scheduler.hand_out(
-                now, out, relayed=relayed, local=local or not self.scheduler.has_local
-            ):
+            for handle in scheduler.hand_out(now, out, relayed=relayed, local=local):
                 self._agent_of(handle).take(handle, now, out)
 
     def _agent_of(self, handle: Handle) -> MtaAgent | LocalAgent:

@@ -136,6 +136,16 @@ def mta_envelope(
     transaction: Transaction, recipient: Recipient, *, created_at: float
 ) -> MtaEnvelope:
     """Return what the relaying agent needs of an accepted envelope."""
+    sender, size = transaction.sender, transaction.size
+    if not (
+        transaction.body_type
+        or transaction.smtputf8
+        or transaction.ret
+        or transaction.envid
+        or recipient.notify
+        or recipient.orcpt
+    ):
+        return MtaEnvelope(sender, recipient.address, created_at, size)
     options: list[str] = []
     if transaction.body_type == "8BITMIME":
         options.append("BODY=8BITMIME")
@@ -149,9 +159,7 @@ def mta_envelope(
         options.append(f"RCPT:NOTIFY={recipient.notify}")
     if recipient.orcpt:
         options.append(f"RCPT:ORCPT={recipient.orcpt}")
-    return MtaEnvelope(
-        transaction.sender, recipient.address, created_at, transaction.size, tuple(options)
-    )
+    return MtaEnvelope(sender, recipient.address, created_at, size, tuple(options))
 
 
 class MdaEnvelope(NamedTuple):

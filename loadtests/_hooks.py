@@ -250,7 +250,7 @@ def _on_start(environment: Environment, **_: Any) -> None:
         recorder=_hooks.recorder,
     )
     _hooks.run = Run(player, settings)
-    log.info("Run %s: %d messages at %g/s", run_id, scenario.load.messages, scenario.load.rate)
+    log.info("Run %s: %d messages at %g/s", run_id, scenario.messages, scenario.load.rate)
     gevent.spawn(_watch, environment, _hooks.run)
 
 

@@ -105,13 +105,13 @@ def _run(
     if out is not None:
         _make(out)
     summaries = []
-    messages = scenario.load.messages * replications
+    messages = scenario.messages * replications
     with _progress(messages) as advance:
         for number in range(replications):
             trace = None
             if out is not None:
                 trace = out / ("trace.jsonl" if replications == 1 else f"trace-{number}.jsonl")
-            done = number * scenario.load.messages
+            done = number * scenario.messages
             try:
                 result = simulate(
                     scenario,

@@ -218,6 +218,7 @@ def _chosen(drawn: Schedule, numbers: Any, due_s: Any) -> Schedule:
     first = np.concatenate(([0], np.cumsum(counts)))
     # Recipient j of the new schedule is the (j - first)-th of its message in the old one.
     own = np.repeat(drawn.first[numbers] - first[:-1], counts) + np.arange(int(first[-1]))
+    local = ("service_s", "failures", "fatal") if drawn.users else ()
     return replace(
         drawn,
         due_s=due_s,
@@ -226,6 +227,7 @@ def _chosen(drawn: Schedule, numbers: Any, due_s: Any) -> Schedule:
         first=first,
         recipient_domain=drawn.recipient_domain[own],
         mailbox=drawn.mailbox[own],
+        **{name: getattr(drawn, name)[numbers] for name in local},
     )
 
 

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple
 
 from mta.core.settings import ConfigError, build
+from sim.checks import Problem, domain_problems, in_range
+from sim.groups import GROUPS_MAX, LocalGroup
 
 SIZE_MIN: Final = 512
 """Bytes of the smallest message: the headers that identify it must fit (`sim.workload`)."""
@@ -36,32 +38,6 @@ HOSTS_MAX: Final = 254
 
 MX_PREFERENCE: Final = 10
 """All hosts of a destination are equally preferred, so that they share its mail."""
-
-DOMAIN_MAX: Final = 48
-"""Characters of a destination's domain: no header line of a message gets longer than 78."""
-
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_DOMAIN = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.(?:test|example)")
-"""Names that no resolver outside will ever answer for (RFC 2606)."""
-
-Problem: TypeAlias = tuple[str, object, str]
-"""(key, value, what is wrong), as `mta.core.settings` asks for it."""
-
-
-def _in_range(*checks: tuple[str, float, float, float]) -> Iterator[Problem]:
-    """Yield a problem for each (key, value, lowest, highest) that is outside; bounds belong to it."""
-    for key, value, low, high in checks:
-        if not low <= value <= high:
-            yield key, value, f"must be from {low} to {high}"
-
-
-def _domain_problems(key: str, domain: str) -> Iterator[Problem]:
-    if len(domain) > DOMAIN_MAX or not _DOMAIN.fullmatch(domain):
-        yield (
-            key,
-            domain,
-            f"must be a name under .test or .example, {DOMAIN_MAX} characters at most",
-        )
 
 
 @dataclass(slots=True)
@@ -85,7 +61,7 @@ class Sizes:
 
     def problems(self) -> Iterator[Problem]:
         """Yield what has the right type and makes no sense; see `mta.core.settings`."""
-        yield from _in_range(
+        yield from in_range(
             ("bytes", self.bytes, SIZE_MIN, SIZE_MAX),
             ("min", self.min, SIZE_MIN, SIZE_MAX),
             ("max", self.max, SIZE_MIN, SIZE_MAX),
@@ -114,7 +90,7 @@ class Recipients:
 
     def problems(self) -> Iterator[Problem]:
         """Yield what has the right type and makes no sense; see `mta.core.settings`."""
-        yield from _in_range(
+        yield from in_range(
             ("count", self.count, 1, RECIPIENTS_MAX),
             ("s", self.s, 0, 100),
             ("max", self.max, 1, RECIPIENTS_MAX),
@@ -134,7 +110,10 @@ class Load:
     """What is sent, when, and over how many connections."""
 
     messages: int = 1000
-    """Messages in all."""
+    """Messages to the outside; 0 if there are only local ones."""
+    scale: float = 1.0
+    """Shortens or lengthens the experiment at the same rates: times ``messages`` here, and times messages and
+    window of each local group."""
     rate: float = 100.0
     """Messages per second, whatever the server does (open loop)."""
     arrivals: Literal["poisson", "constant"] = "poisson"
@@ -154,15 +133,21 @@ class Load:
 
     def problems(self) -> Iterator[Problem]:
         """Yield what has the right type and makes no sense; see `mta.core.settings`."""
-        yield from _in_range(
-            ("messages", self.messages, 1, MESSAGES_MAX),
+        yield from in_range(
+            ("messages", self.messages, 0, MESSAGES_MAX),
+            ("scale", self.scale, 0.0001, 1000),
             ("rate", self.rate, 0.001, 1_000_000),
             ("sessions", self.sessions, 1, 10_000),
             ("warm_up_s", self.warm_up_s, 0, 1_000_000),
             ("senders", self.senders, 1, 1_000_000),
         )
         if self.sender_domain:
-            yield from _domain_problems("sender_domain", self.sender_domain)
+            yield from domain_problems("sender_domain", self.sender_domain)
+
+    @property
+    def count(self) -> int:
+        """Messages to the outside at this scale; one at least, if there are any."""
+        return max(1, round(self.messages * self.scale)) if self.messages else 0
 
 
 @dataclass(slots=True)
@@ -187,8 +172,8 @@ class Destination:
         """Yield what has the right type and makes no sense; see `mta.core.settings`."""
         if not self.name:
             yield "name", self.name, "must not be empty"
-        yield from _domain_problems("domain", self.domain)
-        yield from _in_range(
+        yield from domain_problems("domain", self.domain)
+        yield from in_range(
             ("domains", self.domains, 1, 1_000_000),
             ("skew", self.skew, 0, 10),
             ("share", self.share, 0, 1_000_000),
@@ -219,6 +204,8 @@ class Scenario:
     """Which envelopes the bench runs, one server process each."""
     load: Load = field(default_factory=Load)
     destinations: list[Destination] = field(default_factory=list)
+    local: list[LocalGroup] = field(default_factory=list)
+    """The server's own users."""
     server: dict[str, Any] = field(default_factory=dict)
     """What the server is configured with beyond its defaults; the keys of its own file."""
 
@@ -248,6 +235,26 @@ class Scenario:
                 yield f"destinations.{i}.domain", each.domain, "belongs to another destination"
         if not any(each.share > 0 for each in self.destinations):
             yield "destinations.0.share", 0.0, "must be above 0 for one destination at least"
+        if not self.local and not self.load.messages:
+            yield "load.messages", 0, f"must be from 1 to {MESSAGES_MAX}"
+        yield from self._local_problems()
+
+    def _local_problems(self) -> Iterator[Problem]:
+        if len(self.local) > GROUPS_MAX:
+            yield "local", len(self.local), f"must be {GROUPS_MAX} tables at most"
+        if self.messages > MESSAGES_MAX:
+            yield "load.scale", self.load.scale, f"makes more than {MESSAGES_MAX} messages"
+        outside = [each.domain for each in self.destinations]
+        for i, group in enumerate(self.local):
+            if group.name in [other.name for other in self.local[:i]]:
+                yield f"local.{i}.name", group.name, "is the name of another group"
+            if any(f".{group.domain}".endswith(f".{domain}") for domain in outside):
+                yield f"local.{i}.domain", group.domain, "belongs to a destination"
+
+    @property
+    def messages(self) -> int:
+        """All messages: to the outside, and to local users."""
+        return self.load.count + sum(each.count(self.load.scale) for each in self.local)
 
 
 def available() -> list[str]:

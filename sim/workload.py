@@ -8,10 +8,11 @@ so that the two cannot disagree.
 
 import functools
 import hashlib
+import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,13 @@ from sim.distributions import (
     BoundedPareto,
     Choice,
     Distribution,
+    Exponential,
     Fixed,
     LogNormal,
     Zipf,
     stream,
 )
+from sim.groups import SECONDS_MAX, LocalGroup
 from sim.scenario import Recipients, Scenario, Sizes, domains_of, sender_domain
 
 Ints = npt.NDArray[np.int64]
@@ -46,7 +49,7 @@ class Mailbox(NamedTuple):
     """One recipient of one message."""
 
     destination: int
-    """Index into `Scenario.destinations`."""
+    """Index into `Scenario.destinations`; -1 - g for a user of local group g."""
     domain: str
     local_part: str
 
@@ -76,7 +79,16 @@ class Schedule:
     mailbox: Ints
     """int64[recipient]."""
     domains: tuple[tuple[int, str], ...]
-    """(destination, domain) of every domain that is sent to."""
+    """(destination, domain) of every domain that is sent to; local group g is destination -1 - g."""
+    users: tuple[str, ...] = ()
+    """Names of the local groups; user n of one has the local part ``<name><n>``."""
+    service_s: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """float64[message]: how long each attempt at a local delivery takes beside the server's own work. Empty without
+    local groups."""
+    failures: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """int64[message]: attempts at the local delivery that fail for now before the one that settles it."""
+    fatal: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    """bool[message]: that one fails for good."""
 
     def __len__(self) -> int:
         return len(self.due_s)
@@ -96,9 +108,19 @@ class Schedule:
         numbers = self.mailbox[own].tolist()
         where = [self.domains[index] for index in self.recipient_domain[own].tolist()]
         return tuple(
-            Mailbox(destination, domain, f"user{number}")
+            Mailbox(destination, domain, f"{self.prefix(destination)}{number}")
             for (destination, domain), number in zip(where, numbers, strict=True)
         )
+
+    def prefix(self, destination: int) -> str:
+        """Return what a mailbox's number is put behind, by `Mailbox.destination`."""
+        return "user" if destination >= 0 else self.users[-1 - destination]
+
+    @property
+    def group(self) -> Ints:
+        """int64[message]: index into ``users`` of the local group it is for, or -1 if it goes to the outside."""
+        destinations = np.array([destination for destination, _ in self.domains], dtype=np.int64)
+        return np.maximum(-1 - destinations[self.recipient_domain[self.first[:-1]]], -1)
 
 
 def size_law(sizes: Sizes) -> Distribution:
@@ -125,10 +147,22 @@ def draw(scenario: Scenario, replication: int = 0) -> Schedule:
     """Draw all messages of a scenario.
 
     The same seed and replication give the same messages. The load's own parameters change only what
-    they say: with another ``rate`` the instants scale, with more ``messages`` the first ones stay.
+    they say: with another ``rate`` the instants scale, with more ``messages`` the first ones stay; a local group
+    changes nothing of the mail to the outside, nor of another group's, but its numbers.
     """
+    outside = _draw_outside(scenario, replication)
+    if not scenario.local:
+        return outside
+    parts = [outside]
+    for number, group in enumerate(scenario.local):
+        parts.append(_draw_group(scenario, number, group, replication))
+    return _merged(scenario, parts)
+
+
+def _draw_outside(scenario: Scenario, replication: int) -> Schedule:
+    """Draw the messages to the destinations."""
     load = scenario.load
-    n = load.messages
+    n = load.count
 
     def named(name: str) -> np.random.Generator:
         return stream(scenario.seed, name, replication)
@@ -137,12 +171,6 @@ def draw(scenario: Scenario, replication: int = 0) -> Schedule:
     gaps = named("arrivals").standard_exponential(n) if poisson else np.ones(n)
     # The first message comes after the first gap: at the start of the load, rates are equal.
     due_s = np.cumsum(gaps) / load.rate
-
-    drawn = size_law(load.sizes).draw(named("sizes"), n)
-    if load.sizes.law != "fixed":
-        # Before the integers: a lognormal law can draw more than they hold.
-        drawn = np.clip(drawn, load.sizes.min, load.sizes.max)
-    size = np.rint(drawn).astype(np.int64)
 
     counts = recipient_law(load.recipients).draw(named("recipients"), n).astype(np.int64)
     first = np.concatenate(([0], np.cumsum(counts)))
@@ -157,13 +185,101 @@ def draw(scenario: Scenario, replication: int = 0) -> Schedule:
     return Schedule(
         scenario=scenario.name,
         due_s=due_s,
-        size=size,
+        size=_sizes(load.sizes, named("sizes"), n),
         sender_number=named("senders").integers(0, load.senders, n),
         sender_domain=sender_domain(scenario),
         first=first,
         recipient_domain=recipient_domain,
         mailbox=mailbox,
         domains=domains,
+    )
+
+
+def _sizes(sizes: Sizes, rng: np.random.Generator, n: int) -> Ints:
+    drawn = size_law(sizes).draw(rng, n)
+    if sizes.law != "fixed":
+        # Before the integers: a lognormal law can draw more than they hold.
+        drawn = np.clip(drawn, sizes.min, sizes.max)
+    return np.rint(drawn).astype(np.int64)
+
+
+def service_law(group: LocalGroup) -> Distribution:
+    """Return the law of the time that a delivery to a group takes beside the server's own work."""
+    if group.law == "fixed" or not group.seconds:
+        return Fixed(group.seconds)
+    if group.law == "lognormal":
+        return LogNormal(group.seconds, group.sigma)
+    # Named by its median as the others.
+    return Exponential(group.seconds / math.log(2))
+
+
+def _draw_group(scenario: Scenario, number: int, group: LocalGroup, replication: int) -> Schedule:
+    """Draw the messages to one local group; its streams are named after it."""
+    load = scenario.load
+
+    def named(name: str) -> np.random.Generator:
+        return stream(scenario.seed, f"local/{group.name}/{name}", replication)
+
+    n = group.count(load.scale)
+    if group.arrivals == "poisson":
+        position = np.sort(named("arrivals").random(n))
+    else:
+        position = np.arange(n) / n
+    due_s = load.scale * (group.from_s + position * (group.to_s - group.from_s))
+    # Every user gets the same number; whose turn it is, is drawn.
+    mailbox = np.repeat(np.arange(group.users), group.per_user(load.scale))
+    named("users").shuffle(mailbox)
+    return Schedule(
+        scenario=scenario.name,
+        due_s=due_s,
+        size=_sizes(load.sizes, named("sizes"), n),
+        sender_number=named("senders").integers(0, load.senders, n),
+        sender_domain=sender_domain(scenario),
+        first=np.arange(n + 1),
+        recipient_domain=np.zeros(n, dtype=np.int64),
+        mailbox=mailbox,
+        domains=((-1 - number, group.domain),),
+        service_s=np.minimum(service_law(group).draw(named("service"), n), SECONDS_MAX),
+        failures=named("tempfail").geometric(1 - group.tempfail, n) - 1,
+        fatal=named("permfail").random(n) < group.permfail,
+    )
+
+
+def _merged(scenario: Scenario, parts: Sequence[Schedule]) -> Schedule:
+    """Return all messages in the order of their instants; of those for the same one, the outside is first."""
+    due_s = np.concatenate([part.due_s for part in parts])
+    order = np.argsort(due_s, kind="stable")
+    counts = np.concatenate([np.diff(part.first) for part in parts])
+    offsets = np.concatenate(([0], np.cumsum(counts)))
+    first = np.concatenate(([0], np.cumsum(counts[order])))
+    # Where each recipient of the new order was in the parts put behind each other.
+    own = np.repeat(offsets[:-1][order] - first[:-1], counts[order]) + np.arange(int(first[-1]))
+    domains: list[tuple[int, str]] = []
+    indices: list[Ints] = []
+    for part in parts:
+        indices.append(part.recipient_domain + len(domains))
+        domains.extend(part.domains)
+    outside = len(parts[0])
+
+    def column(name: str, none: object) -> npt.NDArray[Any]:
+        """Put a column of the local parts behind one that says ``none`` for the outside."""
+        values = [getattr(part, name) for part in parts[1:]]
+        return np.concatenate([np.full(outside, none, dtype=values[0].dtype), *values])[order]
+
+    return Schedule(
+        scenario=scenario.name,
+        due_s=due_s[order],
+        size=np.concatenate([part.size for part in parts])[order],
+        sender_number=np.concatenate([part.sender_number for part in parts])[order],
+        sender_domain=parts[0].sender_domain,
+        first=first,
+        recipient_domain=np.concatenate(indices)[own],
+        mailbox=np.concatenate([part.mailbox for part in parts])[own],
+        domains=tuple(domains),
+        users=tuple(group.name for group in scenario.local),
+        service_s=column("service_s", 0.0),
+        failures=column("failures", 0),
+        fatal=column("fatal", False),
     )
 
 

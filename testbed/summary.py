@@ -324,7 +324,9 @@ def scenario_line(scenario: Scenario) -> str:
     """Return the load in one line, for people."""
     load = scenario.load
     how = "kept connections" if load.keep else "a connection per message"
-    return (
-        f"{load.messages:,} messages at {load.rate:g}/s ({load.arrivals}), {load.sessions} sessions,"
-        f" {how}, seed {scenario.seed}"
-    )
+    parts = [f"{load.count:,} messages at {load.rate:g}/s ({load.arrivals})"] if load.count else []
+    parts += [
+        f"{group.count(load.scale):,} to {group.users} local users ({group.name})"
+        for group in scenario.local
+    ]
+    return f"{', '.join(parts)}, {load.sessions} sessions, {how}, seed {scenario.seed}"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim.checks import DOMAIN_MAX
 from sim.distributions import Zipf
 from sim.scenario import (
-    DOMAIN_MAX,
     MESSAGES_MAX,
     SIZE_MIN,
     Destination,

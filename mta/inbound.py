@@ -23,15 +23,17 @@ from mta.core.address import is_helo_name, parse_mail, parse_rcpt
 from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.ids import MsgId, evpid, show_evpid, show_msgid
 from mta.core.reply import Reply
-from mta.inbound_data import MessageReader, count_hops
+from mta.inbound_chunks import ChunkedSession
+from mta.inbound_data import ChunkReader, MessageReader, count_hops
 from mta.inbound_door import Door
-from mta.inbound_session import Phase, Session, reply_to_fault
+from mta.inbound_session import Phase, reply_to_fault
 
 OVERSHOOT_MAX = 1000
 """RCPT commands over the limit in one transaction before each is an error of the client: RFC 5321
 4.5.3.1.10 lets it go on, but not for ever. Postfix ``smtpd_recipient_overshoot_limit``."""
 
 _BAD_SEQUENCE = Reply(503, "5.5.1", "Command not allowed at this point")
+_NO_RECIPIENTS = Reply(554, "5.5.1", "No valid recipients")
 _NOT_IMPLEMENTED = Reply(502, "5.5.1", "Command not implemented")
 
 
@@ -44,12 +46,13 @@ def _date(second: int) -> str:
 @lru_cache(maxsize=16)
 def _ehlo(hostname: str, size_max: int) -> bytes:
     # No DSN: its parameters are read, but nobody here reports success (RFC 3461 4.1).
-    extensions = ("PIPELINING", f"SIZE {size_max}", "8BITMIME", "ENHANCEDSTATUSCODES")
+    # No BINARYMIME: see `mta.inbound_data.ChunkReader`.
+    extensions = ("PIPELINING", f"SIZE {size_max}", "8BITMIME", "ENHANCEDSTATUSCODES", "CHUNKING")
     lines = [f"250-{line}\r\n" for line in (hostname, *extensions)]
     return ("".join(lines) + "250 SMTPUTF8\r\n").encode()
 
 
-class Inbound(Session):
+class Inbound(ChunkedSession):
     """One session with one client. Make one per connection: ``lambda: Inbound(door)``."""
 
     def __init__(self, door: Door, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -146,7 +149,7 @@ class Inbound(Session):
     async def smtp_RCPT(self, arg: str | None) -> None:
         """RFC 5321 4.1.1.3. An address that was given already is one envelope, not two (Postfix cleanup)."""
         mail = self._mail
-        if mail is None:
+        if mail is None or self._message is not None:
             self.fail(_BAD_SEQUENCE)
             return
         rcpt = parse_rcpt(
@@ -177,17 +180,17 @@ class Inbound(Session):
     async def smtp_DATA(self, arg: str) -> None:
         """RFC 5321 4.1.1.4. From here on input is the message; the msgid is taken for Received."""
         mail = self._mail
-        if mail is None or arg:
+        if mail is None or arg or self._message is not None:
+            # Not after BDAT either (RFC 3030 2).
             self.fail(_BAD_SEQUENCE if not arg else Reply(501, "5.5.4", "Syntax: DATA"))
             return
         if not self._recipients:
-            self.fail(Reply(554, "5.5.1", "No valid recipients"))
+            self.fail(_NO_RECIPIENTS)
             return
-        self._msgid = self.door.next_msgid()
-        head = self._received_field(mail)
-        self._head_size = len(head)
         self._message = MessageReader(
-            head, size_max=self.limits.max_message_size, line_max=self.limits.max_text_line
+            self._begin_message(mail),
+            size_max=self.limits.max_message_size,
+            line_max=self.limits.max_text_line,
         )
         self.phase = Phase.MESSAGE
         self._output.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
@@ -245,6 +248,32 @@ class Inbound(Session):
 
     # -- the message -------------------------------------------------------------------------------
 
+    def _begin_message(self, mail: Transaction) -> bytes:
+        """Take a msgid; return the header fields that we add."""
+        self._msgid = self.door.next_msgid()
+        head = self._received_field(mail)
+        self._head_size = len(head)
+        return head
+
+    def _begin_chunk(self, size: int) -> ChunkReader | Reply:
+        """Return who reads a chunk, or why nobody does: as DATA, and also not after DATA (RFC 3030 2)."""
+        mail = self._mail
+        if mail is None:
+            return _BAD_SEQUENCE
+        if not self._recipients:
+            return _NO_RECIPIENTS
+        message = self._message
+        if message is None:
+            message = self._message = ChunkReader(
+                self._begin_message(mail),
+                size_max=self.limits.max_message_size,
+                line_max=self.limits.max_text_line,
+                chunks_max=self.limits.max_chunks,
+            )
+        assert isinstance(message, ChunkReader), "after DATA no command is read"
+        message.begin(size)
+        return message
+
     def _received_field(self, mail: Transaction) -> bytes:
         """Return the trace field of RFC 5321 4.4; ``with`` from RFC 3848 and RFC 6531 3.7.3."""
         protocol = "UTF8SMTP" if mail.smtputf8 else "ESMTP" if mail.esmtp else "SMTP"
@@ -258,6 +287,16 @@ class Inbound(Session):
     def _receive(self, data: bytes) -> None:
         message = self._message
         assert message is not None
+        rest = self._feed(message, data)
+        if rest is not None:
+            self._input = rest
+            self._end_of_message(message)
+        elif message.is_endless:
+            assert message.refusal is not None
+            self._reject_input(message.refusal)
+
+    def _feed(self, message: MessageReader, data: bytes) -> bytes | None:
+        """Give a message what was read, within the budget; return what followed its end, or None."""
         try:
             if message.refusal is None:
                 if self.door.reserve(len(data)):
@@ -272,12 +311,7 @@ class Inbound(Session):
             self._log_fault("DATA", error)
             message.refuse(reply_to_fault(error))
             rest = message.feed(data)
-        if rest is not None:
-            self._input = rest
-            self._end_of_message(message)
-        elif message.is_endless:
-            assert message.refusal is not None
-            self._reject_input(message.refusal)
+        return rest
 
     def _end_of_message(self, message: MessageReader) -> None:
         """Submit what was read, or say why not."""

@@ -1,6 +1,7 @@
-"""Reading one message between 354 and the dot.
+"""Reading one message: between 354 and the dot, or in chunks.
 
-A message ends at CRLF "." CRLF and nowhere else (RFC 5321 4.1.1.4), whatever the pieces it arrives in.
+After DATA a message ends at CRLF "." CRLF and nowhere else (RFC 5321 4.1.1.4), whatever the pieces it arrives
+in; with BDAT (RFC 3030) where the last chunk does, and a dot means nothing. In both it is lines that end with CRLF.
 Memory is bounded by the limits, not by what the client sends: a message is one buffer, never a list
 of lines, and from the moment it is refused nothing of it is kept. No I/O here.
 """
@@ -20,6 +21,7 @@ Postfix: ``smtpd_forbid_bare_newline = reject``. The code is Exchange Online's f
 TOO_BIG: Final = Reply(552, "5.3.4", "Message too big")
 LINE_TOO_LONG: Final = Reply(552, "5.6.0", "Line too long")
 NO_MEMORY: Final = Reply(452, "4.3.1", "Insufficient system storage")
+TOO_MANY_CHUNKS: Final = Reply(552, "5.3.4", "Message has too many chunks")
 
 
 class MessageReader:
@@ -132,13 +134,76 @@ class MessageReader:
             if line_end < 0:
                 return self.refuse(LINE_TOO_LONG)
             self._line_at = line_end + 1
-        if stop - self._head - self._stuffed > self._size_max:
-            # Stuffed dots don't count; look for them only when it matters.
-            self._stuffed += buffer.count(b"\r\n.", self._stuffed_to, stop)
-            self._stuffed_to = max(self._stuffed_to, stop - 2)
-            if stop - self._head - self._stuffed > self._size_max:
-                return self.refuse(TOO_BIG)
+        if stop - self._head - self._stuffed > self._size_max and self._is_too_big(stop):
+            return self.refuse(TOO_BIG)
         return None
+
+    def _is_too_big(self, stop: int) -> bool:
+        """Say it of what is before ``stop``. Stuffed dots don't count; look for them only when it matters."""
+        self._stuffed += self._buffer.count(b"\r\n.", self._stuffed_to, stop)
+        self._stuffed_to = max(self._stuffed_to, stop - 2)
+        return stop - self._head - self._stuffed > self._size_max
+
+
+class ChunkReader(MessageReader):
+    """Collects one message from chunks of known size (BDAT, RFC 3030).
+
+    Call `begin` for each chunk, `feed` with its octets, and `end` after the last one. BINARYMIME is not
+    offered, hence lines are lines and a lone CR or LF is refused as after DATA: the next host may not know
+    chunks, and what is binary would have to be encoded anew for it, which breaks signatures.
+    """
+
+    __slots__ = ("_chunks", "_chunks_max")
+
+    def __init__(self, head: bytes, *, size_max: int, line_max: int, chunks_max: int) -> None:
+        """Start a message.
+
+        Args:
+            head: header fields to put before the message; ends with CRLF.
+            size_max: bytes of the message without ``head``.
+            line_max: bytes of a line without its CRLF.
+            chunks_max: chunks it may come in.
+        """
+        super().__init__(head, size_max=size_max, line_max=line_max)
+        self._chunks = 0
+        self._chunks_max = chunks_max
+
+    def begin(self, size: int) -> None:
+        """Announce a chunk: a message that won't fit is refused before its octets come."""
+        self._chunks += 1
+        if self._chunks > self._chunks_max:
+            self.refuse(TOO_MANY_CHUNKS)
+        elif len(self._buffer) - self._head + size > self._size_max:
+            self.refuse(TOO_BIG)
+
+    def feed(self, data: bytes) -> None:
+        """Take octets of the chunk; of a message that was refused nothing is kept."""
+        if self.refusal is not None:
+            self._discarded += len(data)
+            return
+        self._buffer += data
+        self._check(len(self._buffer))
+
+    def end(self) -> None:
+        """Check what only the end can tell; a last line without its CRLF gets one, as in Postfix."""
+        if self.refusal is not None:
+            return
+        buffer = self._buffer
+        if buffer[-1] == 13:
+            self.refuse(BARE)
+        elif not buffer.endswith(b"\r\n"):
+            buffer += b"\r\n"
+            self._check(len(buffer))
+
+    def body(self) -> bytes:
+        """Return head and message; once, after `end`."""
+        assert self.refusal is None
+        body = bytes(self._buffer)
+        self._buffer = bytearray()
+        return body
+
+    def _is_too_big(self, stop: int) -> bool:
+        return False  # `begin` let no such chunk in; the CRLF that is ours does no harm
 
 
 def count_hops(body: bytes, *, hops_max: int) -> int:

@@ -31,6 +31,8 @@ LINGER_BYTES: Final = 1024 * 1024
 
 _GOODBYE: Final = Reply(421, *admission.LOCAL_ERROR[1:])
 _OUT_OF_STEP: Final = Reply(554, "5.5.0", "SMTP protocol synchronization")
+BDAT: Final = re.compile(rb"BDAT +([0-9]{1,20})( +LAST)? *", re.IGNORECASE)
+"""RFC 3030 2; as many digits as SIZE may have."""
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LAST_OF_GROUP: Final = frozenset({b"EHLO", b"HELO", b"DATA", b"VRFY", b"HELP", b"QUIT"})
 """Commands that nothing may follow unasked. RFC 2920 3.1, with Postfix's leniency for NOOP and EXPN."""
@@ -44,6 +46,8 @@ class Phase(enum.Enum):
 
     COMMAND = "command"
     MESSAGE = "message"
+    CHUNK = "chunk"
+    """An octet of BDAT: so many of them follow, then a command."""
     COMMIT = "commit"
     """Nothing is read: the last message is being made durable."""
     CLOSING = "closing"
@@ -124,6 +128,7 @@ class Session(SMTP):
         self._line = b""
         self._ended = False
         self._draining = False
+        self._obeying = False
         self._read_paused = False
         self._write_paused = False
         self._discarded = 0
@@ -134,6 +139,10 @@ class Session(SMTP):
 
     def _receive(self, data: bytes) -> None:
         """Take a piece of a message."""
+        raise NotImplementedError
+
+    def _take_chunk(self, data: bytes, at: int) -> int:
+        """Take what is the chunk's of ``data[at:]``; return where it ended. The phase says if there is more."""
         raise NotImplementedError
 
     def _reset(self) -> None:
@@ -173,7 +182,7 @@ class Session(SMTP):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
-        """Take input; in the phase COMMAND it is commands, in MESSAGE a message."""
+        """Take input; in the phase COMMAND it is commands, in MESSAGE a message, in CHUNK first a chunk."""
         phase = self.phase
         if phase is Phase.MESSAGE:
             self._active_at = self.loop.time()
@@ -201,7 +210,7 @@ class Session(SMTP):
     def resume_writing(self) -> None:
         """Go on with what waited."""
         self._write_paused = False
-        if self.phase is Phase.COMMAND:
+        if self.phase in (Phase.COMMAND, Phase.CHUNK):
             self._go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -270,26 +279,46 @@ class Session(SMTP):
     # -- input and output -------------------------------------------------------------------------
 
     def _obey(self, data: bytes) -> None:
-        """Carry out the complete commands in ``data``; keep what is left."""
+        """Carry out the complete commands in ``data`` with their chunks; keep what is left."""
+        self._obeying = True
+        try:
+            at = self._obey_each(data)
+        finally:
+            self._obeying = False
+        if self.phase is not Phase.CLOSING:
+            self._input = data[at:]
+            if self._draining and self.phase is Phase.COMMAND:
+                # Its chunk was let in to the end.
+                self._shut_down()
+                return
+        self._flush()
+
+    def _obey_each(self, data: bytes) -> int:
+        """Obey; return where the first command that is not complete begins."""
         at = 0
         line_max = self.limits.max_line
-        while self.phase is Phase.COMMAND and not self._write_paused:
+        while not self._write_paused:
+            if self.phase is Phase.CHUNK:
+                at = self._take_chunk(data, at)
+                if self.phase is Phase.CHUNK:
+                    break
+                continue
+            if self.phase is not Phase.COMMAND:
+                break
             end = data.find(b"\n", at)
             if (end if end >= 0 else len(data)) - at > line_max:
                 self._reject_input(Reply(500, "5.5.2", "Line too long"))
-                return
+                break
             if end < 0:
                 break
             if end == at or data[end - 1] != 13:
                 # After this the two sides may disagree on where commands begin: SMTP smuggling.
                 self._reject_input(BARE)
-                return
+                break
             self._line = data[at : end - 1]
             at = end + 1
             self._command(self._line, at < len(data))
-        if self.phase is not Phase.CLOSING:
-            self._input = data[at:]
-        self._flush()
+        return at
 
     def _command(self, line: bytes, more: bool) -> None:
         """Carry out one command; ``more`` input is waiting behind it."""
@@ -304,6 +333,10 @@ class Session(SMTP):
             return
         if more and (verb in _LAST_OF_GROUP or not self.esmtp):
             self._reject_input(_OUT_OF_STEP)
+            return
+        if verb[:4] == b"BDAT" and BDAT.fullmatch(line) is None:
+            # Nobody can know any more where the next command begins.
+            self._reject_input(Reply(501, "5.5.4", "Syntax: BDAT size [LAST]"))
             return
         if method is None:
             self.fail(Reply(500, "5.5.1", "Command unrecognized"))
@@ -382,6 +415,8 @@ class Session(SMTP):
 
     def _go_on(self) -> None:
         """Read and obey again after a wait."""
+        if self._obeying:
+            return  # a message that came in chunks: whoever obeys goes on
         if self._draining and self.phase is Phase.COMMAND:
             self._shut_down()
             return

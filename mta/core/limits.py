@@ -37,6 +37,8 @@ class SmtpLimits:
     """Bytes of a command line; OpenSMTPD's LINE_MAX; RFC 5321 4.5.3.1.4 asks for 512."""
     max_text_line: int = 65_536
     """Bytes of a line of the message. OpenSMTPD: 65,535; RFC 5321 4.5.3.1.6 lets clients use 1,000."""
+    max_chunks: int = 10_000
+    """BDAT commands per message (RFC 3030). Ours: the largest message in pieces of 3.6 KB."""
     max_errors: int = 20
     """Rejected commands per connection. Postfix ``smtpd_hard_error_limit``."""
     max_junk: int = 100

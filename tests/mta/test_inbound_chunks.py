@@ -188,7 +188,9 @@ async def test_a_size_that_cannot_be_read_ends_the_session(command):
     """Nobody knows how much of what follows is the chunk's."""
     door = FakeDoor()
     client = begun(door)
-    assert client.send(command.encode() + b"\r\n" + EVIL) == "501 5.5.4 Syntax: BDAT size [LAST]\r\n"
+    assert (
+        client.send(command.encode() + b"\r\n" + EVIL) == "501 5.5.4 Syntax: BDAT size [LAST]\r\n"
+    )
     assert not client.is_open
     assert not door.accepted
 
@@ -416,7 +418,9 @@ async def test_segments_change_nothing(data):
     cuts = data.draw(st.sets(st.integers(1, len(raw) - 1)) | st.just(set(range(1, len(raw)))))
     edges = [0, *sorted(cuts), len(raw)]
     answer = "".join(client.send(raw[start:stop]) for start, stop in itertools.pairwise(edges))
-    assert re.fullmatch(r"(250 2\.0\.0 \d+ octets received\r\n)*250 .+\r\n250 2\.0\.0 Ok\r\n", answer)
+    assert re.fullmatch(
+        r"(250 2\.0\.0 \d+ octets received\r\n)*250 .+\r\n250 2\.0\.0 Ok\r\n", answer
+    )
     assert len(answer.splitlines()) == len(chunks) + 1
     [message] = door.accepted
     assert message.text == text

@@ -139,7 +139,7 @@ class Config:
 
     hostname: str = "localhost.localdomain"
     """Name in the greeting, in Received and in bounces."""
-    envelope: Literal["whole", "full", "slim", "packed"] = "slim"
+    envelope: Literal["fixed", "whole", "full", "slim", "packed"] = "slim"
     """How envelopes are kept in memory."""
     seed: int = 0
     """Seed of all random choices (MX order, jitter); 0 draws one and logs it."""

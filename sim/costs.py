@@ -117,6 +117,7 @@ class Costs:
             "full": MemoryCosts(envelope_bytes=1100.0),
             "slim": MemoryCosts(envelope_bytes=400.0),
             "packed": MemoryCosts(envelope_bytes=60.0),
+            "fixed": MemoryCosts(envelope_bytes=400.0),
         }
     )
     """By representation."""

@@ -177,7 +177,8 @@ class Model:
         self.kernel: Kernel = make_kernel(backend)
         name = f"{self.seed}" if not replication else f"{self.seed}/{replication}"
         self.engine = Engine(
-            representation=config.envelope,
+            # All decide alike, and what `fixed` takes is reckoned: the model need not really have it.
+            representation="slim" if config.envelope == "fixed" else config.envelope,
             limits=config.limits,
             retry=config.retry,
             concurrency=config.concurrency,

@@ -198,7 +198,7 @@ class Scenario:
     """Root of all streams; see `sim.distributions.stream`."""
     drain_s: float = 60.0
     """Longest wait for the queue to become empty after the load."""
-    representations: list[Literal["whole", "full", "slim", "packed"]] = field(
+    representations: list[Literal["fixed", "whole", "full", "slim", "packed"]] = field(
         default_factory=lambda: ["whole", "full", "slim", "packed"]
     )
     """Which envelopes the bench runs, one server process each."""

@@ -25,7 +25,7 @@ them: it relays."""
 class ModelConfig:
     """What decides in the server, and so in the model."""
 
-    envelope: Literal["whole", "full", "slim", "packed"] = "slim"
+    envelope: Literal["fixed", "whole", "full", "slim", "packed"] = "slim"
     """How envelopes are kept in memory."""
     seed: int = 0
     """Of MX order and jitter; 0 takes the scenario's."""

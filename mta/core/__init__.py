@@ -10,7 +10,7 @@ A map:
 
 - values: ids, address, reply, limits, settings (checked configuration)
 - stimuli, instructions: all that crosses the border
-- envelopes/: how envelopes are kept in memory, four representations behind one interface
+- envelopes/: how envelopes are kept in memory, five representations behind one interface
 - engine: the door; gives each stimulus to one of the two machines behind it
 - scheduler: pending, scheduled, in flight, held, suspended; expiry
 - agent, relay, holdqueue: who may connect to whom, now; back-pressure

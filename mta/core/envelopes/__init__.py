@@ -1,7 +1,8 @@
-"""How envelopes are kept in memory: one interface, four representations.
+"""How envelopes are kept in memory: one interface, five representations.
 
 - base.py: the interface, and the values that cross it
-- objects.py: what the three object representations share
+- objects.py: what the object representations share
+- fixed.py: OpenSMTPD's buffer of January 2013, while an agent has the envelope
 - whole.py: envelope and body
 - full.py: every field of the envelope
 - slim.py: a scheduler's record, and the agent's part while it is in flight
@@ -9,13 +10,14 @@
 """
 
 from mta.core.envelopes.base import EnvelopeStore
+from mta.core.envelopes.fixed import FixedStore
 from mta.core.envelopes.full import FullStore
 from mta.core.envelopes.packed import PackedStore
 from mta.core.envelopes.slim import SlimStore
 from mta.core.envelopes.whole import WholeStore
 
-REPRESENTATIONS = ("whole", "full", "slim", "packed")
-"""From the fattest to the slimmest; the values of `envelope` in the configuration."""
+REPRESENTATIONS = ("fixed", "whole", "full", "slim", "packed")
+"""From the fattest to the slimmest, by what an agent has of an envelope; the values of `envelope` in the configuration."""
 
 
 def make_store(name: str, *, epoch: float) -> EnvelopeStore:
@@ -29,6 +31,8 @@ def make_store(name: str, *, epoch: float) -> EnvelopeStore:
         return PackedStore(epoch=epoch)
     if name == "slim":
         return SlimStore()
+    if name == "fixed":
+        return FixedStore()
     if name == "full":
         return FullStore()
     assert name == "whole", name

@@ -1,4 +1,4 @@
-"""Envelopes as Python objects: what `whole`, `full` and `slim` have in common.
+"""Envelopes as Python objects: what `whole`, `full`, `slim` and `fixed` have in common.
 
 One record per envelope, found by a dict, ordered by a heap, linked into lists through two of its own
 slots. The heap holds plain integers, ``due tick << 64 | evpid``, and the record keeps the one that is

@@ -42,7 +42,9 @@ def run_command(
     ] = None,
     representations: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Of fixed,whole,full,slim,packed; the scenario's without it."),
+        typer.Option(
+            metavar="LIST", help="Of fixed,whole,full,slim,packed; the scenario's without it."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Root of all random streams.")] = None,
     out: Annotated[

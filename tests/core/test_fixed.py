@@ -90,9 +90,7 @@ def test_what_goes_in_for_local_delivery_comes_out(
 ):
     """The same for users, tags, rules, paths and commands of any length."""
     delivery = word if target is None else f"{word}:{target}"
-    recipient = Recipient(
-        rcpt, "x@", delivery=delivery, user=user, tag=tag, dest=dest, rule=rule
-    )
+    recipient = Recipient(rcpt, "x@", delivery=delivery, user=user, tag=tag, dest=dest, rule=rule)
     transaction = Transaction(sender, 1)
     store = FixedStore()
 

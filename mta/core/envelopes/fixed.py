@@ -115,7 +115,7 @@ class _Writer:
     def method(self, delivery: str) -> tuple[int, bytes]:
         """Return method and buffer of a local delivery."""
         word, _, target = delivery.partition(":")
-        if word in _METHODS and delivery == (f"{word}:{target}" if target else word):
+        if word and word in _METHODS and delivery == (f"{word}:{target}" if target else word):
             return _METHODS.index(word), self.text("delivery", target, 1024)
         self.aside["delivery"] = delivery
         return 0, b""
@@ -210,7 +210,7 @@ def _delivery(record: FixedRecord, buffer: bytearray) -> str:
     target = _text(record, "delivery", _AT_AGENT + 516, 1024)
     word = _METHODS[number]
     if not word:
-        return target
+        return target  # all of it: a method that C did not have
     return f"{word}:{target}" if target else word
 
 

@@ -4,6 +4,7 @@
 that names file, key and value (exit status 2).
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +18,32 @@ from mta.core.rules import RuleConfig, rule_problems
 from mta.delivery.base import DeliveryLimits
 from mta.tables.base import TableConfig, UserConfig
 
+_LISTENER_NAME = re.compile(r"[a-z0-9_]{1,32}")
+
 
 @dataclass(slots=True)
 class SmtpConfig:
     """The door."""
 
     listen: str = "127.0.0.1:2525"
-    """Address and port to accept SMTP on."""
+    """Address and port to accept SMTP on: the listener ``smtp``. Empty: only ``[[listeners]]``."""
     relay_networks: list[str] = field(default_factory=lambda: ["127.0.0.0/8", "::1/128"])
     """Networks whose clients may send to any domain; others get 550 5.7.1."""
+
+
+@dataclass(slots=True)
+class ListenerConfig:
+    """One more place to accept SMTP on, ``[[listeners]]``."""
+
+    name: str
+    """For logs and metrics, as ``submission``."""
+    address: str
+    """``address:port``."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield values that can't be used."""
+        if not _LISTENER_NAME.fullmatch(self.name):
+            yield "name", self.name, "must be 1 to 32 lower-case letters, digits or _"
 
 
 @dataclass(slots=True)
@@ -146,6 +164,8 @@ class Config:
     drain_s: float = 30.0
     """How long SIGTERM waits for transactions to end."""
     smtp: SmtpConfig = field(default_factory=SmtpConfig)
+    listeners: list[ListenerConfig] = field(default_factory=list)
+    """Places to accept SMTP on besides ``smtp.listen``."""
     relay: RelayConfig = field(default_factory=RelayConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     rules: list[RuleConfig] = field(default_factory=list)
@@ -165,7 +185,8 @@ class Config:
     limits: Limits = field(default_factory=Limits)
 
     def problems(self) -> Iterator[Problem]:
-        """Yield what is wrong between rules and tables."""
+        """Yield what is wrong between rules and tables, and between listeners."""
+        yield from self._listener_problems()
         yield from rule_problems(self.rules, tables=self.tables, userbases=self.userbases)
         for number, rule in enumerate(self.rules):
             if rule.lmtp:
@@ -174,3 +195,12 @@ class Config:
                 except ValueError:
                     problem = "must be an address:port or an absolute path"
                     yield f"rules.{number}.lmtp", rule.lmtp, problem
+
+    def _listener_problems(self) -> Iterator[Problem]:
+        if not self.smtp.listen and not self.listeners:
+            yield "smtp.listen", "", "must be an address:port when there are no listeners"
+        names = {"smtp"}
+        for number, listener in enumerate(self.listeners):
+            if listener.name in names:
+                yield f"listeners.{number}.name", listener.name, "is the name of a listener before"
+            names.add(listener.name)

@@ -203,7 +203,7 @@ class Operations:
                 "messages": client.messages,
                 "since": client.started_at,
             }
-            for client in self._server.clients
+            for client in self._server.listeners.clients
         ]
         outbound = [
             {

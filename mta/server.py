@@ -13,12 +13,10 @@ A second signal skips the wait. Stopping twice is harmless. SIGHUP opens the log
 """
 
 import asyncio
-import errno
 import gc
 import os
 import platform
 import signal
-import socket
 import sqlite3
 import traceback
 from collections.abc import Mapping
@@ -35,9 +33,9 @@ from mta.core.metrics import METRICS, Metrics
 from mta.core.settings import ConfigError, flatten
 from mta.door import ServerDoor
 from mta.driver import Driver
-from mta.effects import Effects, NotLoopbackError
+from mta.effects import Effects
 from mta.exposition import Exposition
-from mta.inbound import Inbound
+from mta.listeners import Listeners, listening, parse_address, unusable
 from mta.log import Log
 from mta.operations import Operations
 from mta.queue.base import QueueUnavailableError
@@ -57,29 +55,6 @@ OUTBOUND_SESSIONS = 1 << 31
 """Outbound session ids have this bit, inbound ones do not: a log shows the direction."""
 
 
-class _Client(Inbound):
-    """A session at the door that the server can find: to show it, and to send it away."""
-
-    def __init__(
-        self, door: ServerDoor, clients: "set[_Client]", loop: asyncio.AbstractEventLoop
-    ) -> None:
-        super().__init__(door, loop=loop)
-        self._clients = clients
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._clients.add(self)
-        super().connection_made(transport)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._clients.discard(self)
-        super().connection_lost(error)
-
-    def cut_off(self) -> None:
-        """End the connection at once."""
-        if self._wire is not None:
-            self._wire.abort()
-
-
 class MtaServer:
     """One running server."""
 
@@ -97,8 +72,7 @@ class MtaServer:
         self.metrics = Metrics()
         self.restoring = False
         self.smtp_address: tuple[str, int] = ("", 0)
-        self.clients: set[_Client] = set()
-        """Sessions at the door."""
+        self.listeners: Listeners
         self.log: Log
         self.tracer: Tracer
         self.queue: SqliteQueue
@@ -108,7 +82,6 @@ class MtaServer:
         self._record: StimulusTrace | None = None
         self._control: ControlServer | None = None
         self._exposition: Exposition | None = None
-        self._smtp: asyncio.Server | None = None
         self._resolver: Resolver
         self._addressing: Addressing | None = None
         self._started_at = self.effects.now()
@@ -236,9 +209,10 @@ class MtaServer:
         gc.freeze()
 
     def _own_addresses(self) -> tuple[str, ...]:
-        """Return the address that we listen on, if another host's port on it would be ours."""
-        address, port = self._address("smtp.listen", self.config.smtp.listen)
-        return (address,) if port == self.config.relay.port else ()
+        """Return the addresses that we listen on, if another host's port on them would be ours."""
+        port = self.config.relay.port
+        places = listening(self.config, self.source)
+        return tuple({place.address: None for place in places if place.port == port})
 
     def _open_log(self) -> None:
         config = self.config
@@ -251,7 +225,7 @@ class MtaServer:
                 verbose=config.log.verbose,
             )
         except OSError as error:
-            raise self._unusable("log.file", config.log.file, error) from None
+            raise unusable(self.source, "log.file", config.log.file, error) from None
         self.tracer = Tracer(self.log)
         for number, subsystem in enumerate(config.log.trace):
             try:
@@ -264,7 +238,7 @@ class MtaServer:
             try:
                 self._record = StimulusTrace(self.effects, config.log.stimuli, self._header())
             except OSError as error:
-                raise self._unusable("log.stimuli", config.log.stimuli, error) from None
+                raise unusable(self.source, "log.stimuli", config.log.stimuli, error) from None
 
     def _header(self) -> records.Record:
         settings = flatten(self.config)
@@ -302,7 +276,7 @@ class MtaServer:
                 self.source, "queue.directory", str(directory), f"can't be used: {error}"
             ) from None
         except OSError as error:
-            raise self._unusable("queue.directory", directory, error) from None
+            raise unusable(self.source, "queue.directory", directory, error) from None
 
     async def _open_control(self) -> None:
         control = self.config.control
@@ -316,51 +290,21 @@ class MtaServer:
                 self.source, "control.socket", str(control.socket), str(error)
             ) from None
         except OSError as error:
-            raise self._unusable("control.socket", control.socket, error) from None
+            raise unusable(self.source, "control.socket", control.socket, error) from None
         if control.metrics:
-            address, port = self._address("control.metrics", control.metrics)
+            address, port = parse_address(self.source, "control.metrics", control.metrics)
             self._exposition = Exposition(self.stats, self.effects)
             try:
                 await self._exposition.start(address, port)
             except OSError as error:
-                raise self._unusable("control.metrics", control.metrics, error) from None
+                raise unusable(self.source, "control.metrics", control.metrics, error) from None
 
     async def _open_door(self) -> None:
-        listen = self.config.smtp.listen
-        address, port = self._address("smtp.listen", listen)
-        loop = asyncio.get_running_loop()
-        door = self.door
-        try:
-            self._smtp = await self.effects.create_server(
-                lambda: _Client(door, self.clients, loop), address, port, site="smtp"
-            )
-        except OSError as error:
-            raise self._unusable("smtp.listen", listen, error) from None
-        name = self._smtp.sockets[0].getsockname()
-        self.smtp_address = (name[0], name[1])
-        self.log.info(
-            f"smtp listening address={name[0]} port={name[1]} envelope={self.config.envelope}"
-            f" seed={self.seed}"
+        self.listeners = Listeners(
+            self.config, self.source, self.door, effects=self.effects, log=self.log.info
         )
-
-    def _address(self, key: str, value: str) -> tuple[str, int]:
-        address, _, port = value.rpartition(":")
-        if not address or not port.isdigit() or int(port) > 65535:
-            raise ConfigError(self.source, key, value, "expected address:port")
-        return address.strip("[]"), int(port)
-
-    def _unusable(self, key: str, value: object, error: OSError) -> ConfigError:
-        if error.errno == errno.EADDRINUSE:
-            problem = "in use by another program"
-        elif isinstance(error, NotLoopbackError):
-            problem = "not a loopback address"
-        elif isinstance(error, socket.gaierror):
-            problem = "not an address"
-        else:
-            problem = (
-                os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
-            )
-        return ConfigError(self.source, key, str(value), problem.lower())
+        await self.listeners.open(seed=self.seed)
+        self.smtp_address = self.listeners.address
 
     async def _restore_until_stopped(self) -> None:
         """Restore the queue; a signal interrupts that."""
@@ -447,10 +391,7 @@ class MtaServer:
     async def _drain(self) -> None:
         self.log.info("mta stopping reason=signal")
         self.door.draining = True
-        if self._smtp is not None:
-            self._smtp.close()
-        for client in list(self.clients):
-            client.drain()
+        self.listeners.drain()
         self.driver.drain()
         try:
             async with asyncio.timeout(self.config.drain_s):
@@ -466,8 +407,8 @@ class MtaServer:
 
     async def _close(self) -> None:
         """Undo whatever was started."""
-        if self._smtp is not None:
-            self._smtp.close()
+        if hasattr(self, "listeners"):
+            self.listeners.close()
         if hasattr(self, "driver"):
             await self.driver.stop()
             await self._resolver.close()
@@ -480,13 +421,13 @@ class MtaServer:
         if hasattr(self, "queue"):
             await self.queue.close()
         # Only now: a message that became durable in the last moment has been answered.
-        for client in list(self.clients):
-            client.cut_off()
+        if hasattr(self, "listeners"):
+            self.listeners.cut_off()
         if self._record is not None:
             record, self._record = self._record, None
             record.close()
         if hasattr(self, "log"):
-            if self._smtp is not None:
+            if self.smtp_address[1]:
                 self.log.info("mta stopped")
             self.log.close()
 

@@ -54,6 +54,10 @@ class RunningServer:
         self.file.write_text(_toml(own))
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
+        """Of the first listener."""
+        self.ports: dict[str, int] = {}
+        """By the names of listeners."""
+        self._listeners = bool(own["smtp"].get("listen")) + len(own.get("listeners", ()))  # type: ignore[attr-defined, arg-type]
 
     def start(self, *arguments: str) -> "RunningServer":
         seen = self.log.read_text().count("smtp listening") if self.log.exists() else 0
@@ -64,8 +68,11 @@ class RunningServer:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             lines = self._listening()
-            if len(lines) > seen:
-                self.port = int(lines[-1].split("port=")[1].split()[0])
+            if len(lines) >= seen + self._listeners:
+                for line in lines[seen:]:
+                    words = dict(word.split("=", 1) for word in line.split() if "=" in word)
+                    self.ports[words["listener"]] = int(words["port"])
+                self.port = next(iter(self.ports.values()))
                 return self
             if self.process.poll() is not None:
                 raise AssertionError(self._stderr())

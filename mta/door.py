@@ -13,10 +13,14 @@ from mta.core.admission import Pressure
 from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.ids import MsgId, SessionId
 from mta.core.reply import Reply
+from mta.core.stress import Stress
 from mta.queue.base import QueueUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mta.config import Config
+    from mta.core.limits import SmtpLimits
     from mta.core.metrics import Metrics
     from mta.core.rules import Client
     from mta.driver import Driver
@@ -42,11 +46,14 @@ class ServerDoor:
         first_session: SessionId,
     ) -> None:
         self.hostname = config.hostname
-        self.limits = config.limits.smtp
+        self.stress = Stress(config.limits.smtp)
+        self.on_stress: "Callable[[], None]" = lambda: None
+        """Called when the limits are others: the sessions that are open must hear of it."""
         self.paused = False
         self.draining = False
         self.connections = 0
         self.bytes_in_memory = 0
+        self._config = config.limits.smtp
         self._queue_limits = config.limits.queue
         self._networks = admission.parse_networks(config.smtp.relay_networks)
         self._driver = driver
@@ -54,6 +61,8 @@ class ServerDoor:
         self._log = log
         self._tracer = tracer
         self._metrics = metrics
+        metrics.set("smtp.stress", self.stress.active)
+        metrics.set("smtp.stress.entered", self.stress.entered)
         self._next_session = int(first_session)
         self._clients: Counter[str] = Counter()
         self._may_relay: dict[str, bool] = {}
@@ -67,6 +76,30 @@ class ServerDoor:
     def tracing(self) -> bool:
         """The operator traces ``smtp``."""
         return self._tracer.smtp
+
+    @property
+    def limits(self) -> "SmtpLimits":
+        """The limits that count now."""
+        return self.stress.limits
+
+    @property
+    def commit_timeout_s(self) -> float:
+        """How long a client waits for the answer to its message."""
+        return self._config.timeout_s
+
+    def _count(self, change: int) -> None:
+        """Count connections, and see whether that is stress, or the end of it."""
+        self.connections += change
+        stress = self.stress
+        if stress.update(self.connections):
+            self._metrics.set("smtp.stress", stress.active)
+            self._metrics.set("smtp.stress.entered", stress.entered)
+            self._log.warn(
+                f"smtp stress {'began' if stress.active else 'ended'}"
+                f" connections={self.connections} max={self._config.max_conn}"
+                f" timeout={self.limits.timeout_s:g}s"
+            )
+            self.on_stress()
 
     def trace(self, subsystem: str, line: str) -> None:
         """Write a line to the trace."""
@@ -100,17 +133,16 @@ class ServerDoor:
         if refused is not None:
             if not self._clients[peer]:
                 del self._clients[peer]
-            self._metrics.inc("smtp.refused.connection")
             return refused
         self._clients[peer] += 1
-        self.connections += 1
+        self._count(+1)
         self._metrics.inc("smtp.session")
         self._metrics.inc("smtp.session.inet6" if ":" in peer else "smtp.session.inet4")
         return None
 
     def disconnect(self, peer: str) -> None:
         """Uncount a connection."""
-        self.connections -= 1
+        self._count(-1)
         self._clients[peer] -= 1
         if not self._clients[peer]:
             del self._clients[peer]
@@ -235,13 +267,13 @@ class ServerDoor:
         durable.add_done_callback(settled)
         return answer
 
-    def rejected(self, reply: Reply) -> None:
-        """Count a refused command, message or connection."""
+    def rejected(self, reply: Reply, *, connection: bool = False) -> None:
+        """Count a refused command, message or connection, each once."""
         if reply in _TIMEOUTS:
             self._metrics.inc("smtp.timeout")
             return
         kind = "permanent" if reply.code >= 500 else "temporary"
-        self._metrics.inc(f"smtp.refused.{kind}")
+        self._metrics.inc(f"smtp.refused.{'connection' if connection else kind}")
         if reply[1:] == admission.LOCAL_ERROR[1:]:
             self._metrics.inc("error.internal")
 

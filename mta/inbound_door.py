@@ -22,6 +22,10 @@ class Door(Protocol):
 
     hostname: str
     limits: SmtpLimits
+    """Those that count now: under stress they are smaller (`mta.core.stress`)."""
+    commit_timeout_s: float
+    """How long a client waits for the answer to its message, stress or not: who is sent away without one sends
+    it again."""
 
     @property
     def tracing(self) -> bool:
@@ -106,8 +110,8 @@ class Door(Protocol):
         """
         ...
 
-    def rejected(self, reply: Reply) -> None:
-        """Count a refused connection, command or message, or one that took too long."""
+    def rejected(self, reply: Reply, *, connection: bool = False) -> None:
+        """Count a refused ``connection``, command or message, or one that took too long."""
         ...
 
     def log(self, line: str) -> None:

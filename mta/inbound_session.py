@@ -19,6 +19,7 @@ from aiosmtpd.smtp import SMTP
 
 from mta.core import admission
 from mta.core.ids import SessionId, show_session
+from mta.core.limits import SmtpLimits
 from mta.core.reply import Reply
 from mta.inbound_data import BARE
 from mta.inbound_door import Door
@@ -158,9 +159,10 @@ class Session(SMTP):
         peername = wire.get_extra_info("peername")
         if isinstance(peername, tuple) and peername:
             self.peer = str(peername[0]).removeprefix("::ffff:")
+        self.limits = self.door.limits  # since the constructor others may have come to count
         now = self._active_at = self.loop.time()
         self._deadline = now + self.limits.max_session_s
-        self._arm(min(self.limits.timeout_s, self.limits.max_session_s))
+        self._arm(self._due() - now)
         refusal: Reply | None
         try:
             self.session_id = self.door.next_session()
@@ -173,7 +175,7 @@ class Session(SMTP):
             refusal = _GOODBYE
         if refusal is not None:
             self.door.log(f'{self._id} smtp refused address={self._address()} result="{refusal}"')
-            self.door.rejected(refusal)
+            self.door.rejected(refusal, connection=True)
             self._reason = "refused"
             self._abandon(refusal)
             return
@@ -185,7 +187,10 @@ class Session(SMTP):
         """Take input; in the phase COMMAND it is commands, in MESSAGE a message, in CHUNK first a chunk."""
         phase = self.phase
         if phase is Phase.MESSAGE:
-            self._active_at = self.loop.time()
+            now = self.loop.time()
+            rate = self.limits.min_data_rate
+            # With a rate, what comes buys so much time as it may take, and not a byte the whole timeout.
+            self._active_at = min(now, self._active_at + len(data) / rate) if rate else now
             self._receive(data)
         elif phase is Phase.CLOSING:
             self._discarded += len(data)
@@ -235,6 +240,12 @@ class Session(SMTP):
 
     # -- the server calls these --------------------------------------------------------------------
 
+    def bind(self, limits: SmtpLimits) -> None:
+        """Obey other limits from now on; a client that was idle for too long by them goes at once."""
+        self.limits = limits
+        if self._wire is not None and self.phase is not Phase.CLOSING:
+            self._arm(max(0.0, self._due() - self.loop.time()))
+
     def drain(self) -> None:
         """End the session with 421 as soon as no message is half-way (RFC 5321 3.8). Idempotent."""
         self._draining = True
@@ -242,6 +253,13 @@ class Session(SMTP):
             self._shut_down()
 
     # -- time -----------------------------------------------------------------------------------------
+
+    def _due(self) -> float:
+        """Return when the client has been idle, or here, for too long."""
+        if self.phase is Phase.COMMIT:
+            # The answer to a message is worth more than a punctual end, and not the client's to hurry.
+            return self._active_at + self.door.commit_timeout_s
+        return min(self._active_at + self.limits.timeout_s, self._deadline)
 
     def _arm(self, delay: float) -> None:
         if self._timer is not None:
@@ -260,10 +278,7 @@ class Session(SMTP):
             self._wire.abort()
             return
         now = self.loop.time()
-        due = self._active_at + self.limits.timeout_s
-        if self.phase is not Phase.COMMIT:
-            # The answer to a message is worth more than a punctual end.
-            due = min(due, self._deadline)
+        due = self._due()
         if now < due:
             self._arm(due - now)
             return

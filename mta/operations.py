@@ -41,6 +41,7 @@ class Operations:
             "mta": "paused" if server.engine.agent.paused else "running",
             "mda": "paused" if server.engine.local.paused else "running",
             "smtp": "paused" if server.door.paused else "running",
+            "stress": "yes" if server.door.stress.active else "no",
             "queue": "healthy" if server.queue.healthy else "failing",
             "envelope": server.config.envelope,
             "hostname": server.config.hostname,

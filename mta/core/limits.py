@@ -51,6 +51,23 @@ class SmtpLimits:
     """Lifetime of an inbound connection, whatever it does; stops a client that says NOOP for ever."""
     max_bytes_in_memory: int = 256 * 1024 * 1024
     """Bytes of all messages that are being received and are not durable yet; over it 452 4.3.1."""
+    min_data_rate: int = 0
+    """Bytes per second that a message has to arrive with, else its connection counts as idle; 0 for any. Postfix
+    ``smtpd_min_data_rate``, which counts only when ``smtpd_per_request_deadline`` does: under stress."""
+    stress: Literal["auto", "yes", "no"] = "auto"
+    """Stress mode: by itself, always, or never. Postfix ``smtpd -o stress=yes``."""
+    stress_at: float = 0.9
+    """Share of ``max_conn`` in use at which stress begins. Postfix: all of them, when some clients wait already."""
+    stress_off_at: float = 0.7
+    """Share of ``max_conn`` in use at which stress ends. Ours; Postfix: 1,000 s after the last shortage."""
+    stress_timeout_s: float = 10.0
+    """``timeout_s`` under stress. Postfix ``smtpd_timeout = ${stress?{10}:{300}}s``."""
+    stress_max_errors: int = 1
+    """``max_errors`` under stress. Postfix ``smtpd_hard_error_limit = ${stress?{1}:{20}}``."""
+    stress_max_junk: int = 1
+    """``max_junk`` under stress. Postfix ``smtpd_junk_command_limit = ${stress?{1}:{100}}``."""
+    stress_min_data_rate: int = 500
+    """``min_data_rate`` under stress, bytes per second. Postfix ``smtpd_min_data_rate``."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield every value that contradicts itself or another."""
@@ -63,6 +80,10 @@ class SmtpLimits:
         if self.max_bytes_in_memory < self.max_message_size:
             problem = f"must not be below max_message_size ({self.max_message_size})"
             yield "max_bytes_in_memory", self.max_bytes_in_memory, problem
+        if self.stress_at > 1:
+            yield "stress_at", self.stress_at, 'must not be above 1; stress = "no" switches it off'
+        if self.stress_off_at >= self.stress_at:
+            yield "stress_off_at", self.stress_off_at, f"must be below stress_at ({self.stress_at:g})"
 
 
 @dataclass(slots=True)
@@ -274,6 +295,8 @@ _MAY_BE_ZERO = frozenset(
         "max_deferred",
         "min_free_bytes",
         "min_free_ratio",
+        "min_data_rate",
+        "stress_off_at",
         "body_file_bytes",
         "cache_envelopes",
         "cache_bytes",

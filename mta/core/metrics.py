@@ -54,6 +54,9 @@ _ALL = (
     _counter("smtp.timeout", "Inbound connections that were idle or open too long"),
     _counter("smtp.message", "Messages accepted with 250"),
     _counter("smtp.message.bytes", "Bytes of the messages accepted"),
+    # Why not `drains`? The operator may want it all the time.
+    _gauge("smtp.stress", "1 while limits are smaller because connections run out", drains=False),
+    _counter("smtp.stress.entered", "How often stress began"),
     _gauge("smtp.bytes", "Bytes of messages that are being received and are not durable yet"),
     # The durable queue
     _gauge("queue.message", "Messages in the durable queue"),

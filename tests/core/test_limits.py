@@ -63,6 +63,8 @@ def test_a_cap_of_nothing_is_no_cap(cls, name):
         "body_file_bytes",
         "cache_envelopes",
         "cache_bytes",
+        "min_data_rate",
+        "stress_off_at",
     }
     assert may_be_zero == (name not in keys(cls(**{name: 0})))
 
@@ -74,6 +76,14 @@ def test_a_cap_of_nothing_is_no_cap(cls, name):
         (
             SmtpLimits(max_text_line=999),
             ("max_text_line", 999, "must be at least 1000 (RFC 5321 4.5.3.1.6)"),
+        ),
+        (
+            SmtpLimits(stress_at=1.1),
+            ("stress_at", 1.1, 'must not be above 1; stress = "no" switches it off'),
+        ),
+        (
+            SmtpLimits(stress_at=0.5, stress_off_at=0.5),
+            ("stress_off_at", 0.5, "must be below stress_at (0.5)"),
         ),
         (
             SmtpLimits(max_message_size=9, max_bytes_in_memory=8),

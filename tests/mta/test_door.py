@@ -97,7 +97,27 @@ class TestConnections:
             for n in range(50):
                 assert at.connect(f"127.0.1.{n}") == admission.TOO_MANY_CONNECTIONS
             assert 1 == at.connections == len(at._clients)
-            assert 50 == at.metrics["smtp.refused.connection"]
+
+    async def test_stress_begins_and_ends_with_connections(self, tmp_path):
+        """At nine of ten connections the limits shrink, at seven they are as before; gauge and log say so."""
+        async with door(tmp_path, **smtp(max_conn=10)) as at:
+            told: list[float] = []
+            at.on_stress = lambda: told.append(at.limits.timeout_s)
+            for _ in range(10):
+                assert at.connect(PEER) is None
+            assert [10.0] == told
+            assert (1, 1) == (at.limits.max_errors, at.metrics["smtp.stress"])
+            assert 300.0 == at.commit_timeout_s
+            for _ in range(2):
+                at.disconnect(PEER)
+            assert [10.0] == told, "it ends lower than it begins"
+            at.disconnect(PEER)
+            assert [10.0, 300.0] == told
+            assert (20, 0) == (at.limits.max_errors, at.metrics["smtp.stress"])
+            assert 1 == at.metrics["smtp.stress.entered"]
+            began, ended = (line for line in at.rig.log.lines if "smtp stress" in line)
+            assert "smtp stress began connections=9 max=10 timeout=10s" in began
+            assert "smtp stress ended connections=7 max=10 timeout=300s" in ended
 
     @pytest.mark.parametrize(
         ("state", "reply"),

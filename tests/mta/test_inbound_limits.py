@@ -1,12 +1,15 @@
 """Every limit of the door is reached, and what it says then."""
 
 import asyncio
+from typing import cast
 
 import pytest
 
+from mta.core.limits import SmtpLimits
+from mta.inbound import Inbound
 from mta.inbound_data import DRAIN_MAX
 from tests.support.door import FakeDoor
-from tests.support.wire import Client
+from tests.support.wire import Client, ManualLoop, MemoryWire
 
 
 async def test_recipients_have_a_limit():
@@ -348,3 +351,91 @@ async def test_draining_waits_for_messages_and_for_nothing_else():
         client.wire.lose(None)
     assert len(door.accepted) == 2
     assert door.connections == {"127.0.0.1": 0}
+
+
+class TestOtherLimits:
+    """Limits that shrink while a session is open: stress."""
+
+    async def test_an_idle_client_goes_at_once(self):
+        """Who has been silent for longer than the new limit has used it up."""
+        door = FakeDoor()
+        client = Client(door)
+        client.clock.advance(20)
+        client.session.bind(SmtpLimits(timeout_s=10.0))
+        client.clock.advance(0)
+        assert client.take().startswith("421 4.4.2 Timeout")
+
+    async def test_a_client_that_works_has_the_new_time(self):
+        """From its last command on; and the old one again when stress ends."""
+        client = Client(FakeDoor())
+        client.clock.advance(20)
+        client.say("EHLO c.test")
+        client.session.bind(SmtpLimits(timeout_s=10.0))
+        client.clock.advance(9.9)
+        assert client.is_open
+        client.session.bind(SmtpLimits())
+        client.clock.advance(200)
+        assert client.is_open
+        client.session.bind(SmtpLimits(timeout_s=10.0))
+        client.clock.advance(0)
+        assert not client.is_open
+
+    async def test_one_error_is_enough(self):
+        """smtpd_hard_error_limit 1: what a session has done before is forgiven, the next is not."""
+        client = Client(FakeDoor())
+        client.say("EHLO c.test")
+        client.session.bind(SmtpLimits(max_errors=1))
+        answer = client.say("XYZZY")
+        assert ["500", "421"] == [line[:3] for line in answer.splitlines()]
+
+    async def test_the_answer_to_a_message_is_waited_for(self):
+        """A slow disk is not the client's fault: its timeout stays, or it would send again what we have."""
+        door = FakeDoor()
+        door.hold = True
+        client = Client(door).ready()
+        client.send("x\r\n.\r\n")
+        client.session.bind(SmtpLimits(timeout_s=10.0))
+        client.clock.advance(250)
+        door.commit()
+        await asyncio.sleep(0)
+        assert client.take().startswith("250 2.0.0 ")
+        client.clock.advance(299)
+        assert not client.is_open, "it has the client's time again"
+
+    async def test_who_is_gone_is_not_armed_again(self):
+        """No timer of a session that has ended or is about to."""
+        door = FakeDoor()
+        client = Client(door)
+        client.say("QUIT")
+        client.session.bind(SmtpLimits(timeout_s=0.1))
+        assert client.clock.pending() == 0
+
+    async def test_a_session_made_before_stress_obeys_it(self):
+        """Between its making and its first byte limits may change."""
+        door = FakeDoor()
+        session = Inbound(door, loop=cast("asyncio.AbstractEventLoop", ManualLoop()))
+        door.limits = SmtpLimits(timeout_s=10.0)
+        session.connection_made(MemoryWire(session, "127.0.0.1"))
+        assert 10.0 == session.limits.timeout_s
+
+    async def test_a_message_that_trickles_in_is_idle(self):
+        """Postfix smtpd_min_data_rate: a byte a second buys 2 ms a second, and 10 s are soon gone."""
+        client = Client(FakeDoor(min_data_rate=500, timeout_s=10.0)).ready()
+        seconds = 0
+        while client.is_open:
+            client.send("x")
+            client.clock.advance(1)
+            seconds += 1
+        assert seconds == 11
+        assert client.take().startswith("421 4.4.2 Timeout")
+
+    async def test_a_message_that_comes_fast_enough_is_taken(self):
+        """500 bytes a second are enough, for as long as it takes; time that was saved is not kept."""
+        door = FakeDoor(min_data_rate=500, timeout_s=10.0)
+        client = Client(door).ready()
+        for _ in range(100):
+            client.send("x" * 498 + "\r\n")
+            client.clock.advance(1)
+        assert client.is_open
+        client.clock.advance(9.5)
+        assert not client.is_open

@@ -145,6 +145,52 @@ class TestRunning:
             writer.close()
             await writer.wait_closed()
 
+    async def test_slow_clients_make_room_under_stress(self, tmp_path):
+        """Clients that send a byte now and then fill the door; under stress they go, and mail gets in."""
+        limits = {"max_conn": 10, "stress_timeout_s": 0.3}
+        async with serving(tmp_path, FaultyEffects(), limits={"smtp": limits}) as server:
+            host, port = server.smtp_address
+            slow = [await asyncio.open_connection(host, port) for _ in range(8)]
+            await until(lambda: 8 == server.door.connections)
+            assert "no" == Operations(server).status()["stress"]
+            slow += [await asyncio.open_connection(host, port) for _ in range(2)]
+            await until(lambda: 10 == server.door.connections)
+            assert "yes" == Operations(server).status()["stress"]
+            assert 1 == server.stats()["smtp.stress"]
+            while server.door.connections:
+                for _, writer in slow:
+                    if not writer.is_closing():
+                        writer.write(b"N")
+                await asyncio.sleep(0.01)
+            said = await send(port, "a@one.test", [DEAD], "x")
+            assert said.accepted
+            for reader, writer in slow:
+                text = (await reader.read()).decode()
+                assert "421 4.4.2 Timeout" in text
+                writer.close()
+                with suppress(ConnectionError):
+                    await writer.wait_closed()
+            stats = server.stats()
+            assert (10, 0, 1) == (
+                stats["smtp.timeout"],
+                stats["smtp.stress"],
+                stats["smtp.stress.entered"],
+            )
+        log = (tmp_path / "log").read_text()
+        assert "smtp stress began connections=9 max=10 timeout=0.3s" in log
+        assert "smtp stress ended" in log
+
+    async def test_a_refused_connection_is_counted_once(self, tmp_path):
+        """As a connection, and not as a command too."""
+        async with serving(tmp_path, FaultyEffects()) as server:
+            server.door.paused = True
+            reader, writer = await asyncio.open_connection(*server.smtp_address)
+            assert (await reader.read()).startswith(b"421 4.3.2 ")
+            stats = server.stats()
+            assert (1, 0) == (stats["smtp.refused.connection"], stats["smtp.refused.temporary"])
+            writer.close()
+            await writer.wait_closed()
+
     async def test_the_operator_sees_clients_and_envelopes(self, tmp_path):
         """The rows of `Operations`, with what only the core knows."""
         async with serving(tmp_path, FaultyEffects()) as server:

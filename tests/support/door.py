@@ -35,6 +35,7 @@ class FakeDoor:
     def __init__(self, **limits: float) -> None:
         self.hostname = "mx.test"
         self.limits = SmtpLimits(**limits)  # type: ignore[arg-type] # ints among them
+        self.commit_timeout_s = self.limits.timeout_s
         self.queue_limits = QueueLimits()
         self.tracing = False
         self.may_relay = True
@@ -166,7 +167,7 @@ class FakeDoor:
             self.accepted.append(message)
         future.set_result(result)
 
-    def rejected(self, reply: Reply) -> None:
+    def rejected(self, reply: Reply, *, connection: bool = False) -> None:
         self.rejections.append(reply)
 
     def log(self, line: str) -> None:

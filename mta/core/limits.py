@@ -83,7 +83,11 @@ class SmtpLimits:
         if self.stress_at > 1:
             yield "stress_at", self.stress_at, 'must not be above 1; stress = "no" switches it off'
         if self.stress_off_at >= self.stress_at:
-            yield "stress_off_at", self.stress_off_at, f"must be below stress_at ({self.stress_at:g})"
+            yield (
+                "stress_off_at",
+                self.stress_off_at,
+                f"must be below stress_at ({self.stress_at:g})",
+            )
 
 
 @dataclass(slots=True)

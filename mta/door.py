@@ -47,7 +47,7 @@ class ServerDoor:
     ) -> None:
         self.hostname = config.hostname
         self.stress = Stress(config.limits.smtp)
-        self.on_stress: "Callable[[], None]" = lambda: None
+        self.on_stress: Callable[[], None] = lambda: None
         """Called when the limits are others: the sessions that are open must hear of it."""
         self.paused = False
         self.draining = False

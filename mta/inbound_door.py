@@ -21,11 +21,19 @@ class Door(Protocol):
     """
 
     hostname: str
-    limits: SmtpLimits
-    """Those that count now: under stress they are smaller (`mta.core.stress`)."""
-    commit_timeout_s: float
-    """How long a client waits for the answer to its message, stress or not: who is sent away without one sends
-    it again."""
+
+    @property
+    def limits(self) -> SmtpLimits:
+        """Those that count now: under stress they are smaller (`mta.core.stress`)."""
+        ...
+
+    @property
+    def commit_timeout_s(self) -> float:
+        """How long a client waits for the answer to its message, stress or not.
+
+        Who is sent away without an answer sends again what we may have.
+        """
+        ...
 
     @property
     def tracing(self) -> bool:

@@ -123,6 +123,7 @@ class Listeners:
         self._effects = effects
         self._log = log
         self._servers: list[asyncio.Server] = []
+        door.on_stress = self._bind
 
     @property
     def address(self) -> tuple[str, int]:
@@ -157,6 +158,11 @@ class Listeners:
                 f"smtp listening address={address} port={port} listener={listener}"
                 f" envelope={self._config.envelope} seed={seed}"
             )
+
+    def _bind(self) -> None:
+        """Bind open sessions by the limits that count now."""
+        for client in list(self.clients):
+            client.bind(self._door.limits)
 
     def drain(self) -> None:
         """Take no more connections, and send clients away as soon as no message is half-way."""

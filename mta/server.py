@@ -200,7 +200,6 @@ class MtaServer:
             )
         except ValueError as error:
             raise ConfigError(self.source, "smtp.relay_networks", networks, str(error)) from None
-        self.door.on_stress = self._bind_clients
         await self._open_control()
         await self._open_door()
         if self._record is not None:
@@ -330,12 +329,6 @@ class MtaServer:
             self.log.info(f"queue: restored {count} envelopes in {seconds:.2f} s")
 
     # While it runs
-
-    def _bind_clients(self) -> None:
-        """Bind open sessions by the limits that count now."""
-        limits = self.door.limits
-        for client in list(self.clients):
-            client.bind(limits)
 
     def _committed(self, commit: "Commit") -> None:
         self.metrics.inc("queue.commit.failed" if commit.problem else "queue.commit")

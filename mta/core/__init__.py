@@ -13,7 +13,9 @@ A map:
 - envelopes/: how envelopes are kept in memory, five representations behind one interface
 - engine: the door; gives each stimulus to one of the two machines behind it
 - scheduler: pending, scheduled, in flight, held, suspended; expiry
-- agent, relay, holdqueue: who may connect to whom, now; back-pressure
+- agent: who may connect to whom, now; relaybook, waiting, places, outcomes are its parts: destinations and
+  when to look at them, mail that waits there, caps and gaps and routes, what became of each envelope
+- relay, holdqueue, relayrules: its nouns; back-pressure; what the operator wants for which destination
 - local: who gets the next local delivery; policies for what is over the caps
 - rules, aliases, expansion, expanded, expansionlimits, lookup: whose mail it is
 - retry, concurrency, routing, admission, bounce: policies, each by name

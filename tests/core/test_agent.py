@@ -1057,7 +1057,7 @@ def test_memory_of_failures_is_bounded():
     core.submit("two.test")
     core.unresolved("two.test", ResolutionStatus.RETRY)
 
-    assert ["one.test"] == list(core.engine.agent._deferred)
+    assert ["one.test"] == list(core.engine.agent.outcomes.deferred)
 
 
 # Pause and drain

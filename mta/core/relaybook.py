@@ -1,0 +1,74 @@
+"""All destinations that mail waits for, or that have to rest, and when to look at each of them again."""
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from mta.core.concurrency import make_concurrency
+from mta.core.envelopes.base import EnvelopeState
+from mta.core.holdqueue import HoldQueue
+from mta.core.relay import Relay
+
+if TYPE_CHECKING:
+    from mta.core.concurrency import ConcurrencySettings
+    from mta.core.envelopes.base import EnvelopeStore
+    from mta.core.limits import Limits
+
+
+class RelayBook:
+    """Relays by domain, at most ``limits.mta.max_relays``, and the instants they wait for."""
+
+    def __init__(
+        self, store: "EnvelopeStore", limits: "Limits", concurrency: "ConcurrencySettings"
+    ) -> None:
+        self.relays: dict[str, Relay] = {}
+        self._store = store
+        self._limits = limits.mta
+        self._held_max = limits.scheduler.max_held
+        self._concurrency = concurrency
+        self._delayed: list[tuple[float, str]] = []
+        """(instant, domain) of relays that wait for a gap or a rest to end."""
+
+    def make(self, domain: str) -> Relay | None:
+        """Return a new relay, or None if there are too many."""
+        limits = self._limits
+        if len(self.relays) >= limits.max_relays:
+            return None
+        held = HoldQueue(
+            self._store.new_list(EnvelopeState.HELD),
+            high_water=limits.task_high_water,
+            low_water=limits.task_low_water,
+            release=limits.task_release,
+            held_max=self._held_max,
+        )
+        relay = self.relays[domain] = Relay(domain, held, make_concurrency(self._concurrency))
+        return relay
+
+    def forget(self, relay: Relay) -> None:
+        """Forget a relay; idempotent."""
+        self.relays.pop(relay.domain, None)
+
+    def pause(self, relay: Relay, until: float) -> None:
+        """Let a relay open no connection before an instant."""
+        relay.retry_at = until
+        self.look_again(relay, until)
+
+    def look_again(self, relay: Relay, at: float) -> None:
+        """See to it that `due` names a relay at an instant, if it is still there."""
+        heappush(self._delayed, (at, relay.domain))
+
+    def due(self, now: float) -> Iterator[Relay]:
+        """Yield relays whose instant has come; they wait for nothing any more."""
+        while self._delayed and self._delayed[0][0] <= now:
+            _, domain = heappop(self._delayed)
+            relay = self.relays.get(domain)
+            if relay is None:
+                continue
+            if relay.retry_at is not None and relay.retry_at <= now:
+                relay.retry_at = None
+            relay.in_line = False
+            yield relay
+
+    def next_at(self) -> float | None:
+        """Return the next instant at which `due` has something to yield, or None."""
+        return self._delayed[0][0] if self._delayed else None

@@ -13,6 +13,7 @@ from typing import Literal
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.expansionlimits import ExpansionSettings
 from mta.core.limits import Limits, Problem
+from mta.core.relayrules import RelayRule, relay_problems
 from mta.core.retry import RetrySettings
 from mta.core.rules import RuleConfig, rule_problems
 from mta.delivery.base import DeliveryLimits
@@ -167,6 +168,8 @@ class Config:
     listeners: list[ListenerConfig] = field(default_factory=list)
     """Places to accept SMTP on besides ``smtp.listen``."""
     relay: RelayConfig = field(default_factory=RelayConfig)
+    relays: list[RelayRule] = field(default_factory=list)
+    """How mail for which destination is sent, the first that matches; without any, all as in ``relay``."""
     local: LocalConfig = field(default_factory=LocalConfig)
     rules: list[RuleConfig] = field(default_factory=list)
     """Which mail is ours and whose is carried on, the first that matches; without any, everything is relayed
@@ -188,6 +191,7 @@ class Config:
         """Yield what is wrong between rules and tables, and between listeners."""
         yield from self._listener_problems()
         yield from rule_problems(self.rules, tables=self.tables, userbases=self.userbases)
+        yield from relay_problems(self.relays, self.limits.mta)
         for number, rule in enumerate(self.rules):
             if rule.lmtp:
                 try:

@@ -14,7 +14,8 @@ from mta.core.settings import ConfigError, build
 from sim.resolver import DnsSettings
 
 IGNORED: Final = (
-    "hostname", "drain_s", "smtp", "listeners", "relay", "local", "rules", "tables", "userbases", "expansion", "queue",
+    "hostname", "drain_s", "smtp", "listeners", "relay", "relays", "local", "rules", "tables", "userbases",
+    "expansion", "queue",
     "control", "log",
 )  # fmt: skip
 """Keys of the server that say where things are and who has mail, not what is decided. A model has no place for

@@ -95,9 +95,9 @@ class Addressing:
         local = self.rules.client()
         self._inside = local._replace(words=local.internal)
 
-    def client(self, address: str) -> Client:
-        """Return a client at the door, as rules see it."""
-        return self.rules.client(address)
+    def client(self, address: str, *, user: str = "") -> Client:
+        """Return a client at the door, as rules see it; ``user`` is its login."""
+        return self.rules.client(address, user=user)
 
     def expand(self, recipient: Path, client: Client) -> Expansion:
         """Return what a recipient becomes."""

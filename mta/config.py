@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mta.core.admission import parse_networks
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.expansionlimits import ExpansionSettings
 from mta.core.limits import Limits, Problem
@@ -30,6 +31,21 @@ class SmtpConfig:
     """Address and port to accept SMTP on: the listener ``smtp``. Empty: only ``[[listeners]]``."""
     relay_networks: list[str] = field(default_factory=lambda: ["127.0.0.0/8", "::1/128"])
     """Networks whose clients may send to any domain; others get 550 5.7.1."""
+    xclient_networks: list[str] = field(default_factory=list)
+    """Networks whose clients may say XCLIENT, and with it who is behind them. Postfix
+    ``smtpd_authorized_xclient_hosts``, empty too."""
+    proxy_networks: list[str] = field(default_factory=list)
+    """Networks of proxies, which must put a PROXY header (version 1 or 2) before each connection; others never
+    may. Postfix ``smtpd_upstream_proxy_protocol``, for all clients of a service there."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield networks that are none."""
+        for key in ("xclient_networks", "proxy_networks"):
+            for number, text in enumerate(getattr(self, key)):
+                try:
+                    parse_networks((text,))
+                except ValueError as error:
+                    yield f"{key}.{number}", text, str(error)
 
 
 @dataclass(slots=True)

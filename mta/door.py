@@ -56,6 +56,7 @@ class ServerDoor:
         self._config = config.limits.smtp
         self._queue_limits = config.limits.queue
         self._networks = admission.parse_networks(config.smtp.relay_networks)
+        self._xclient_networks = admission.parse_networks(config.smtp.xclient_networks)
         self._driver = driver
         self._queue = queue
         self._log = log
@@ -143,13 +144,29 @@ class ServerDoor:
     def disconnect(self, peer: str) -> None:
         """Uncount a connection."""
         self._count(-1)
+        self._uncount(peer)
+        self._metrics.dec("smtp.session")
+        self._metrics.inc("smtp.disconnect")
+
+    def _uncount(self, peer: str) -> None:
         self._clients[peer] -= 1
         if not self._clients[peer]:
             del self._clients[peer]
             self._may_relay.pop(peer, None)
             self._rule_clients.pop(peer, None)
-        self._metrics.dec("smtp.session")
-        self._metrics.inc("smtp.disconnect")
+
+    def move(self, peer: str, other: str) -> Reply | None:
+        """Count a connection as another client's from now on, if that one may have one more."""
+        if other != peer:
+            if self._clients[other] >= self.limits.max_conn_per_client:
+                return admission.TOO_MANY_FROM_CLIENT
+            self._clients[other] += 1
+            self._uncount(peer)
+        return None
+
+    def may_say_xclient(self, peer: str) -> bool:
+        """Say whether a client is in one of ``smtp.xclient_networks``."""
+        return admission.is_in(peer, self._xclient_networks)
 
     def begin(self, declared_size: int, messages: int) -> Reply | None:
         """Say at MAIL whether a message can be taken now."""
@@ -162,34 +179,34 @@ class ServerDoor:
         )
 
     def recipient(
-        self, peer: str, recipient: Recipient, recipients: int
+        self, peer: str, recipient: Recipient, recipients: int, *, user: str = ""
     ) -> Reply | tuple[Recipient, ...] | None:
         """Say whether this client may send to this recipient, and what it becomes.
 
         Without rules every domain is a remote one. With them the recipient is expanded, all or nothing.
         """
         if self._addressing is not None:
-            return self._expanded(peer, recipient, recipients)
+            return self._expanded(peer, recipient, recipients, user)
         allowed = self._may_relay.get(peer)
         if allowed is None:
             allowed = self._may_relay[peer] = admission.is_in(peer, self._networks)
         return admission.on_recipient(
             self._pressure(),
             recipients=recipients,
-            may_relay=allowed,
+            may_relay=allowed or bool(user),
             limits=self.limits,
             queue=self._queue_limits,
         )
 
     def _expanded(
-        self, peer: str, recipient: Recipient, recipients: int
+        self, peer: str, recipient: Recipient, recipients: int, user: str
     ) -> Reply | tuple[Recipient, ...]:
         addressing = self._addressing
         assert addressing is not None, recipient
         refused = self._admitted(recipients)
         if refused is not None:
             return refused  # before the look-ups: what is full should not work for it
-        client = self._rule_clients.get(peer)
+        client = addressing.client(peer, user=user) if user else self._rule_clients.get(peer)
         if client is None:
             client = self._rule_clients[peer] = addressing.client(peer)
         expansion = addressing.expand(Path(recipient.address, recipient.domain), client)

@@ -27,6 +27,8 @@ from mta.inbound_chunks import ChunkedSession
 from mta.inbound_data import ChunkReader, MessageReader, count_hops
 from mta.inbound_door import Door
 from mta.inbound_session import Phase, reply_to_fault
+from mta.inbound_xclient import XclientSession
+from mta.xclient import ATTRIBUTES as XCLIENT
 
 OVERSHOOT_MAX = 1000
 """RCPT commands over the limit in one transaction before each is an error of the client: RFC 5321
@@ -44,15 +46,15 @@ def _date(second: int) -> str:
 
 
 @lru_cache(maxsize=16)
-def _ehlo(hostname: str, size_max: int) -> bytes:
+def _ehlo(hostname: str, size_max: int, *more: str) -> bytes:
     # No DSN: its parameters are read, but nobody here reports success (RFC 3461 4.1).
     # No BINARYMIME: see `mta.inbound_data.ChunkReader`.
     extensions = ("PIPELINING", f"SIZE {size_max}", "8BITMIME", "ENHANCEDSTATUSCODES", "CHUNKING")
-    lines = [f"250-{line}\r\n" for line in (hostname, *extensions)]
+    lines = [f"250-{line}\r\n" for line in (hostname, *extensions, *more)]
     return ("".join(lines) + "250 SMTPUTF8\r\n").encode()
 
 
-class Inbound(ChunkedSession):
+class Inbound(ChunkedSession, XclientSession):
     """One session with one client. Make one per connection: ``lambda: Inbound(door)``."""
 
     def __init__(self, door: Door, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -68,6 +70,9 @@ class Inbound(ChunkedSession):
         self._msgid = MsgId(0)
         self._head_size = 0
         self._reserved = 0
+
+    def _has_transaction(self) -> bool:
+        return self._mail is not None
 
     def _reset(self) -> None:
         self._mail = None
@@ -94,7 +99,8 @@ class Inbound(ChunkedSession):
         """RFC 5321 4.1.1.1; also ends a transaction (4.1.4)."""
         if self._greet(hostname):
             self.esmtp = True
-            self._output.append(_ehlo(self.hostname, self.limits.max_message_size))
+            more = (f"XCLIENT {XCLIENT}",) if self._may_say_xclient() else ()
+            self._output.append(_ehlo(self.hostname, self.limits.max_message_size, *more))
 
     def _greet(self, name: str) -> bool:
         if not is_helo_name(name):
@@ -136,6 +142,7 @@ class Inbound(ChunkedSession):
             self.helo,
             self.peer,
             self._name(),
+            auth_user=self.login,
             smtputf8=mail.smtputf8,
             body_type=mail.body_type,
             ret=mail.ret,
@@ -166,7 +173,7 @@ class Inbound(ChunkedSession):
             answer = (
                 admission.TOO_MANY_RECIPIENTS
                 if too_many
-                else self.door.recipient(self.peer, recipient, self._envelopes)
+                else self.door.recipient(self.peer, recipient, self._envelopes, user=self.login)
             )
             if isinstance(answer, Reply):
                 self.fail(answer, is_error=too_many)

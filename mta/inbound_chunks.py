@@ -52,9 +52,9 @@ class ChunkedSession(Session):
         self.phase = Phase.CHUNK
 
     def _take_chunk(self, data: bytes, at: int) -> int:
-        self._active_at = self.loop.time()
         stop = min(len(data), at + self._chunk_left)
         if stop > at:
+            self._arrived(stop - at)
             self._chunk_left -= stop - at
             reader = self._chunk_reader
             if reader is not None:

@@ -63,6 +63,14 @@ class Door(Protocol):
         """Uncount a connection; exactly once for each `connect` that returned None."""
         ...
 
+    def move(self, peer: str, other: str) -> Reply | None:
+        """Count a connection as another client's from now on, or say why not: the same limits hold."""
+        ...
+
+    def may_say_xclient(self, peer: str) -> bool:
+        """Say whether a client is trusted to name others with XCLIENT."""
+        ...
+
     def begin(self, declared_size: int, messages: int) -> Reply | None:
         """Decide on MAIL: `mta.core.admission.on_mail`.
 
@@ -73,7 +81,7 @@ class Door(Protocol):
         ...
 
     def recipient(
-        self, peer: str, recipient: Recipient, recipients: int
+        self, peer: str, recipient: Recipient, recipients: int, *, user: str = ""
     ) -> Reply | tuple[Recipient, ...] | None:
         """Decide on RCPT: `mta.core.admission.on_recipient`.
 
@@ -83,6 +91,7 @@ class Door(Protocol):
             peer: address of the client.
             recipient: who the mail is for.
             recipients: envelopes of this transaction so far.
+            user: as whom the client has logged in; such clients may relay.
         """
         ...
 

@@ -35,7 +35,9 @@ _OUT_OF_STEP: Final = Reply(554, "5.5.0", "SMTP protocol synchronization")
 BDAT: Final = re.compile(rb"BDAT +([0-9]{1,20})( +LAST)? *", re.IGNORECASE)
 """RFC 3030 2; as many digits as SIZE may have."""
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_LAST_OF_GROUP: Final = frozenset({b"EHLO", b"HELO", b"DATA", b"VRFY", b"HELP", b"QUIT"})
+_LAST_OF_GROUP: Final = frozenset(
+    {b"EHLO", b"HELO", b"DATA", b"VRFY", b"HELP", b"QUIT", b"XCLIENT"}
+)
 """Commands that nothing may follow unasked. RFC 2920 3.1, with Postfix's leniency for NOOP and EXPN."""
 _OTHER_PROTOCOLS: Final = frozenset({b"GET", b"POST", b"CONNECT", b"HEAD", b"PUT", b"OPTIONS"})
 """Postfix ``smtpd_forbidden_commands``: a browser that was talked into talking to a mail server."""
@@ -112,6 +114,12 @@ class Session(SMTP):
         self.session_id = SessionId(0)
         self.peer = "unknown"
         """Address of the client."""
+        self.announced: tuple[str, int] | None = None
+        """Who the client really is, and its port, if a proxy said so before `connection_made`."""
+        self.peer_name = ""
+        """Its name, if somebody who is trusted said it."""
+        self.login = ""
+        """As whom it has logged in."""
         self.helo = ""
         self.esmtp = False
         self.phase = Phase.COMMAND
@@ -156,7 +164,7 @@ class Session(SMTP):
         """Greet the client, or tell it to come back later."""
         # uvloop's transports are Transports by behaviour only.
         wire = self.transport = self._wire = cast("asyncio.Transport", transport)
-        peername = wire.get_extra_info("peername")
+        peername = self.announced or wire.get_extra_info("peername")
         if isinstance(peername, tuple) and peername:
             self.peer = str(peername[0]).removeprefix("::ffff:")
         self.limits = self.door.limits  # since the constructor others may have come to count
@@ -180,17 +188,20 @@ class Session(SMTP):
             self._abandon(refusal)
             return
         self.door.log(f"{self._id} smtp connected address={self._address()} host={self._name()}")
-        self._output.append(f"220 {self.hostname} ESMTP\r\n".encode())
+        if self.announced is not None:
+            proxy = wire.get_extra_info("peername")
+            self.door.log(f"{self._id} smtp proxied port={self.announced[1]} proxy={proxy[0]}")
+        self._greet_client()
         self._flush()
+
+    def _greet_client(self) -> None:
+        self._output.append(f"220 {self.hostname} ESMTP\r\n".encode())
 
     def data_received(self, data: bytes) -> None:
         """Take input; in the phase COMMAND it is commands, in MESSAGE a message, in CHUNK first a chunk."""
         phase = self.phase
         if phase is Phase.MESSAGE:
-            now = self.loop.time()
-            rate = self.limits.min_data_rate
-            # With a rate, what comes buys so much time as it may take, and not a byte the whole timeout.
-            self._active_at = min(now, self._active_at + len(data) / rate) if rate else now
+            self._arrived(len(data))
             self._receive(data)
         elif phase is Phase.CLOSING:
             self._discarded += len(data)
@@ -202,6 +213,13 @@ class Session(SMTP):
             self._pause_reading()
         else:
             self._obey(self._input + data if self._input else data)
+
+    def _arrived(self, size: int) -> None:
+        """Take a piece of a message for activity."""
+        now = self.loop.time()
+        rate = self.limits.min_data_rate
+        # With a rate, what comes buys so much time as it may take, and not a byte the whole timeout.
+        self._active_at = min(now, self._active_at + size / rate) if rate else now
 
     def eof_received(self) -> bool:
         """Keep the connection for writing if an answer is due."""
@@ -500,4 +518,6 @@ class Session(SMTP):
 
     def _name(self) -> str:
         """Return the client's name. No look-up: the test-bed lives on loopback."""
+        if self.peer_name:
+            return self.peer_name
         return "localhost" if self.peer.startswith("127.") or self.peer == "::1" else "unknown"

@@ -11,12 +11,16 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from mta.core.admission import parse_networks
 from mta.core.settings import ConfigError
 from mta.effects import Effects, NotLoopbackError
 from mta.inbound import Inbound
+from mta.preface import Prefaces
+from mta.proxyprotocol import Announced
 
 if TYPE_CHECKING:
     from mta.config import Config
+    from mta.core.metrics import Metrics
     from mta.door import ServerDoor
 
 FIRST = "smtp"
@@ -111,6 +115,7 @@ class Listeners:
         door: "ServerDoor",
         *,
         effects: Effects,
+        metrics: "Metrics",
         log: Callable[[str], None],
     ) -> None:
         self.clients: set[Client] = set()
@@ -123,6 +128,13 @@ class Listeners:
         self._effects = effects
         self._log = log
         self._servers: list[asyncio.Server] = []
+        self._prefaces = Prefaces(
+            self._start,
+            parse_networks(config.smtp.proxy_networks),
+            config.limits.smtp,
+            metrics=metrics,
+            log=log,
+        )
         door.on_stress = self._bind
 
     @property
@@ -139,11 +151,11 @@ class Listeners:
         Raises:
             ConfigError: one of the places can't be had.
         """
-        loop = asyncio.get_running_loop()
+        accept = self._prefaces.accept if self._prefaces.networks else self._client
         for place in listening(self._config, self._source):
             try:
                 server = await self._effects.create_server(
-                    lambda: Client(self._door, self.clients, loop),
+                    accept,
                     place.address,
                     place.port,
                     site="smtp",
@@ -158,6 +170,21 @@ class Listeners:
                 f"smtp listening address={address} port={port} listener={listener}"
                 f" envelope={self._config.envelope} seed={seed}"
             )
+
+    def _client(self) -> Client:
+        return Client(self._door, self.clients, asyncio.get_running_loop())
+
+    def _start(self, wire: asyncio.Transport, announced: Announced | None) -> Client:
+        """Make the session of a connection whose PROXY header was read, or that needs none."""
+        del wire
+        client = self._client()
+        client.announced = announced
+        return client
+
+    @property
+    def proxies_waiting(self) -> int:
+        """Connections whose PROXY header is not complete."""
+        return len(self._prefaces.waiting)
 
     def _bind(self) -> None:
         """Bind open sessions by the limits that count now."""
@@ -174,6 +201,7 @@ class Listeners:
         """Take no more connections. Idempotent."""
         for server in self._servers:
             server.close()
+        self._prefaces.close()
 
     def cut_off(self) -> None:
         """End all connections at once."""

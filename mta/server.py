@@ -301,7 +301,12 @@ class MtaServer:
 
     async def _open_door(self) -> None:
         self.listeners = Listeners(
-            self.config, self.source, self.door, effects=self.effects, log=self.log.info
+            self.config,
+            self.source,
+            self.door,
+            effects=self.effects,
+            metrics=self.metrics,
+            log=self.log.info,
         )
         await self.listeners.open(seed=self.seed)
         self.smtp_address = self.listeners.address
@@ -357,6 +362,9 @@ class MtaServer:
             **self.engine.counters(),
             "control.session": len(self._control) if self._control else 0,
             "smtp.bytes": self.door.bytes_in_memory,
+            "smtp.proxy.waiting": (
+                self.listeners.proxies_waiting if hasattr(self, "listeners") else 0
+            ),
             "queue.message": self.queue.messages,
             "queue.envelope": self.queue.envelopes,
             "queue.bytes": self.queue.size_bytes,

@@ -15,6 +15,9 @@ Problem: TypeAlias = tuple[str, object, str]
 _LINE_MIN = 512
 """RFC 5321 4.5.3.1.4: every server takes command lines of so many bytes."""
 
+_PROXY_HEADER_MIN = 232
+"""Every receiver takes headers with the longest addresses, those of Unix sockets."""
+
 _TEXT_LINE_MIN = 1000
 """RFC 5321 4.5.3.1.6: every server takes text lines of so many bytes."""
 
@@ -49,6 +52,10 @@ class SmtpLimits:
     """Idle time before an inbound connection is closed. RFC 5321 4.5.3.2.7, OpenSMTPD, Postfix."""
     max_session_s: float = 3600.0
     """Lifetime of an inbound connection, whatever it does; stops a client that says NOOP for ever."""
+    proxy_timeout_s: float = 5.0
+    """Longest wait for the PROXY header of a trusted proxy. Postfix ``smtpd_upstream_proxy_timeout``."""
+    max_proxy_header: int = 4096
+    """Bytes of a PROXY header with its TLVs. Ours; the protocol's own limit is 65,551."""
     max_bytes_in_memory: int = 256 * 1024 * 1024
     """Bytes of all messages that are being received and are not durable yet; over it 452 4.3.1."""
     min_data_rate: int = 0
@@ -74,6 +81,9 @@ class SmtpLimits:
         yield from _out_of_range(self)
         if self.max_line < _LINE_MIN:
             yield "max_line", self.max_line, f"must be at least {_LINE_MIN} (RFC 5321 4.5.3.1.4)"
+        if self.max_proxy_header < _PROXY_HEADER_MIN:
+            problem = f"must be at least {_PROXY_HEADER_MIN} (PROXY protocol 2.2)"
+            yield "max_proxy_header", self.max_proxy_header, problem
         if self.max_text_line < _TEXT_LINE_MIN:
             problem = f"must be at least {_TEXT_LINE_MIN} (RFC 5321 4.5.3.1.6)"
             yield "max_text_line", self.max_text_line, problem

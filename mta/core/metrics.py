@@ -52,6 +52,8 @@ _ALL = (
     _counter("smtp.refused.temporary", "Commands and messages refused with 4xx"),
     _counter("smtp.refused.permanent", "Commands and messages refused with 5xx"),
     _counter("smtp.timeout", "Inbound connections that were idle or open too long"),
+    _gauge("smtp.proxy.waiting", "Connections that wait for their PROXY header"),
+    _counter("smtp.proxy.failed", "Connections of proxies without a usable PROXY header"),
     _counter("smtp.message", "Messages accepted with 250"),
     _counter("smtp.message.bytes", "Bytes of the messages accepted"),
     # Why not `drains`? The operator may want it all the time.

@@ -346,6 +346,19 @@ async def test_pieces_of_a_chunk_are_activity():
     assert client.take().startswith("421 4.4.2 ")
 
 
+async def test_a_chunk_that_trickles_in_is_idle():
+    """With a least rate, octets buy the time that they may take."""
+    client = begun(FakeDoor(min_data_rate=500, timeout_s=10))
+    client.say("BDAT 1000 LAST")
+    seconds = 0
+    while client.is_open:
+        assert client.send(b"x") == ""
+        client.clock.advance(1)
+        seconds += 1
+    assert seconds == 11
+    assert client.take().startswith("421 4.4.2 ")
+
+
 async def test_the_commit_is_waited_for():
     """What is pipelined behind the last chunk is obeyed after the answer."""
     door = FakeDoor()

@@ -39,6 +39,8 @@ class FakeDoor:
         self.queue_limits = QueueLimits()
         self.tracing = False
         self.may_relay = True
+        self.trusted: set[str] = set()
+        """Clients that may say XCLIENT."""
         self.hold = False
         self.draining = False
         self.fault: Callable[[str], None] | None = None
@@ -96,6 +98,19 @@ class FakeDoor:
         if not any(self.connections.values()):
             self.all_gone.set()
 
+    def move(self, peer: str, other: str) -> Reply | None:
+        self._point("move")
+        if other != peer:
+            if self.connections.get(other, 0) >= self.limits.max_conn_per_client:
+                return admission.TOO_MANY_FROM_CLIENT
+            self.connections[other] = self.connections.get(other, 0) + 1
+            self.connections[peer] -= 1
+        return None
+
+    def may_say_xclient(self, peer: str) -> bool:
+        self._point("may_say_xclient")
+        return peer in self.trusted
+
     def begin(self, declared_size: int, messages: int) -> Reply | None:
         self._point("begin")
         return admission.on_mail(
@@ -106,12 +121,14 @@ class FakeDoor:
             queue=self.queue_limits,
         )
 
-    def recipient(self, peer: str, recipient: Recipient, recipients: int) -> Reply | None:
+    def recipient(
+        self, peer: str, recipient: Recipient, recipients: int, *, user: str = ""
+    ) -> Reply | None:
         self._point("recipient")
         return admission.on_recipient(
             self.pressure(),
             recipients=recipients,
-            may_relay=self.may_relay or recipient.domain == self.hostname,
+            may_relay=self.may_relay or bool(user) or recipient.domain == self.hostname,
             limits=self.limits,
             queue=self.queue_limits,
         )

@@ -147,7 +147,7 @@ def build(
     queued: Collection[Owed] = (),
     bounced: Collection[Owed] = (),
     queue_id: Callable[[str], str] = lambda reply: "",
-    destination: Callable[[str], str] = lambda domain: domain,
+    destination: Callable[[str], str] = lambda recipient: recipient.rpartition("@")[2],
 ) -> Ledger:
     """Return the account of a run.
 
@@ -159,7 +159,7 @@ def build(
         queued: what is still in the server's queue.
         bounced: what the server gave up with a report.
         queue_id: returns the message's id from the reply to its final dot.
-        destination: returns the name of the destination that a domain belongs to.
+        destination: returns the name of the destination, or of the group of local users, that a recipient belongs to.
     """
     ledger = Ledger()
     promises, accept_waits = _promises(sent, ledger, queue_id)
@@ -186,7 +186,7 @@ def build(
                 ledger.altered += 1
                 trouble["altered"].append(who)
             if counts[key] == 1:
-                name = destination(recipient.rpartition("@")[2])
+                name = destination(recipient)
                 waits[name].append(arrival.t - promise.scheduled)
             if promise.done < newest.get(arrival.address, -math.inf):
                 ledger.reordered += 1

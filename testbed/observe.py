@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,10 +31,11 @@ from sim.workload import Schedule, draw, message_bytes
 from testbed import ledger as accounts
 from testbed.children import Child, RunError, python, source_environment
 from testbed.ledger import Ledger
+from testbed.localusers import LocalUsers
 from testbed.progress import Part
 from testbed.rundir import Notes, write_json
 from testbed.sampler import Sampler
-from testbed.targets.ours import OurServer
+from testbed.targets.ours import OurServer, merged
 from testbed.world.handle import World, WorldError
 
 WARM_UP_MESSAGES: Final = 6
@@ -125,10 +127,13 @@ class _Observation:
         scenario, directory, part = self._scenario, self._directory, self._part
         part.show("starting")
         world = stack.enter_context(World(self._file, record_dir=directory))
+        local = LocalUsers(directory, scenario, self._schedule, run_id=self._run_id)
         server = OurServer(
             directory,
             representation=self._representation,
-            overrides=scenario.server,
+            overrides=merged(local.settings, scenario.server)
+            if scenario.local
+            else scenario.server,
             seed=scenario.seed,
             relay_port=world.smtp_port,
             nameserver=world.dns,
@@ -177,19 +182,28 @@ class _Observation:
         if status != 0:
             raise RunError(server.describe_end())
         names = {domain: each.name for each in scenario.destinations for domain in domains_of(each)}
+
+        def named(recipient: str) -> str:
+            domain = recipient.rpartition("@")[2]
+            return names.get(domain, domain)
+
         part.show("accounting")
         ledger = accounts.build(
             accounts.read_lines(self._record),
-            (line for path in world.records for line in accounts.read_lines(path)),
+            chain(
+                (line for path in world.records for line in accounts.read_lines(path)),
+                local.arrivals(),
+            ),
             run_id=self._run_id,
             start=load_start,
             queued=queued,
             bounced=server.bounced(),
             queue_id=server.queue_id,
-            destination=lambda domain: names.get(domain, domain),
+            destination=lambda recipient: local.group_of(recipient) or named(recipient),
         )
         if not keep_queue and not queued:
             server.discard_queue()
+            local.discard()
         return ledger
 
     # Phases

@@ -33,13 +33,15 @@ MEASURED: Final = (
     "world_cpu_s",
     "machine_cpu_s",
     "gauges_s",
+    "children_cpu_s",
 )
 """The first columns of samples.csv; those of the server's gauges follow, by their own names.
 
 ``t``: seconds since the epoch. ``phase``: what the bench was doing. ``cpu_s``, ``load_cpu_s``, ``world_cpu_s``: user and
 system time since the process began, of the server, the load and the world. ``machine_cpu_s``: time that all processors of the
 machine were busy, whoever with. ``gauges_s``: how long the server took to
-answer, which is how far its event loop was behind.
+answer, which is how far its event loop was behind. ``children_cpu_s``: of the commands that the server started and that
+have ended.
 """
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -64,6 +66,7 @@ class Usage(NamedTuple):
     cpu_s: float
     fds: int
     threads: int
+    children_cpu_s: float = 0.0
 
 
 def memory_of(pid: int) -> Memory:
@@ -97,14 +100,15 @@ def usage_of(pids: Sequence[int]) -> Usage:
         OSError: one of them is gone.
     """
     rss = pss = uss = fds = threads = 0
-    cpu_s = 0.0
+    cpu_s = children_cpu_s = 0.0
     for pid in pids:
         memory, stat = memory_of(pid), _stat(pid)
         rss, pss, uss = rss + memory.rss, pss + memory.pss, uss + memory.uss
         cpu_s += _cpu_s(stat)
+        children_cpu_s += (int(stat[13]) + int(stat[14])) / _TICKS_PER_S
         threads += int(stat[17])
         fds += sum(1 for _ in (_PROC / str(pid) / "fd").iterdir())
-    return Usage(Memory(rss, pss, uss), round(cpu_s, 3), fds, threads)
+    return Usage(Memory(rss, pss, uss), round(cpu_s, 3), fds, threads, round(children_cpu_s, 3))
 
 
 def machine_cpu_s() -> float:
@@ -250,6 +254,7 @@ class Sampler:
                 *(f"{each:.2f}" for each in others),
                 f"{machine_cpu_s():.2f}",
                 f"{took:.4f}" if stats else "",
+                f"{usage.children_cpu_s:.2f}",
                 *(stats.get(name, "") for name in names),
             ]
         )

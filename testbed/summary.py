@@ -132,6 +132,7 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "drain_time_s": drain_time,
         "cpu_s": round(cpu, 2),
         "cpu_ms_per_message": round(cpu / messages * 1000, 3),
+        "children_cpu_s": _grown(load, "children_cpu_s") if "children_cpu_s" in load else 0.0,
         "load_cpu_s": _grown(load, "load_cpu_s"),
         "world_cpu_s": _grown(load, "world_cpu_s"),
         "foreign_cpu_share": foreign_share(load),
@@ -171,7 +172,9 @@ def foreign_share(load: Samples) -> float | None:
     if "machine_cpu_s" not in load or len(load) < 2:
         return None
     wall = float(load["t"][-1] - load["t"][0]) * (os.cpu_count() or 1)
-    ours = sum(_grown(load, name) for name in ("cpu_s", "load_cpu_s", "world_cpu_s"))
+    # Runs of before there were commands have no column for them.
+    names = ("cpu_s", "children_cpu_s", "load_cpu_s", "world_cpu_s")
+    ours = sum(_grown(load, name) for name in names if name in load)
     busy = float(load["machine_cpu_s"][-1] - load["machine_cpu_s"][0])
     return round(max(0.0, busy - ours) / wall, 3) if wall > 0 else None
 

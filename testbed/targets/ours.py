@@ -259,9 +259,16 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_toml(settings: Mapping[str, Any]) -> str:
     """Return a configuration file: one dotted key a line, as `mta config` prints it."""
-    return "".join(
-        f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in _leaves(settings)
-    )
+    return "".join(f"{key} = {_value(value)}\n" for key, value in _leaves(settings))
+
+
+def _value(value: object) -> str:
+    """Return a value as TOML has it on one line."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

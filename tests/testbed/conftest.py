@@ -100,6 +100,7 @@ def _write_samples(path: Path, slope: float) -> None:
             "world_cpu_s": max(0.0, t) * 0.1,
             "machine_cpu_s": 1e6 + max(0.0, t) * 0.8,
             "gauges_s": 0.001,
+            "children_cpu_s": 0.0,
             "scheduler.envelope": queued,
         }
         lines.append(",".join(str(values[head]) for head in heads))

@@ -25,6 +25,19 @@ def test_a_store_is_filled_with_waiting_envelopes(representation: str) -> None:
     store.validate()
 
 
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_a_store_is_filled_with_local_mail_that_an_agent_has(representation: str) -> None:
+    """As of a user's flood: all in flight, each knows whose it is."""
+    scenario = load("local-burst", ["load.scale=0.001"])
+    store = make_store(representation, epoch=EPOCH)
+    fill(store, scenario, draw(scenario), 650, in_flight=True)
+
+    assert {(2, 0)} == {(int(store.state_of(h)), store.attempts_of(h)) for h in store}
+    assert {"flood0@"} < {store.domain_of(h) for h in store}
+    found = {store.mda_envelope_of(h) is None for h in store}
+    assert {representation == "packed"} == found
+
+
 def footprint(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "testbed.footprint", *arguments],

@@ -63,7 +63,7 @@ def account(load: list[dict[str, Any]], world: list[dict[str, Any]], **more: Any
         run_id=RUN,
         start=START,
         queue_id=lambda reply: reply.split()[-5] if "accepted" in reply else "",
-        destination=lambda domain: domain.partition(".")[0],
+        destination=lambda recipient: recipient.rpartition("@")[2].partition(".")[0],
         **more,
     )
 

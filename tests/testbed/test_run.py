@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sim.scenario import load
+from sim.workload import draw
 from testbed.report import html
 from testbed.rundir import Run
 
@@ -131,6 +134,75 @@ def test_from_a_scenario_to_a_report(scenario: Path, tmp_path: Path, nothing_lef
     # Without a terminal: plain lines, and none of them repeated ten times a second.
     assert "packed: load" in stderr
     assert len(stderr.splitlines()) < 40
+
+
+LOCAL = """
+name = "tiny-local"
+seed = 7
+drain_s = 20.0
+representations = ["fixed"]
+[load]
+messages = 40
+rate = 20.0
+sessions = 5
+sizes = { law = "fixed", bytes = 2048 }
+recipients = { law = "fixed", count = 1 }
+[[local]]
+name = "flood"
+messages = 150
+from_s = 0.0
+to_s = 0.5
+seconds = 0.01
+tempfail = 0.05
+permfail = 0.05
+[[local]]
+name = "others"
+users = 5
+messages = 4
+from_s = 0.0
+to_s = 2.0
+delivery = "maildir"
+[[destinations]]
+name = "outside"
+domain = "outside.test"
+[server.retry]
+mda_base_s = 0.5
+overflow_base_s = 0.5
+[server.limits.mda]
+policy = "tempfail"
+tempfail_max_pending_per_user = 50
+[server.limits.mta]
+session_keepalive_s = 0.5
+"""
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="no perl")
+def test_local_users_are_accounted_for(tmp_path: Path, nothing_left: None) -> None:
+    """Commands, Maildirs and the outside together; what a command refuses for good is a bounce."""
+    (tmp_path / "local.toml").write_text(LOCAL)
+    arguments = ("run", "./local.toml", "--no-model", "--json", "--out", "out")
+    with bench(*arguments, cwd=tmp_path) as process:
+        stdout, stderr = process.communicate(timeout=100)
+
+    assert 0 == process.returncode, stderr
+    summary = json.loads(stdout)
+    fatal = int(draw(load(tmp_path / "local.toml")).fatal.sum())
+    assert fatal > 0
+    assert (210, 210 - fatal, fatal, 0, 0, 0, 0) == tuple(
+        summary[key]
+        for key in ("accepted", "delivered", "bounced", "queued", "lost", "duplicates", "altered")
+    )
+    part = summary["representations"]["fixed"]
+    assert part["attempts_deferred"] > 0
+    assert {} == part["leaks"]
+    waits = part["delivery_latency_s"]
+    assert {"flood": 150 - fatal, "others": 20, "outside": 40} == {
+        name: wait["count"] for name, wait in waits.items()
+    }
+    samples = Run(tmp_path / "out").samples("fixed")
+    assert samples["mda.refused"][-1] > 0
+    assert not (tmp_path / "out" / "fixed" / "homes").exists()
+    assert [] == outside(tmp_path)
 
 
 def test_a_server_that_dies_fails_the_run(

@@ -89,6 +89,17 @@ def test_time_and_descriptors_are_seen(hungry: Hungry) -> None:
     assert (3, 1) == (usage.fds, usage.threads)
 
 
+def test_time_of_commands_is_seen_when_they_have_ended(hungry: Hungry) -> None:
+    """That of the process itself is not in it."""
+    hungry.do("spin 3000000")
+    assert 0.0 == usage_of([hungry.process.pid]).children_cpu_s
+
+    mine = usage_of([os.getpid()]).children_cpu_s
+    spin = "n = 0\nwhile n < 3000000: n += 1"
+    subprocess.run([sys.executable, "-c", spin], check=True, timeout=60)
+    assert usage_of([os.getpid()]).children_cpu_s > mine
+
+
 def test_processes_are_summed(hungry: Hungry) -> None:
     """A server of several processes is measured as one."""
     one = usage_of([hungry.process.pid])

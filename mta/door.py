@@ -12,6 +12,7 @@ from mta.core.address import Path
 from mta.core.admission import Pressure
 from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.ids import MsgId, SessionId
+from mta.core.pressure import MemoryLevel
 from mta.core.reply import Reply
 from mta.core.stress import Stress
 from mta.queue.base import QueueUnavailableError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from mta.queue.sqlite import SqliteQueue
     from mta.trace import Tracer
 
+_MEMORY = (admission.SHORT_OF_MEMORY, admission.LOAD_SHEDDING)
 _TIMEOUTS = (admission.IDLE, admission.SESSION_TOO_LONG)
 
 
@@ -49,6 +51,8 @@ class ServerDoor:
         self.stress = Stress(config.limits.smtp)
         self.on_stress: Callable[[], None] = lambda: None
         """Called when the limits are others: the sessions that are open must hear of it."""
+        self.memory = MemoryLevel.OK
+        """How short of memory the process is; whoever measures says so."""
         self.paused = False
         self.draining = False
         self.connections = 0
@@ -88,6 +92,11 @@ class ServerDoor:
         """How long a client waits for the answer to its message."""
         return self._config.timeout_s
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Input may be read while its message is being committed."""
+        return self.memory < MemoryLevel.SOFT
+
     def _count(self, change: int) -> None:
         """Count connections, and see whether that is stress, or the end of it."""
         self.connections += change
@@ -124,6 +133,7 @@ class ServerDoor:
             draining=self.draining,
             paused=self.paused,
             healthy=queue.healthy,
+            memory=self.memory,
         )
 
     def connect(self, peer: str) -> Reply | None:
@@ -242,6 +252,9 @@ class ServerDoor:
 
     def reserve(self, size: int) -> bool:
         """Take bytes of the budget of messages that are being received."""
+        if self.memory >= MemoryLevel.HARD:
+            self._metrics.inc("memory.refused")
+            return False
         if self.bytes_in_memory + size > self.limits.max_bytes_in_memory:
             return False
         self.bytes_in_memory += size
@@ -290,6 +303,8 @@ class ServerDoor:
             self._metrics.inc("smtp.timeout")
             return
         kind = "permanent" if reply.code >= 500 else "temporary"
+        if reply in _MEMORY:
+            self._metrics.inc("memory.refused")
         self._metrics.inc(f"smtp.refused.{'connection' if connection else kind}")
         if reply[1:] == admission.LOCAL_ERROR[1:]:
             self._metrics.inc("error.internal")

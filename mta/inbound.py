@@ -346,6 +346,8 @@ class Inbound(ChunkedSession, XclientSession):
             self._answer(reply_to_fault(error))
             return
         self.phase = Phase.COMMIT
+        if not self.door.reads_ahead:
+            self._pause_reading()
         reserved, self._reserved = self._reserved, 0
         done = partial(self._committed, self._msgid, mail, recipients, reserved)
         if commit.done():

@@ -36,6 +36,11 @@ class Door(Protocol):
         ...
 
     @property
+    def reads_ahead(self) -> bool:
+        """Input may be read while the message before it is being made durable; not when memory is short."""
+        ...
+
+    @property
     def tracing(self) -> bool:
         """The operator traces ``smtp``: call `trace` for every line sent and received."""
         ...

@@ -42,6 +42,7 @@ class Operations:
             "mda": "paused" if server.engine.local.paused else "running",
             "smtp": "paused" if server.door.paused else "running",
             "stress": "yes" if server.door.stress.active else "no",
+            "memory": server.door.memory.name.lower(),
             "queue": "healthy" if server.queue.healthy else "failing",
             "envelope": server.config.envelope,
             "hostname": server.config.hostname,

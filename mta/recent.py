@@ -39,11 +39,19 @@ class RecentMessages:
         self._untried: dict[MsgId, int] = {}
         self.envelopes = 0
         self.bytes = 0
+        self.closed = False
+        """Nothing is kept: memory is short."""
+
+    def clear(self) -> None:
+        """Let go of everything: it is in the queue as well."""
+        self._messages.clear()
+        self._untried.clear()
+        self.envelopes = self.bytes = 0
 
     def add(self, msgid: MsgId, message: RecentMessage) -> None:
         """Keep a message that was just made durable; older ones make room."""
         size, count = len(message.body), len(message.recipients)
-        if size > self._bytes_max or count > self._envelopes_max:
+        if self.closed or size > self._bytes_max or count > self._envelopes_max:
             return
         while self.bytes + size > self._bytes_max or self.envelopes + count > self._envelopes_max:
             self._drop(next(iter(self._messages)))

@@ -30,6 +30,7 @@ from mta.core import records
 from mta.core.engine import Engine
 from mta.core.ids import SessionId
 from mta.core.metrics import METRICS, Metrics
+from mta.core.pressure import MemoryLevel
 from mta.core.settings import ConfigError, flatten
 from mta.door import ServerDoor
 from mta.driver import Driver
@@ -37,6 +38,7 @@ from mta.effects import Effects
 from mta.exposition import Exposition
 from mta.listeners import Listeners, listening, parse_address, unusable
 from mta.log import Log
+from mta.memory import MemoryWatch
 from mta.operations import Operations
 from mta.queue.base import QueueUnavailableError
 from mta.queue.database import QueueCorruptError
@@ -78,6 +80,7 @@ class MtaServer:
         self.queue: SqliteQueue
         self.engine: Engine
         self.driver: Driver
+        self.memory: MemoryWatch
         self.door: ServerDoor
         self._record: StimulusTrace | None = None
         self._control: ControlServer | None = None
@@ -200,8 +203,16 @@ class MtaServer:
             )
         except ValueError as error:
             raise ConfigError(self.source, "smtp.relay_networks", networks, str(error)) from None
+        self.memory = MemoryWatch(
+            config.limits.memory,
+            effects,
+            log=self.log.warn,
+            on_level=self._set_memory_level,
+            shrink=self._shrink,
+        )
         await self._open_control()
         await self._open_door()
+        self.memory.start()
         if self._record is not None:
             self._sample()
         # What was made so far lives as long as the server: the collector need not look at it again.
@@ -346,6 +357,17 @@ class MtaServer:
                 seconds=round(commit.seconds, 6),
             )
 
+    def _set_memory_level(self, level: MemoryLevel) -> None:
+        self.door.memory = level
+        self.driver.recent.closed = level > MemoryLevel.OK
+        if level >= MemoryLevel.SOFT:
+            self._resolver.flush()
+
+    def _shrink(self) -> None:
+        """Let go of what can be read again."""
+        self.driver.recent.clear()
+        self.queue.shrink()
+
     def _sample(self) -> None:
         """Write gauges into the trace, five times a second."""
         if self._record is None:
@@ -357,6 +379,7 @@ class MtaServer:
         """Return all counters and gauges by the names of `mta.core.metrics`, and the uptime in seconds."""
         metrics, driver = self.metrics, self.driver
         outbound, resolver = driver.outbound.stats, self._resolver.stats
+        memory = self.memory.pressure
         values = {
             **self.engine.gauges(),
             **self.engine.counters(),
@@ -386,6 +409,13 @@ class MtaServer:
             "dns.cache.hit": resolver.hits,
             "dns.cache.missed": resolver.misses,
             "dns.failed": resolver.failures,
+            "memory.usage": memory.measure.usage,
+            "memory.limit": memory.measure.limit,
+            "memory.low": memory.bytes_of(MemoryLevel.LOW),
+            "memory.soft": memory.bytes_of(MemoryLevel.SOFT),
+            "memory.hard": memory.bytes_of(MemoryLevel.HARD),
+            "memory.pressure": int(memory.level),
+            "memory.shrink": self.memory.shrinks,
             "log.lost": self.log.lost,
             "trace.lost": self._record.lost if self._record else 0,
         }
@@ -417,6 +447,8 @@ class MtaServer:
         """Undo whatever was started."""
         if hasattr(self, "listeners"):
             self.listeners.close()
+        if hasattr(self, "memory"):
+            await self.memory.close()
         if hasattr(self, "driver"):
             await self.driver.stop()
             await self._resolver.close()

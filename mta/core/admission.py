@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple, TypeAlias
 
 from mta.core.limits import QueueLimits, SmtpLimits
+from mta.core.pressure import MemoryLevel
 from mta.core.reply import Reply
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -33,6 +34,10 @@ NO_STORAGE = Reply(452, "4.3.1", "Insufficient system storage, try again later")
 """RFC 1870 6.1, RFC 3463 X.3.1: the queue is full, the disk is short, or the queue can't write."""
 NO_MEMORY = Reply(452, "4.3.1", "Too much mail is being received, try again later")
 """All messages that are being received or wait for the disk are too many."""
+SHORT_OF_MEMORY = Reply(452, "4.3.1", "Insufficient system resources, try again later")
+"""RFC 3463 X.3.1: the process is near its limit of memory; what was taken goes out first."""
+LOAD_SHEDDING = Reply(421, "4.3.2", "Load shedding, try again later")
+"""The same for connections, nearer to the limit. KumoMTA's words."""
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients, send the rest separately")
 """RFC 5321 4.5.3.1.10: 452, and the recipients accepted before remain."""
 RELAYING_DENIED = Reply(550, "5.7.1", "Relaying denied")
@@ -74,6 +79,8 @@ class Pressure(NamedTuple):
     """The operator stopped the door."""
     healthy: bool = True
     """The queue could write when it last tried."""
+    memory: MemoryLevel = MemoryLevel.OK
+    """How short of memory the process is."""
 
 
 def on_connect(pressure: Pressure, *, from_client: int, limits: SmtpLimits) -> Reply | None:
@@ -88,6 +95,8 @@ def on_connect(pressure: Pressure, *, from_client: int, limits: SmtpLimits) -> R
         return SHUTTING_DOWN
     if pressure.paused:
         return PAUSED
+    if pressure.memory >= MemoryLevel.HARD:
+        return LOAD_SHEDDING
     # The client before the total: it says who can do something about it.
     if from_client >= limits.max_conn_per_client:
         return TOO_MANY_FROM_CLIENT
@@ -116,6 +125,9 @@ def on_mail(
         return TOO_MANY_MESSAGES
     if declared_size > limits.max_message_size:
         return MESSAGE_TOO_BIG
+    # Only here: a message that was received is in memory already, and leaves it soonest when it is taken.
+    if pressure.memory >= MemoryLevel.SOFT:
+        return SHORT_OF_MEMORY
     return room_for(pressure, size=declared_size, envelopes=1, limits=limits, queue=queue)
 
 

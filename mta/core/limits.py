@@ -270,6 +270,39 @@ class QueueLimits:
 
 
 @dataclass(slots=True)
+class MemoryLimits:
+    """How much memory the server may use before it takes in less; see `mta.core.pressure`."""
+
+    limit_bytes: int = 0
+    """Bytes that the process may have resident; 0: the nearest of control group, RLIMIT_AS, RLIMIT_DATA and RAM.
+    KumoMTA ``kumo.set_memory_hard_limit``."""
+    low_ratio: float = 0.6
+    """Share of the limit from which on nothing is kept that can be read again. KumoMTA: 80 % of soft."""
+    soft_ratio: float = 0.75
+    """Share of the limit from which on MAIL gets 452 4.3.1. KumoMTA: 75 %, where it sheds connections."""
+    hard_ratio: float = 0.9
+    """Share of the limit from which on connections get 421 4.3.2, and messages that are being received are given
+    up. Ours: between it and the limit is room for what the others take until the next sample."""
+    hysteresis: float = 0.05
+    """A level ends by this share of the limit below where it begins. Ours."""
+    sample_s: float = 1.0
+    """Seconds between two measurements; 0 measures nothing and refuses nothing. KumoMTA: 3 s."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield every value that contradicts itself or another."""
+        yield from _out_of_range(self)
+        if self.soft_ratio < self.low_ratio:
+            problem = f"must not be below low_ratio ({self.low_ratio:g})"
+            yield "soft_ratio", self.soft_ratio, problem
+        if self.hard_ratio < self.soft_ratio:
+            problem = f"must not be below soft_ratio ({self.soft_ratio:g})"
+            yield "hard_ratio", self.hard_ratio, problem
+        if self.hysteresis >= self.low_ratio:
+            problem = f"must be below low_ratio ({self.low_ratio:g})"
+            yield "hysteresis", self.hysteresis, problem
+
+
+@dataclass(slots=True)
 class Limits:
     """All limits of a server."""
 
@@ -278,6 +311,7 @@ class Limits:
     mda: MdaLimits = field(default_factory=MdaLimits)
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
+    memory: MemoryLimits = field(default_factory=MemoryLimits)
 
     def problems(self) -> Iterator[Problem]:
         """Yield every value that contradicts one of another part."""
@@ -311,6 +345,9 @@ _MAY_BE_ZERO = frozenset(
         "min_free_ratio",
         "min_data_rate",
         "stress_off_at",
+        "limit_bytes",
+        "hysteresis",
+        "sample_s",
         "body_file_bytes",
         "cache_envelopes",
         "cache_bytes",
@@ -320,7 +357,7 @@ _MAY_BE_ZERO = frozenset(
 
 
 def _out_of_range(
-    limits: SmtpLimits | MtaLimits | MdaLimits | SchedulerLimits | QueueLimits,
+    limits: SmtpLimits | MtaLimits | MdaLimits | SchedulerLimits | QueueLimits | MemoryLimits,
 ) -> Iterator[Problem]:
     for field_ in fields(limits):
         value = getattr(limits, field_.name)

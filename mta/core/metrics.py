@@ -122,6 +122,18 @@ _ALL = (
     _counter("dns.cache.hit", "Look-ups answered from memory"),
     _counter("dns.cache.missed", "Look-ups that went to the name server"),
     _counter("dns.failed", "Look-ups that failed for now"),
+    # Memory
+    _gauge("memory.usage", "Bytes used, as whoever sets the limit counts them", drains=False),
+    _gauge("memory.limit", "Bytes that may be used; 0 if that is not known", drains=False),
+    _gauge(
+        "memory.low", "Bytes from which on nothing is kept that can be read again", drains=False
+    ),
+    _gauge("memory.soft", "Bytes from which on messages are refused", drains=False),
+    _gauge("memory.hard", "Bytes from which on connections are refused", drains=False),
+    # Why not `drains`? What uses the memory may be the machine's, or the control group's.
+    _gauge("memory.pressure", "0 enough memory, 1 low, 2 soft, 3 hard", drains=False),
+    _counter("memory.shrink", "Times that what can be read again was let go"),
+    _counter("memory.refused", "Connections and messages refused for want of memory"),
     # Ourselves
     _counter("log.lost", "Log lines that could not be written"),
     _counter("trace.lost", "Trace records that were dropped"),

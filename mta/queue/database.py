@@ -117,6 +117,11 @@ class Database:
         with suppress(sqlite3.Error):
             self._connection.close()
 
+    def shrink(self) -> None:
+        """Let go of cached pages. Never raises: nothing depends on it."""
+        with suppress(sqlite3.Error, OSError):
+            self.run("PRAGMA shrink_memory", site="shrink")
+
     def run(self, sql: str, values: Sequence[Any] = (), *, site: str) -> list[Row]:
         """Run one statement and return all its rows."""
         self._effects.point("sqlite", site)

@@ -69,6 +69,10 @@ class Reader:
         """Close the connection. Idempotent."""
         self._database.close()
 
+    def shrink(self) -> None:
+        """Let go of cached pages."""
+        self._database.shrink()
+
     def has_message(self, msgid: int) -> bool:
         """Say whether a message is there."""
         return bool(self._read("SELECT 1 FROM message WHERE msgid = ?", (msgid,)))

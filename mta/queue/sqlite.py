@@ -393,6 +393,12 @@ class SqliteQueue:
             self.healthy = self._closing is None
             self._note("queue: healthy again")
 
+    def shrink(self) -> None:
+        """Let go of cached pages: memory is short."""
+        if self._writer is not None and self._reader is not None:
+            self._reader.shrink()
+            self._writer.shrink()
+
     # ---- how full
 
     @property

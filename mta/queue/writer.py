@@ -167,6 +167,7 @@ class Writer:
         self._dead = False
         """The thread ended by a mistake of ours: nothing is committed any more."""
         self._suspicion = ""
+        self._has_to_shrink = False
         self._asleep = False
         self._untold = 0
         self._suspects: list[Item] = []
@@ -218,6 +219,11 @@ class Writer:
     def sicken(self, problem: str) -> None:
         """Have the disk probed: somebody else met an I/O error."""
         self._suspicion = problem
+        self.ring()
+
+    def shrink(self) -> None:
+        """Let go of cached pages when there is time."""
+        self._has_to_shrink = True
         self.ring()
 
     def ring(self) -> None:
@@ -296,6 +302,9 @@ class Writer:
                 problem, self._suspicion = self._suspicion, ""
                 self._sicken(problem)
             self._commit_all()
+            if self._has_to_shrink and self._database is not None:
+                self._has_to_shrink = False
+                self._database.shrink()
             if stopping or not rung:
                 self._checkpoint(always=True)
             if stopping:

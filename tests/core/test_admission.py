@@ -6,12 +6,14 @@ from hypothesis import strategies as st
 
 from mta.core import admission
 from mta.core.admission import (
+    LOAD_SHEDDING,
     LOCAL_ERROR,
     MESSAGE_TOO_BIG,
     NO_MEMORY,
     NO_STORAGE,
     PAUSED,
     RELAYING_DENIED,
+    SHORT_OF_MEMORY,
     SHUTTING_DOWN,
     TOO_MANY_CONNECTIONS,
     TOO_MANY_ERRORS,
@@ -32,6 +34,7 @@ from mta.core.admission import (
     room_for,
 )
 from mta.core.limits import QueueLimits, SmtpLimits
+from mta.core.pressure import MemoryLevel
 from mta.core.reply import Outcome, Reply
 
 LIMITS = SmtpLimits(
@@ -273,3 +276,31 @@ def test_a_network_that_is_none_is_named(text):
     """The text of the error holds what was said."""
     with pytest.raises(ValueError, match=text):
         parse_networks([text])
+
+
+class TestMemory:
+    """KumoMTA's load shedding, in two steps."""
+
+    @pytest.mark.parametrize("level", list(MemoryLevel))
+    def test_messages_first_then_connections(self, level):
+        """452 4.3.1 at MAIL from soft on, 421 4.3.2 instead of a greeting when it is hard."""
+        pressure = IDLE._replace(memory=level)
+        connect = on_connect(pressure, from_client=0, limits=LIMITS)
+        assert connect == (LOAD_SHEDDING if level is MemoryLevel.HARD else None)
+        mail = on_mail(pressure, declared_size=0, messages=0, limits=LIMITS, queue=QUEUE)
+        assert mail == (SHORT_OF_MEMORY if level >= MemoryLevel.SOFT else None)
+
+    def test_what_was_received_is_taken(self):
+        """It is in memory, and on the disk it costs none."""
+        pressure = IDLE._replace(memory=MemoryLevel.HARD)
+        assert not on_message(
+            pressure, size=1, recipients=1, received=0, limits=LIMITS, queue=QUEUE
+        )
+
+    def test_for_good_before_for_now(self):
+        """A message that will never be taken is told so, and a door that is closed says why."""
+        pressure = IDLE._replace(memory=MemoryLevel.HARD)
+        mail = on_mail(pressure, declared_size=1001, messages=0, limits=LIMITS, queue=QUEUE)
+        assert mail == MESSAGE_TOO_BIG
+        paused = on_connect(pressure._replace(paused=True), from_client=0, limits=LIMITS)
+        assert paused == PAUSED

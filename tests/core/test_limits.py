@@ -7,6 +7,7 @@ import pytest
 from mta.core.limits import (
     Limits,
     MdaLimits,
+    MemoryLimits,
     MtaLimits,
     QueueLimits,
     SchedulerLimits,
@@ -19,6 +20,7 @@ PARTS = {
     "mda": MdaLimits,
     "scheduler": SchedulerLimits,
     "queue": QueueLimits,
+    "memory": MemoryLimits,
 }
 EVERY = [
     (cls, field.name)
@@ -65,6 +67,9 @@ def test_a_cap_of_nothing_is_no_cap(cls, name):
         "cache_bytes",
         "min_data_rate",
         "stress_off_at",
+        "limit_bytes",
+        "hysteresis",
+        "sample_s",
     }
     assert may_be_zero == (name not in keys(cls(**{name: 0})))
 
@@ -76,6 +81,18 @@ def test_a_cap_of_nothing_is_no_cap(cls, name):
         (
             SmtpLimits(max_text_line=999),
             ("max_text_line", 999, "must be at least 1000 (RFC 5321 4.5.3.1.6)"),
+        ),
+        (
+            MemoryLimits(low_ratio=0.8),
+            ("soft_ratio", 0.75, "must not be below low_ratio (0.8)"),
+        ),
+        (
+            MemoryLimits(soft_ratio=0.95),
+            ("hard_ratio", 0.9, "must not be below soft_ratio (0.95)"),
+        ),
+        (
+            MemoryLimits(hysteresis=0.6),
+            ("hysteresis", 0.6, "must be below low_ratio (0.6)"),
         ),
         (
             SmtpLimits(stress_at=1.1),

@@ -13,6 +13,7 @@ from mta.core import admission
 from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.ids import MsgId, SessionId
 from mta.core.metrics import Metrics
+from mta.core.pressure import MemoryLevel
 from mta.core.reply import Reply
 from mta.door import ServerDoor
 from mta.effects import Space
@@ -97,6 +98,30 @@ class TestConnections:
             for n in range(50):
                 assert at.connect(f"127.0.1.{n}") == admission.TOO_MANY_CONNECTIONS
             assert 1 == at.connections == len(at._clients)
+
+    async def test_memory_refuses_and_counts(self, tmp_path):
+        """Soft: messages; hard: connections, and what is being received. Each refusal is counted."""
+        async with door(tmp_path) as at:
+            assert at.reads_ahead
+            at.memory = MemoryLevel.SOFT
+            refused = at.begin(0, 0)
+            assert refused == admission.SHORT_OF_MEMORY
+            assert at.connect(PEER) is None
+            assert at.reserve(10)
+            assert not at.reads_ahead
+            at.memory = MemoryLevel.HARD
+            assert not at.reserve(10)
+            shed = at.connect(PEER)
+            assert shed == admission.LOAD_SHEDDING
+            at.rejected(refused)
+            at.rejected(shed, connection=True)
+            assert 3 == at.metrics["memory.refused"]
+            assert (1, 1) == (
+                at.metrics["smtp.refused.temporary"],
+                at.metrics["smtp.refused.connection"],
+            )
+            at.release(10)
+            at.disconnect(PEER)
 
     async def test_stress_begins_and_ends_with_connections(self, tmp_path):
         """At nine of ten connections the limits shrink, at seven they are as before; gauge and log say so."""

@@ -353,6 +353,27 @@ async def test_draining_waits_for_messages_and_for_nothing_else():
     assert door.connections == {"127.0.0.1": 0}
 
 
+async def test_nothing_is_read_ahead_when_memory_is_short():
+    """While a message is made durable its client's next one stays in the kernel; afterwards all is as before."""
+    door = FakeDoor()
+    door.hold = True
+    client = Client(door).ready()
+    client.send("x\r\n.\r\n")
+    assert client.wire.reading
+    door.commit()
+    await asyncio.sleep(0)
+    assert client.take().startswith("250 ")
+
+    door.reads_ahead = False
+    client.say("MAIL FROM:<a@b>", "RCPT TO:<c@d>", "DATA")
+    client.send("x\r\n.\r\n")
+    assert not client.wire.reading
+    door.commit()
+    await asyncio.sleep(0)
+    assert client.take().startswith("250 ")
+    assert client.wire.reading
+
+
 class TestOtherLimits:
     """Limits that shrink while a session is open: stress."""
 

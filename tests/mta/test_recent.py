@@ -91,3 +91,17 @@ def test_it_never_holds_more_than_it_may_and_counts_what_it_has(steps):
         assert len(kept) == len(recent)
         assert sum(len(m.recipients) for m in kept) == recent.envelopes
         assert sum(len(m.body) for m in kept) == recent.bytes
+
+
+def test_short_of_memory_nothing_is_kept():
+    """What was kept is let go at once, what comes is not kept, and late tries of what was are no news."""
+    recent = RecentMessages(envelopes_max=10, bytes_max=100)
+    recent.add(MsgId(1), message(recipients=2))
+    recent.clear()
+    recent.closed = True
+    recent.add(MsgId(2), message())
+    recent.tried(evpid(MsgId(1), 1))
+    assert (0, 0, 0) == (len(recent), recent.envelopes, recent.bytes)
+    recent.closed = False
+    recent.add(MsgId(3), message())
+    assert 1 == len(recent)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mta.core.metrics import METRICS
+from mta.core.pressure import Measure
 from mta.core.settings import ConfigError
 from mta.operations import Operations
 from mta.queue.base import QueueUnavailableError
@@ -179,6 +180,23 @@ class TestRunning:
         log = (tmp_path / "log").read_text()
         assert "smtp stress began connections=9 max=10 timeout=0.3s" in log
         assert "smtp stress ended" in log
+
+    async def test_short_of_memory_it_keeps_nothing_ready(self, tmp_path):
+        """Bodies of fresh mail are let go first: they are in the queue, and delivered from there."""
+        async with serving(
+            tmp_path, FaultyEffects(), limits={"memory": {"sample_s": 0}}
+        ) as server:
+            port = server.smtp_address[1]
+            said = await send(port, "a@one.test", [DEAD], "x")
+            assert said.accepted
+            for usage, level in ((65, "low"), (80, "soft"), (95, "hard"), (10, "ok")):
+                server.memory.take([Measure("ram", usage, 100)])
+                assert level == Operations(server).status()["memory"]
+                assert (level == "ok") != server.driver.recent.closed
+                if level != "ok":
+                    assert 0 == server.stats()["queue.evpcache.bytes"]
+            said = await send(port, "a@one.test", [DEAD], "y")
+            assert said.accepted
 
     async def test_a_refused_connection_is_counted_once(self, tmp_path):
         """As a connection, and not as a command too."""

@@ -38,6 +38,7 @@ class FakeDoor:
         self.commit_timeout_s = self.limits.timeout_s
         self.queue_limits = QueueLimits()
         self.tracing = False
+        self.reads_ahead = True
         self.may_relay = True
         self.trusted: set[str] = set()
         """Clients that may say XCLIENT."""

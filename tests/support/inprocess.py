@@ -39,8 +39,8 @@ def breaking(number: int, code: int, effects: FaultyEffects, **options: Any) -> 
 
 
 def is_counted(point: Point) -> bool:
-    """Say whether a point is in the sweep: the log's are as many as it takes turns, and have tests."""
-    return point.site != "log"
+    """Say whether a point is in the sweep: the log's and the sampler's are as many as time passes, and have tests."""
+    return point.site not in ("log", "memory")
 
 
 class Dialogue:

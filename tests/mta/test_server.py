@@ -183,9 +183,7 @@ class TestRunning:
 
     async def test_short_of_memory_it_keeps_nothing_ready(self, tmp_path):
         """Bodies of fresh mail are let go first: they are in the queue, and delivered from there."""
-        async with serving(
-            tmp_path, FaultyEffects(), limits={"memory": {"sample_s": 0}}
-        ) as server:
+        async with serving(tmp_path, FaultyEffects(), limits={"memory": {"sample_s": 0}}) as server:
             port = server.smtp_address[1]
             said = await send(port, "a@one.test", [DEAD], "x")
             assert said.accepted

@@ -18,6 +18,7 @@ from mta.core.relayrules import RelayRule, relay_problems
 from mta.core.retry import RetrySettings
 from mta.core.rules import RuleConfig, rule_problems
 from mta.delivery.base import DeliveryLimits
+from mta.smtphello import TlsLevel
 from mta.tables.base import TableConfig, UserConfig
 
 _LISTENER_NAME = re.compile(r"[a-z0-9_]{1,32}")
@@ -73,6 +74,26 @@ class RelayConfig:
     """Which addresses may be connected to. `loopback` cannot leak mail."""
     smart_host: str = ""
     """Host name or address that takes everything; empty to follow MX records."""
+    tls: TlsLevel = "may"
+    """How much TLS hosts have to have; see `mta.smtphello`. Postfix ``smtp_tls_security_level``, OpenSMTPD ``tls``."""
+    tls_minimum: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"
+    """Oldest protocol; RFC 8996 retires those before 1.2."""
+    ca_file: Path | None = None
+    """PEM file of the authorities that may vouch for hosts and MTA-STS policies; the system's if absent."""
+    credentials: Path | None = None
+    """File of ``host user password`` lines, closed to everybody else. OpenSMTPD ``auth <table>``, Postfix
+    ``smtp_sasl_password_maps``. A host's line is used when we connect to it."""
+    auth: str = ""
+    """Which line of ``credentials`` the smart host wants, if it is not the one of its name."""
+    auth_without_tls: bool = False
+    """Send passwords in clear to hosts without TLS. Postfix: ``smtp_sasl_security_options``."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield values that can't be used."""
+        if self.auth and self.credentials is None:
+            yield "auth", self.auth, "needs relay.credentials"
+        if self.auth and not self.smart_host:
+            yield "auth", self.auth, "needs relay.smart_host: any host would be sent the password"
 
 
 @dataclass(slots=True)

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from mta.core.engine import Engine
     from mta.effects import Effects
     from mta.log import Log
+    from mta.outtls import OutboundTls
     from mta.queue.base import DurableQueue
     from mta.resolver import Resolver
     from mta.trace import StimulusTrace, Tracer
@@ -93,6 +94,7 @@ class Driver:
         tracer: "Tracer",
         record: "StimulusTrace | None" = None,
         addressing: "Addressing | None" = None,
+        tls: "OutboundTls | None" = None,
     ) -> None:
         self.engine = engine
         self.config = config
@@ -116,6 +118,7 @@ class Driver:
             on_done=self.tell,
             on_closed=self.tell,
             log=log.info,
+            tls=tls,
         )
         self.addressing = addressing
         self.local = LocalMail(

@@ -34,6 +34,10 @@ class Extensions(NamedTuple):
     """RFC 6531."""
     dsn: bool = False
     """RFC 3461."""
+    starttls: bool = False
+    """RFC 3207."""
+    auth: tuple[str, ...] = ()
+    """Mechanisms of AUTH, in capitals (RFC 4954)."""
 
     def refusal(self, sender: str, options: Sequence[str], body: bytes) -> str | None:
         """Return the reply with which a message is refused for all recipients, or None."""
@@ -91,7 +95,8 @@ def read_extensions(lines: Sequence[bytes]) -> Extensions:
 
     What we do not use is skipped, and so is what makes no sense.
     """
-    pipelining = eight_bit = smtputf8 = dsn = False
+    pipelining = eight_bit = smtputf8 = dsn = starttls = False
+    auth: tuple[str, ...] = ()
     size: int | None = None
     for line in lines:
         match line.upper().split():
@@ -103,13 +108,17 @@ def read_extensions(lines: Sequence[bytes]) -> Extensions:
                 smtputf8 = True
             case [b"DSN", *_]:
                 dsn = True
+            case [b"STARTTLS", *_]:
+                starttls = True
+            case [b"AUTH", *mechanisms]:
+                auth += tuple([name.decode("ascii", "replace") for name in mechanisms])
             case [b"SIZE", digits, *_] if digits.isdigit() and len(digits) <= 20:
                 size = int(digits)  # RFC 1870 3: at most 20 digits
             case [b"SIZE"]:
                 size = 0
             case _:
                 pass
-    return Extensions(pipelining, size, eight_bit, smtputf8, dsn)
+    return Extensions(pipelining, size, eight_bit, smtputf8, dsn, starttls, auth)
 
 
 def is_sendable(address: str) -> bool:

@@ -33,7 +33,9 @@ from mta.outconnection import (
     SessionRow,
     network_error,
 )
-from mta.smtpclient import Timeouts
+from mta.outtls import OutboundTls
+from mta.smtpstates import Timeouts
+from mta.tlsplan import TlsPlan
 
 
 class OutboundStats:
@@ -71,6 +73,7 @@ class Outbound:
         log: Callable[[str], None],
         timeouts: Timeouts | None = None,
         pipelining: bool = True,
+        tls: OutboundTls | None = None,
     ) -> None:
         """Open nothing yet.
 
@@ -87,6 +90,7 @@ class Outbound:
             timeouts: longest waits; by default those of the RFC, scaled by
                 ``limits.session_timeout_s``.
             pipelining: use PIPELINING where it is offered.
+            tls: decides about TLS and AUTH; None for neither.
         """
         self.effects = effects
         self.hostname = hostname
@@ -99,6 +103,7 @@ class Outbound:
         self.log = log
         self.timeouts = timeouts or Timeouts.scaled(limits.session_timeout_s)
         self.pipelining = pipelining
+        self.tls = tls
         self.stats = OutboundStats()
         self.sessions: dict[SessionId, OutboundConnection] = {}
         """Connections whose last callback was not made yet."""
@@ -114,12 +119,10 @@ class Outbound:
         connection = OutboundConnection(self, instruction)
         self.sessions[session] = connection
         self.stats.opened += 1
-        address = instruction.address
-        shown = f"[{address}]" if ":" in address else address
-        self.log(
-            f"{show_session(session)} mta connecting address=smtp://{shown}:{self.port}"
-            f" host={instruction.host}"
-        )
+        self._begin(connection)
+
+    def _begin(self, connection: OutboundConnection) -> None:
+        session = connection.instruction.session
         task = asyncio.get_running_loop().create_task(
             self._connect(connection), name=f"connect {show_session(session)}"
         )
@@ -129,18 +132,8 @@ class Outbound:
         task.add_done_callback(self._connect_ended)
 
     async def _connect(self, connection: OutboundConnection) -> None:
-        instruction = connection.instruction
-        timeout_s = self.limits.connect_timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                await self.effects.create_connection(
-                    lambda: connection,
-                    instruction.address,
-                    self.port,
-                    source=instruction.source,
-                    timeout_s=timeout_s,
-                    site="outbound",
-                )
+            reason = await self._reach(connection)
         except TimeoutError:
             reason = CONNECT_TIMED_OUT
         except OSError as error:
@@ -150,12 +143,39 @@ class Outbound:
             connection.task = None
             connection.fail(STOPPED if isinstance(error, asyncio.CancelledError) else LOCAL_FAULT)
             raise
-        else:
-            connection.task = None
-            return
         # The task must not be found, and cancelled, by what it is calling.
         connection.task = None
-        connection.fail(reason)
+        if reason:
+            connection.fail(reason)
+
+    async def _reach(self, connection: OutboundConnection) -> str:
+        """Find out what TLS is wanted, then connect; return why not to connect, or nothing."""
+        instruction, plan = connection.instruction, connection.plan
+        if plan is None:
+            plan = TlsPlan() if self.tls is None else await self.tls.plan(instruction)
+            connection.plan = plan
+        self._log_connecting(instruction, plan)
+        if plan.refusal:
+            return plan.refusal
+        timeout_s = self.limits.connect_timeout_s
+        async with asyncio.timeout(timeout_s):
+            await self.effects.create_connection(
+                lambda: connection,
+                instruction.address,
+                self.port,
+                source=instruction.source,
+                timeout_s=timeout_s,
+                site="outbound",
+            )
+        return ""
+
+    def _log_connecting(self, instruction: OpenConnection, plan: TlsPlan) -> None:
+        address = instruction.address
+        shown = f"[{address}]" if ":" in address else address
+        self.log(
+            f"{show_session(instruction.session)} mta connecting"
+            f" address={plan.scheme}://{shown}:{self.port} host={instruction.host}"
+        )
 
     def _connect_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -205,6 +225,20 @@ class Outbound:
         return [connection.row() for connection in self.sessions.values()]
 
     # For the connections.
+
+    def fall_back(self, failed: OutboundConnection, reason: str) -> None:
+        """Try again as the plan of a connection says that has just ended, under the same session."""
+        plan = failed.plan
+        assert plan is not None
+        assert plan.fallback is not None
+        assert self.tls is not None
+        self.tls.stats.downgraded += 1
+        session = failed.instruction.session
+        self.log(f"{show_session(session)} mta closing reason=tls-failure: {reason}")
+        self.log(f"smtp-out: Error on session {show_session(session)}: {plan.notice}")
+        connection = OutboundConnection(self, failed.instruction, plan.fallback)
+        self.sessions[session] = connection
+        self._begin(connection)
 
     def transport_opened(self) -> None:
         """Count a transport."""

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,16 +24,19 @@ from mta.core.stimuli import (
     TransactionDone,
 )
 from mta.effects import NotLoopbackError
-from mta.smtpclient import (
-    CLOSED_BY_PEER,
-    ClientSession,
+from mta.outtls import BAD_CERTIFICATE, NO_HANDSHAKE, tls_reason
+from mta.smtpclient import BEFORE_READY, CLOSED_BY_PEER, ClientSession
+from mta.smtpstates import (
     Closed,
     Event,
     Failed,
     Ready,
+    StartTls,
     State,
     TransactionResult,
 )
+from mta.tlspipe import TlsPipe, fingerprint
+from mta.tlsplan import TlsPlan
 
 if TYPE_CHECKING:
     from mta.outbound import Outbound
@@ -85,22 +89,30 @@ class OutboundConnection(asyncio.Protocol):
         "_evpids",
         "_handle",
         "_handle_at",
+        "_heard",
         "_loop",
         "_name",
         "_over",
         "_owner",
         "_paused",
         "_session",
+        "_stopped",
+        "_tls",
         "_transport",
         "instruction",
         "msgid",
         "opened_at",
+        "plan",
         "task",
     )
 
-    def __init__(self, owner: "Outbound", instruction: OpenConnection) -> None:
+    def __init__(
+        self, owner: "Outbound", instruction: OpenConnection, plan: TlsPlan | None = None
+    ) -> None:
         self._owner = owner
         self.instruction = instruction
+        self.plan = plan
+        """What TLS it has; None while that is being looked up."""
         self.opened_at = owner.effects.now()
         self.msgid: MsgId | None = None
         self.task: asyncio.Task[None] | None = None
@@ -109,6 +121,10 @@ class OutboundConnection(asyncio.Protocol):
         self._name = show_session(instruction.session)
         self._session: ClientSession | None = None
         self._transport: asyncio.Transport | None = None
+        self._tls: TlsPipe | None = None
+        self._heard = False
+        """The host has said something under TLS: it works."""
+        self._stopped = False
         self._paused = False
         self._over = False
         self._handle: asyncio.TimerHandle | None = None
@@ -167,7 +183,7 @@ class OutboundConnection(asyncio.Protocol):
     def quit(self) -> None:
         """Close gracefully."""
         session = self._session
-        if session is None or session.state in (State.BANNER, State.EHLO, State.HELO):
+        if session is None or session.state in BEFORE_READY:
             self._loop.call_soon(self.fail, STOPPED)
         elif self.msgid is not None and session.state is State.READY:
             # The result of a transaction that was refused here is on its way: see `start`.
@@ -180,6 +196,7 @@ class OutboundConnection(asyncio.Protocol):
         """End now, whatever the state; the callbacks that are due are made. Idempotent."""
         if self._over or (self._session is not None and self._session.closed):
             return  # in the second case, its last events are being told further up the stack
+        self._stopped = True
         if self._session is not None:
             if self.msgid is not None and self._session.state is State.READY:
                 self._finish_refused(reason)
@@ -211,20 +228,31 @@ class OutboundConnection(asyncio.Protocol):
             self._transport.abort()  # type: ignore[union-attr]
             return
         owner.log(f"{self._name} mta connected")
+        assert self.plan is not None
         self._session = ClientSession(
             owner.hostname,
             now=self._loop.time(),
             pipelining=owner.pipelining,
             timeouts=owner.timeouts,
             max_failures=owner.limits.max_failures_per_session,
+            hello=self.plan.hello,
         )
         self._arm(self._session)
+        if self.plan.hello.implicit:
+            self._begin_tls(self._session)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the host."""
         session = self._session
         if session is None or self._over:
             return
+        if self._tls is None:
+            self._hear(session, data)
+        else:
+            self._decrypt(session, self._tls, data)
+
+    def _hear(self, session: ClientSession, data: bytes) -> None:
+        """Take what the host says."""
         events = session.receive(data, self._loop.time())
         if not session.closed:
             self._pump()
@@ -240,6 +268,9 @@ class OutboundConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the transport."""
         self._transport = None
+        if self._over and self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
         self._owner.transport_closed()
         session = self._session
         if session is None or self._over:
@@ -283,9 +314,107 @@ class OutboundConnection(asyncio.Protocol):
         if session is None or transport is None or session.closed:
             return
         now = self._loop.time()
+        tls = self._tls
         while not self._paused and (chunk := session.data_to_send(now)):
-            transport.write(chunk)
+            if tls is None:
+                transport.write(chunk)
+                continue
+            try:
+                tls.send(chunk)
+            except ssl.SSLError as error:
+                # The events must not overtake what the caller is about to tell.
+                self._loop.call_soon(self.fail, tls_reason(error))
+                break
+            self._write_records(tls)
         self._arm(session)
+
+    # TLS.
+
+    def _begin_tls(self, session: ClientSession) -> None:
+        """Send the first record of a handshake."""
+        owner = self._owner
+        assert self.plan is not None
+        assert owner.tls is not None
+        try:
+            owner.effects.point("tls", "outbound")
+            self._tls = owner.tls.pipe(self.plan, self.instruction)
+            owner.effects.done("tls", "outbound")
+        except ValueError:
+            self._act(session.lost(f"{BAD_CERTIFICATE}: no name to verify", self._loop.time()))
+        except (OSError, MemoryError):  # ssl.SSLError is one, and here it is ours
+            self._stopped = True  # in clear would be no better
+            self._act(session.lost(LOCAL_FAULT, self._loop.time()))
+        else:
+            self._write_records(self._tls)
+
+    def _write_records(self, tls: TlsPipe) -> None:
+        if self._transport is not None and (records := tls.take()):
+            self._transport.write(records)
+
+    def _decrypt(self, session: ClientSession, tls: TlsPipe, data: bytes) -> None:
+        """Take records: of the handshake, then of the dialogue."""
+        before = tls.established
+        try:
+            said = tls.feed(data)
+        except (ssl.SSLError, MemoryError) as error:
+            self._write_records(tls)  # the alert that tells why
+            self._act(session.lost(tls_reason(error), self._loop.time()))
+            return
+        self._write_records(tls)
+        if tls.established and not before:
+            refusal = self._inspect(tls)
+            if refusal:
+                self._act(session.lost(refusal, self._loop.time()))
+                return
+            session.secured(self._loop.time())
+            self._pump()
+        if said:
+            self._heard = True
+            self._hear(session, said)
+        if tls.ended and not self._over:
+            self._act(session.eof(self._loop.time()))
+
+    def _inspect(self, tls: TlsPipe) -> str:
+        """Log what was agreed; return why that is not good enough, or nothing."""
+        owner, plan = self._owner, self.plan
+        assert plan is not None
+        assert owner.tls is not None
+        owner.tls.stats.established += 1
+        owner.tls.stats.resumed += tls.resumed
+        owner.log(f"{self._name} mta tls ciphers={tls.ciphers()}")
+        certificate = tls.certificate()
+        if not certificate:
+            owner.log(f'{self._name} smtp cert-check result="no certificate presented"')
+            return f"{BAD_CERTIFICATE}: none was presented" if plan.tlsa or plan.verify else ""
+        why = ""
+        if plan.tlsa:
+            from mta.dane import failure  # the library behind it is large, and rarely wanted
+
+            why = failure(plan.tlsa, tls.chain(), plan.names, owner.effects.now())
+        valid = not why and bool(plan.tlsa or plan.verify)
+        owner.log(
+            f'{self._name} mta cert-check result="{"valid" if valid else "unverified"}"'
+            f' fingerprint="{fingerprint(certificate)}"'
+        )
+        return f"{BAD_CERTIFICATE}: {why}" if why else ""
+
+    def _tls_failed(self, reason: str) -> str | None:
+        """Take the end of a session before it was ready: was it for want of TLS?
+
+        Returns:
+            The reason to report, or None if another connection is being tried.
+        """
+        owner, plan = self._owner, self.plan
+        if owner.tls is None or plan is None or self._tls is None or self._heard or self._stopped:
+            return reason
+        owner.tls.stats.failed += 1
+        owner.tls.forget(plan, self.instruction)
+        if not reason.startswith("454 "):
+            reason = f"{NO_HANDSHAKE}: {reason}"
+        if plan.fallback is None:
+            return reason
+        owner.fall_back(self, reason)
+        return None
 
     def _arm(self, session: ClientSession) -> None:
         """See to it that `_timer` is called at the deadline or earlier.
@@ -320,16 +449,24 @@ class OutboundConnection(asyncio.Protocol):
                     self._evpids = ()
                     owner.stats.ambiguous += ambiguous
                     owner.on_done(TransactionDone(session_id, done, usable))
+                case StartTls():
+                    if self._session is not None and not self._session.closed:
+                        self._begin_tls(self._session)
                 case Ready():
+                    if self._tls is not None and self.plan is not None and owner.tls is not None:
+                        owner.tls.keep(self._tls, self.plan, self.instruction)
                     owner.stats.ready += 1
                     owner.on_ready(ConnectionReady(session_id))
                 case Failed(reason):
                     self._end()
-                    self._log_error(reason)
+                    told = self._tls_failed(reason)
+                    if told is None:
+                        continue
+                    self._log_error(told)
                     owner.stats.failed += 1
-                    owner.on_failed(ConnectionFailed(session_id, reason))
+                    owner.on_failed(ConnectionFailed(session_id, told))
                 case Closed(reason):
-                    self._end()
+                    self._end(clean=reason == "quit")
                     if reason == "quit":
                         owner.log(
                             f"{self._name} mta disconnected reason=quit messages={self.messages}"
@@ -350,8 +487,11 @@ class OutboundConnection(asyncio.Protocol):
         else:
             self._owner.log(f"{self._name} mta error reason={reason}")
 
-    def _end(self) -> None:
-        """Release everything. The transport's descriptor goes with the loop's next turn."""
+    def _end(self, *, clean: bool = False) -> None:
+        """Release everything. The transport's descriptor goes with the loop's next turn.
+
+        ``clean``: the host has answered QUIT, and is owed TLS's own good-bye, if it takes it soon.
+        """
         self._over = True
         del self._owner.sessions[self.instruction.session]
         if self._handle is not None:
@@ -359,9 +499,16 @@ class OutboundConnection(asyncio.Protocol):
             self._handle = None
         if self.task is not None:
             self.task.cancel()
-        if self._transport is not None:
-            # Not close(): that would wait until the host has read what it will not answer.
-            self._transport.abort()
+        if self._transport is None:
+            return
+        if clean and self._tls is not None:
+            self._tls.close()
+            self._write_records(self._tls)
+            self._handle = self._loop.call_later(self._owner.timeouts.quit, self._transport.abort)
+            self._transport.close()
+            return
+        # Not close(): that would wait until the host has read what it will not answer.
+        self._transport.abort()
 
 
 def network_error(error: OSError) -> str:

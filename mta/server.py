@@ -40,6 +40,7 @@ from mta.listeners import Listeners, listening, parse_address, unusable
 from mta.log import Log
 from mta.memory import MemoryWatch
 from mta.operations import Operations
+from mta.outtls import OutboundTls
 from mta.queue.base import QueueUnavailableError
 from mta.queue.database import QueueCorruptError
 from mta.queue.sqlite import QueueLockedError, SqliteQueue
@@ -86,6 +87,7 @@ class MtaServer:
         self._control: ControlServer | None = None
         self._exposition: Exposition | None = None
         self._resolver: Resolver
+        self._outbound_tls: OutboundTls
         self._addressing: Addressing | None = None
         self._started_at = self.effects.now()
         self._stop = asyncio.Event()
@@ -167,6 +169,7 @@ class MtaServer:
             raise ConfigError(
                 self.source, "dns.nameserver", config.dns.nameserver, str(error)
             ) from None
+        self._outbound_tls = OutboundTls(config, effects, source=self.source)
         networks = config.smtp.relay_networks
         addressing: Addressing | None = None
         if config.rules:
@@ -190,6 +193,7 @@ class MtaServer:
             tracer=self.tracer,
             record=self._record,
             addressing=addressing,
+            tls=self._outbound_tls,
         )
         try:
             self.door = ServerDoor(
@@ -380,6 +384,7 @@ class MtaServer:
         metrics, driver = self.metrics, self.driver
         outbound, resolver = driver.outbound.stats, self._resolver.stats
         memory = self.memory.pressure
+        tls = self._outbound_tls.stats
         values = {
             **self.engine.gauges(),
             **self.engine.counters(),
@@ -404,6 +409,12 @@ class MtaServer:
             "mta.session.failed": outbound.failed,
             "mta.message": outbound.transactions,
             "mta.ambiguous": outbound.ambiguous,
+            "mta.tls": tls.established,
+            "mta.tls.resumed": tls.resumed,
+            "mta.tls.failed": tls.failed,
+            "mta.tls.downgraded": tls.downgraded,
+            "mta.tls.refused": tls.refused,
+            "mta.tls.session": len(self._outbound_tls),
             "dns.pending": self._resolver.pending,
             "dns.cache.size": len(self._resolver),
             "dns.cache.hit": resolver.hits,

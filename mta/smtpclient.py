@@ -5,19 +5,28 @@ and with the instant at which its patience ends. Its rule: a message is delivere
 whole 2xx line that answers the final dot was read. Whatever a host says beside the protocol costs
 that host its connection, never anybody's mail: recipients without a verdict fail temporarily.
 
-Sources: RFC 5321 (SMTP), 2920 (PIPELINING), 1870 (SIZE), 6152 (8BITMIME), 6531 (SMTPUTF8), 3461
+Sources: RFC 5321 (SMTP), 3207 (STARTTLS), 4954 (AUTH), 2920 (PIPELINING), 1870 (SIZE), 6152 (8BITMIME), 6531 (SMTPUTF8), 3461
 (DSN); OpenSMTPD mta_session.c for what is local failure and for the words.
 """
 
-import enum
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
 
 from mta.core.envelopes.base import MtaEnvelope
 from mta.core.reply import Outcome
 from mta.esmtp import Extensions, read_extensions
+from mta.smtphello import CLEAR, NO_STARTTLS, REFUSED_STARTTLS, AuthDialog, Hello
 from mta.smtpreply import ReplyReader, status_line
+from mta.smtpstates import (
+    Closed,
+    Event,
+    Failed,
+    Ready,
+    StartTls,
+    State,
+    Timeouts,
+    TransactionResult,
+)
 
 CHUNK_BYTES = 256 * 1024
 """Most that `ClientSession.data_to_send` gives at once."""
@@ -35,88 +44,10 @@ not the recipient, so the connection fails and the mail waits."""
 _BARE_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
-class Timeouts(NamedTuple):
-    """Longest waits, in seconds. The defaults are those of RFC 5321 4.5.3.2."""
-
-    banner: float = 300.0
-    hello: float = 300.0
-    mail: float = 300.0
-    rcpt: float = 300.0
-    data: float = 120.0
-    block: float = 180.0
-    """For the transport to take the next `CHUNK_BYTES` of the message."""
-    dot: float = 600.0
-    """Long, because giving up between the dot and its reply makes a duplicate (RFC 1047)."""
-    reset: float = 300.0
-    quit: float = 5.0
-    """Ours: by then nothing is at stake."""
-    transaction: float = 3600.0
-    """Ours: for one transaction, so that a host that answers each of 1,000 RCPT at the last moment
-    cannot keep a connection for days."""
-
-    @classmethod
-    def scaled(cls, timeout_s: float) -> "Timeouts":
-        """Return the RFC's waits in proportion to ``timeout_s``, which stands for its 5 minutes."""
-        assert timeout_s > 0, timeout_s
-        waits = cls()
-        factor = timeout_s / waits.mail
-        return cls(*(wait * factor for wait in waits))._replace(quit=min(waits.quit, timeout_s))
-
-
-class Ready(NamedTuple):
-    """Greeted and welcomed: a transaction can start."""
-
-    extensions: Extensions
-
-
-class Failed(NamedTuple):
-    """The session ended before it was ready. The last event."""
-
-    reason: str
-
-
-class TransactionResult(NamedTuple):
-    """A transaction ended."""
-
-    results: tuple[tuple[Outcome, str], ...]
-    """One verdict with its reply per envelope, in the order of `ClientSession.start`."""
-    usable: bool
-    """Another transaction can start. If not, `Closed` follows."""
-    ambiguous: bool = False
-    """The end came between the final dot and its reply: the host may have taken the message, and
-    the next try may make a duplicate."""
-
-
-class Closed(NamedTuple):
-    """A session that had been ready is over. The last event."""
-
-    reason: str
-    """``quit`` after a QUIT that was answered."""
-
-
-Event: TypeAlias = Ready | Failed | TransactionResult | Closed
-
-
-class State(enum.Enum):
-    """What the session waits for."""
-
-    BANNER = "banner"
-    EHLO = "ehlo"
-    HELO = "helo"
-    READY = "ready"
-    """Nothing: it is our turn."""
-    MAIL = "mail"
-    RCPT = "rcpt"
-    DATA = "data"
-    DOT = "dot"
-    LONE_DOT = "lone-dot"
-    """The end of a message that nobody gets (RFC 2920 3.1)."""
-    RSET = "rset"
-    QUIT = "quit"
-    CLOSED = "closed"
-
-
-_BEFORE_READY = frozenset((State.BANNER, State.EHLO, State.HELO))
+BEFORE_READY = frozenset(
+    (State.BANNER, State.EHLO, State.HELO, State.STARTTLS, State.TLS, State.AUTH)
+)
+"""No transaction can start yet, and none has."""
 
 
 class ClientSession:
@@ -131,12 +62,15 @@ class ClientSession:
         "_accepted",
         "_active",
         "_at",
+        "_auth",
         "_body",
         "_body_at",
         "_commands",
         "_dots",
         "_events",
         "_failures",
+        "_greeted",
+        "_hello",
         "_hostname",
         "_lines",
         "_lmtp",
@@ -147,6 +81,7 @@ class ClientSession:
         "_quit_asked",
         "_reader",
         "_results",
+        "_secure",
         "_timeouts",
         "_transaction_deadline",
         "deadline",
@@ -164,8 +99,9 @@ class ClientSession:
         timeouts: Timeouts | None = None,
         max_failures: int = 25,
         lmtp: bool = False,
+        hello: Hello = CLEAR,
     ) -> None:
-        """Begin to wait for the greeting.
+        """Begin to wait for the greeting, or for `secured` if TLS comes first.
 
         Args:
             hostname: our name, for EHLO.
@@ -175,8 +111,9 @@ class ClientSession:
             max_failures: consecutive refused recipients after which the session is given up
                 (OpenSMTPD ``max-failures-per-session``).
             lmtp: speak LMTP (RFC 2033): LHLO, and after the dot a reply for each accepted recipient.
+            hello: what is to happen between greeting and first transaction: TLS, AUTH.
         """
-        self.state = State.BANNER
+        self.state = State.TLS if hello.implicit else State.BANNER
         self.extensions = Extensions()
         self.messages = 0
         """Messages that the peer took."""
@@ -185,6 +122,10 @@ class ClientSession:
         self._timeouts = timeouts or Timeouts()
         self._max_failures = max_failures
         self._lmtp = lmtp
+        self._hello = hello
+        self._greeted = False
+        self._secure = False
+        self._auth: AuthDialog | None = None
         self._dots = 0
         self.deadline: float | None = now + self._timeouts.banner
         """When `timer` is to be called; None while nothing is expected."""
@@ -284,6 +225,19 @@ class ClientSession:
 
     # What happens.
 
+    def secured(self, now: float) -> None:
+        """The handshake that `StartTls` or ``hello.implicit`` asked for is done.
+
+        What the peer said before it counts for nothing (RFC 3207 4.2).
+        """
+        assert self.state is State.TLS, self.state
+        self._secure = True
+        self.extensions = Extensions()
+        if self._greeted:
+            self._say_hello(now)
+        else:
+            self._wait(State.BANNER, now + self._timeouts.banner)
+
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take bytes from the peer and return what they mean."""
         if self.state is State.CLOSED:
@@ -303,6 +257,10 @@ class ClientSession:
                 self._answer(reader.code, now)
             elif reader.error:
                 break
+        if self.state is State.TLS and reader.pending:
+            # Whoever sends in clear what belongs behind the handshake wants it taken for something
+            # that was said in secret (CVE-2011-0411 and its kin).
+            self._break_off(TOO_MUCH_DATA)
         if not self.closed:
             if reader.error:
                 self._break_off(f"Bad response: {reader.error}")
@@ -354,6 +312,10 @@ class ClientSession:
                 self._end_transaction(now, usable=code // 100 == 2)
             case State.BANNER | State.EHLO | State.HELO:
                 self._answer_hello(code, now)
+            case State.STARTTLS:
+                self._answer_starttls(code, now)
+            case State.AUTH:
+                self._answer_auth(code, now)
             case State.QUIT:
                 self._close("quit")
             case _:
@@ -362,10 +324,8 @@ class ClientSession:
     def _answer_hello(self, code: int, now: float) -> None:
         accepted = code // 100 == 2
         if self.state is State.BANNER and accepted:
-            self._lines.clear()
-            verb = "LHLO" if self._lmtp else "EHLO"
-            self._out = f"{verb} {self._hostname}\r\n".encode()
-            self._wait(State.EHLO, now + self._timeouts.hello)
+            self._greeted = True
+            self._say_hello(now)
         elif self.state is State.EHLO and code // 100 == 5 and not self._lmtp:
             self._lines.clear()
             self._out = f"HELO {self._hostname}\r\n".encode()
@@ -381,8 +341,59 @@ class ClientSession:
                 self._break_off(LOOPS_BACK)
                 return
             self.extensions = read_extensions(lines[1:])
+            self._secure_or_go_on(now)
+
+    def _say_hello(self, now: float) -> None:
+        self._lines.clear()
+        verb = "LHLO" if self._lmtp else "EHLO"
+        self._out = f"{verb} {self._hostname}\r\n".encode()
+        self._wait(State.EHLO, now + self._timeouts.hello)
+
+    def _secure_or_go_on(self, now: float) -> None:
+        hello = self._hello
+        if self._secure or not hello.starttls:
+            self._log_in_or_go_on(now)
+        elif self.extensions.starttls:
+            self._out = b"STARTTLS\r\n"
+            self._wait(State.STARTTLS, now + self._timeouts.hello)
+        elif hello.must:
+            self._break_off(NO_STARTTLS)
+        else:
+            self._log_in_or_go_on(now)
+
+    def _answer_starttls(self, code: int, now: float) -> None:
+        if code // 100 == 2:
+            self._events.append(StartTls())
+            self._wait(State.TLS, now + self._timeouts.hello)
+        elif self._hello.must:
+            self._break_off(f"{REFUSED_STARTTLS}: {self._status()}")
+        else:
+            self._log_in_or_go_on(now)
+
+    def _log_in_or_go_on(self, now: float) -> None:
+        if self._hello.login is None:
             self._events.append(Ready(self.extensions))
             self._become_ready(now)
+            return
+        self._auth = AuthDialog(self._hello, self.extensions.auth, secure=self._secure)
+        self._say_auth(self._auth.first(), now)
+
+    def _answer_auth(self, code: int, now: float) -> None:
+        assert self._auth is not None
+        if code // 100 == 2:
+            self._auth = None
+            self._events.append(Ready(self.extensions))
+            self._become_ready(now)
+        else:
+            self._say_auth(self._auth.answer(code, self._status()), now)
+
+    def _say_auth(self, line: bytes, now: float) -> None:
+        assert self._auth is not None
+        if self._auth.failure:
+            self._break_off(self._auth.failure)
+            return
+        self._out = line
+        self._wait(State.AUTH, now + self._timeouts.hello)
 
     def _answer_mail(self, code: int, now: float) -> None:
         if code // 100 == 3:
@@ -485,7 +496,7 @@ class ClientSession:
 
     def _wait(self, state: State, deadline: float) -> None:
         self.state = state
-        if state not in _BEFORE_READY and deadline > self._transaction_deadline:
+        if state not in BEFORE_READY and deadline > self._transaction_deadline:
             deadline = self._transaction_deadline
         self.deadline = deadline
 
@@ -524,7 +535,7 @@ class ClientSession:
     def _break_off(self, reason: str, *, told: bool = False) -> None:
         """End the session now. ``told``: the host said so itself, so its verdict is known."""
         state = self.state
-        if state in _BEFORE_READY:
+        if state in BEFORE_READY:
             self._events.append(Failed(reason))
             self.state = State.CLOSED
             self.deadline = None

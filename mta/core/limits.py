@@ -164,6 +164,8 @@ class MtaLimits:
     """Mail exchangers considered per domain. Ours; Postfix tries 5 addresses."""
     max_addresses: int = 20
     """Addresses considered per domain. Ours; Postfix ``smtp_mx_address_limit`` 5."""
+    tls_sessions_max: int = 1000
+    """TLS sessions kept, to be resumed. Ours; about 5 KiB each. Postfix keeps any number for an hour."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield every value that contradicts itself or another."""

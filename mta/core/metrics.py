@@ -110,6 +110,12 @@ _ALL = (
     _counter("mta.session.failed", "Outbound connections that did not become ready"),
     _counter("mta.message", "Transactions that ended"),
     _counter("mta.ambiguous", "Connections lost after the dot: what may have been delivered twice"),
+    _counter("mta.tls", "Outbound TLS handshakes completed"),
+    _counter("mta.tls.resumed", "Outbound TLS handshakes that continued an earlier session"),
+    _counter("mta.tls.failed", "Outbound TLS handshakes that failed, bad certificates included"),
+    _counter("mta.tls.downgraded", "Outbound connections tried again with less TLS or none"),
+    _counter("mta.tls.refused", "Outbound connections not made because of a policy"),
+    _gauge("mta.tls.session", "TLS sessions kept to be resumed", drains=False),
     # Local delivery
     _gauge("mda.envelope", "Envelopes that local delivery has"),
     _gauge("mda.pending", "Envelopes that wait for their local delivery"),

@@ -32,6 +32,7 @@ from mta.outconnection import (
     STOPPED,
     network_error,
 )
+from mta.outtls import OutboundTls
 from mta.smtpclient import CHUNK_BYTES, TIMED_OUT, Timeouts
 
 OK, TEMPFAIL, PERMFAIL = Outcome.OK, Outcome.TEMPFAIL, Outcome.PERMFAIL
@@ -179,6 +180,7 @@ class Recorder:
         effects: Any = None,
         timeouts: Timeouts | None = None,
         limits: MtaLimits | None = None,
+        tls: OutboundTls | None = None,
     ) -> None:
         self.told: list[object] = []
         self.lines: list[str] = []
@@ -195,6 +197,7 @@ class Recorder:
             on_closed=self._tell,
             log=self.lines.append,
             timeouts=timeouts,
+            tls=tls,
         )
 
     def _tell(self, stimulus: object) -> None:
@@ -209,8 +212,10 @@ class Recorder:
             await self._changed.wait()
         return self.told
 
-    def open(self, session: SessionId = S1, address: str = "127.0.0.1") -> None:
-        self.outbound.open(OpenConnection(session, "example.org", "", address, "mx.test"))
+    def open(
+        self, session: SessionId = S1, address: str = "127.0.0.1", host: str = "mx.test"
+    ) -> None:
+        self.outbound.open(OpenConnection(session, "example.org", "", address, host))
 
     def send(self, session: SessionId = S1, *, body: bytes = BODY, count: int = 1) -> bool:
         envelopes = [

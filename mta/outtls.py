@@ -1,0 +1,183 @@
+"""TLS of outbound connections: contexts, kept sessions, and the plan for each connection.
+
+The rule: what the operator or the destination's policy demands is never weakened by a failure; only what was opportunistic
+is tried again in clear. See `mta.tlsplan` for the levels.
+"""
+
+import ssl
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from mta.core.instructions import OpenConnection
+from mta.core.settings import ConfigError
+from mta.credentials import read_credentials
+from mta.resolver import address_literal
+from mta.smtphello import Login, TlsLevel
+from mta.tlspipe import TlsPipe
+from mta.tlsplan import TlsPlan, plan_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mta.config import Config
+    from mta.effects import Effects
+
+BAD_CERTIFICATE = "454 4.7.5 Server certificate not trusted"
+NO_HANDSHAKE = "454 4.7.5 Cannot start TLS"
+"""Postfix smtp_proto.c has the codes and these words."""
+
+_SessionKey: TypeAlias = tuple[str, int, str, bool]
+
+
+class OutboundTlsStats:
+    """Counters since the start."""
+
+    __slots__ = ("downgraded", "established", "failed", "refused", "resumed")
+
+    def __init__(self) -> None:
+        self.established = 0
+        """Handshakes that were completed."""
+        self.resumed = 0
+        """Those of them that continued an earlier session."""
+        self.failed = 0
+        """Handshakes that were not completed, or whose certificate was not good enough."""
+        self.downgraded = 0
+        """Connections tried again with less."""
+        self.refused = 0
+        """Connections not made, because of what a look-up said or failed to say."""
+
+
+class _Wanted(NamedTuple):
+    """What the operator says about a destination."""
+
+    level: TlsLevel
+    login: Login | None
+
+
+class OutboundTls:
+    """What outbound connections know of TLS and passwords."""
+
+    def __init__(self, config: "Config", effects: "Effects", *, source: str) -> None:
+        """Read certificates of authorities and passwords.
+
+        Raises:
+            ConfigError: one of the files can't be used.
+        """
+        self.stats = OutboundTlsStats()
+        self._relay = config.relay
+        self._port = config.relay.port
+        self._sessions_max = config.limits.mta.tls_sessions_max
+        self._sessions: OrderedDict[_SessionKey, ssl.SSLSession] = OrderedDict()
+        self._verifying = _context(config, effects, source)
+        self._trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._trusting.check_hostname = False
+        self._trusting.verify_mode = ssl.CERT_NONE
+        for context in (self._verifying, self._trusting):
+            context.minimum_version = ssl.TLSVersion[config.relay.tls_minimum.replace(".", "_")]
+        self._logins: Mapping[str, Login] = {}
+        if config.relay.credentials is not None:
+            self._logins = read_credentials(
+                config.relay.credentials, effects, source=source, key="relay.credentials"
+            )
+        if config.relay.auth and config.relay.auth.lower() not in self._logins:
+            problem = "is not in relay.credentials"
+            raise ConfigError(source, "relay.auth", config.relay.auth, problem)
+
+    def __len__(self) -> int:
+        """Return how many sessions are kept."""
+        return len(self._sessions)
+
+    async def plan(self, instruction: OpenConnection) -> TlsPlan:
+        """Return what is to happen on a connection; takes as long as the look-ups that it needs."""
+        level, login = self._wanted(instruction)
+        name = server_name(instruction.host)
+        return plan_for(level, name, login, login_in_clear=self._relay.auth_without_tls)
+
+    def _wanted(self, instruction: OpenConnection) -> _Wanted:
+        relay = self._relay
+        login: Login | None
+        if relay.auth:
+            login = self._logins[relay.auth.lower()]
+        else:
+            found = (self._logins.get(bare(n)) for n in (instruction.domain, instruction.host))
+            login = next(filter(None, found), None)
+        return _Wanted(relay.tls, login)
+
+    # Connections
+
+    def pipe(self, plan: TlsPlan, instruction: OpenConnection) -> TlsPipe:
+        """Return a connection's TLS, at the beginning of its handshake.
+
+        Raises:
+            ValueError: the host's name can't be one.
+            ssl.SSLError: ours.
+        """
+        context = self._verifying if plan.verify else self._trusting
+        key = self._key(plan, instruction)
+        # With DANE the certificates are wanted each time: the records may have changed.
+        session = None if plan.tlsa else self._sessions.get(key)
+        # In clear context, SNI is not worth a failure; to be verified, the name is.
+        name = plan.server_name or None
+        if name is not None and not plan.verify and not _is_name(name):
+            name = None
+        return TlsPipe(context, name, session)
+
+    def keep(self, pipe: TlsPipe, plan: TlsPlan, instruction: OpenConnection) -> None:
+        """Keep what can be resumed, as it is good enough for the next connection of the same plan."""
+        session = pipe.session
+        if session is None or plan.tlsa or not session.has_ticket:
+            return
+        key = self._key(plan, instruction)
+        self._sessions[key] = session
+        self._sessions.move_to_end(key)
+        while len(self._sessions) > self._sessions_max:
+            self._sessions.popitem(last=False)
+
+    def forget(self, plan: TlsPlan, instruction: OpenConnection) -> None:
+        """Do not resume what has failed."""
+        self._sessions.pop(self._key(plan, instruction), None)
+
+    def _key(self, plan: TlsPlan, instruction: OpenConnection) -> _SessionKey:
+        return instruction.address, self._port, plan.server_name, plan.verify
+
+
+def server_name(host: str) -> str:
+    """Return a host's name as certificates have it: without brackets and final dot."""
+    return address_literal(host) or bare(host)
+
+
+def bare(name: str) -> str:
+    """Return a name without the brackets that say: no MX."""
+    return name.strip("[]").lower().rstrip(".")
+
+
+def tls_reason(error: Exception) -> str:
+    """Return what a failed handshake is called in logs and bounces."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{BAD_CERTIFICATE}: {error.verify_message.rstrip('.')}"
+    reason = getattr(error, "reason", None)
+    what = str(reason).lower().replace("_", " ") if reason else "handshake failure"
+    return f"{NO_HANDSHAKE}: {what}"
+
+
+def _is_name(name: str) -> bool:
+    return name.isascii() and all(0 < len(label) < 64 for label in name.split("."))
+
+
+def _context(config: "Config", effects: "Effects", source: str) -> ssl.SSLContext:
+    """Return a context that trusts the operator's authorities, or the system's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    path = config.relay.ca_file
+    if path is None:
+        context.load_default_certs()
+        return context
+    try:
+        context.load_verify_locations(cadata=effects.read_file(path, site="tls").decode("ascii"))
+    except ssl.SSLError:
+        raise ConfigError(source, "relay.ca_file", path, "holds no certificates") from None
+    except OSError as error:
+        problem = (error.strerror or "can't be read").lower()
+        raise ConfigError(source, "relay.ca_file", path, problem) from None
+    except ValueError:
+        raise ConfigError(source, "relay.ca_file", path, "holds no certificates") from None
+    return context

@@ -4,16 +4,16 @@ Without ``[[rules]]`` there is no `Addressing`, and every address is relayed. Wi
 allows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mta.core.address import NULL_PATH, Path, parse_path
-from mta.core.admission import parse_networks
+from mta.core.admission import Network, parse_networks
 from mta.core.envelopes.base import Recipient, local_key
 from mta.core.expanded import DeliveryKind, Expansion, render_tree, tree
 from mta.core.expansion import Expander, Trace
-from mta.core.lookup import Account, Answer, Found, NotFound, TemporaryError
-from mta.core.rules import Client, RuleSet
+from mta.core.lookup import Account, Answer, Found, NotFound, Tables, TemporaryError
+from mta.core.rules import Client, Rule, RuleConfig, RuleSet
 from mta.tables import ServerTables
 
 if TYPE_CHECKING:
@@ -67,6 +67,40 @@ class _TracedTables:
         self._tracer.line("lookup", f"lookup {what} -> {shown}")
 
 
+class _TracedRules(RuleSet):
+    """Rules that say which of them matched, and for whom; subsystem ``rules``."""
+
+    __slots__ = ("_tracer",)
+
+    def __init__(self, configs: Sequence[RuleConfig], networks: Sequence[Network]) -> None:
+        super().__init__(configs, networks=networks)
+        self._tracer: Tracer | None = None
+
+    def told(self, tracer: "Tracer") -> "_TracedRules":
+        """Say it to ``tracer`` from now on."""
+        self._tracer = tracer
+        return self
+
+    def match(
+        self, domain: str, words: frozenset[str], tables: Tables
+    ) -> Rule | TemporaryError | None:
+        found = super().match(domain, words, tables)
+        tracer = self._tracer
+        if tracer is not None and tracer.rules:
+            shown: str
+            if isinstance(found, Rule):
+                shown = f"{found} matches {found.what(domain)}: {found.config.action}"
+            elif found is None:
+                near = self.near_miss(domain, tables)
+                shown = f"no rule of {len(self.rules)} matches"
+                if near is not None:
+                    shown += f"; {near} is for {near.for_whom()}"
+            else:
+                shown = f"no answer now: {found.text}"
+            tracer.line("rules", f"{domain} for {','.join(sorted(words))}: {shown}")
+        return found
+
+
 class Addressing:
     """Expands recipients, as the configuration says."""
 
@@ -79,7 +113,8 @@ class Addressing:
             ConfigError: one of them can't be used.
             ValueError: ``smtp.relay_networks`` has what is no network.
         """
-        self.rules = RuleSet(config.rules, networks=parse_networks(config.smtp.relay_networks))
+        networks = parse_networks(config.smtp.relay_networks)
+        self.rules = _TracedRules(config.rules, networks).told(tracer)
         self.tables = ServerTables(
             config.tables,
             config.userbases,
@@ -104,7 +139,11 @@ class Addressing:
         trace: Trace | None = None
         if self._tracer.expand:
             trace = self._trace
-        expansion = self._expander.expand(recipient, client=client, trace=trace)
+        self._tracer.about = recipient.address
+        try:
+            expansion = self._expander.expand(recipient, client=client, trace=trace)
+        finally:
+            self._tracer.about = ""
         if expansion.reply is not None:
             self._log.info(
                 f'expand to=<{recipient.address}> result="{expansion.reply}"'

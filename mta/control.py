@@ -34,6 +34,7 @@ from mta.controlverbs import (
     changes,
     encode,
     read_request,
+    show_request,
 )
 from mta.effects import Effects
 from mta.queue.base import QueueUnavailableError
@@ -89,6 +90,7 @@ class ControlServer:
         effects: Effects,
         *,
         log: Callable[[str], None] = _nothing,
+        trace: Callable[[str], None] = _nothing,
         limits: ControlLimits | None = None,
     ) -> None:
         """Make a server that does not listen yet.
@@ -98,12 +100,14 @@ class ControlServer:
             target: what it shows and steers.
             effects: how it listens.
             log: told what an operator changed, and who was refused.
+            trace: told every request and how its answer ended; subsystem ``control``.
             limits: what clients may do.
         """
         self.path = path
         self.target = target
         self.limits = limits or ControlLimits()
         self.log = log
+        self.trace = trace
         self.now = effects.now
         self._effects = effects
         self._server: asyncio.Server | None = None
@@ -321,6 +325,7 @@ class _Session(asyncio.Protocol):
             self._fail(str(error))
             return
         self._busy = True
+        self._server.trace(f"request {show_request(request)}{self._who()}")
         self._end = {}
         if not self._paused:
             self._clear_deadline()
@@ -356,16 +361,17 @@ class _Session(asyncio.Protocol):
         return {"error": "internal error", "usage": False}
 
     def _tell(self, request: Request) -> None:
-        words = [f"control {request.verb}"]
-        named = {"id": request.id, "subsystem": request.subsystem, "address": request.address}
-        words.extend(f"{name}={value[:80]}" for name, value in named.items() if value is not None)
+        words = [f"control {show_request(request)}"]
         if "error" in self._end:
             words.append(f'error="{self._end["error"]}"')
         elif "envelopes" in self._end:
             words.append(f"envelopes={self._end['envelopes']}")
-        if self._peer is not None:
-            words.append(f"uid={self._peer.uid} pid={self._peer.pid}")
-        self._server.log(" ".join(words))
+        elif "changed" in self._end:
+            words.append(self._end["changed"])
+        self._server.log(" ".join(words) + self._who())
+
+    def _who(self) -> str:
+        return "" if self._peer is None else f" uid={self._peer.uid} pid={self._peer.pid}"
 
     def _pump(self) -> None:
         """Write the next piece of the answer; go on when the loop had a turn and the client has read."""
@@ -389,6 +395,7 @@ class _Session(asyncio.Protocol):
         """Write the last line of an answer, and look for another request."""
         self._stop()
         error, usage = self._end.pop("error", None), self._end.pop("usage", False)
+        self._server.trace(f"answered {'ok' if error is None else error}{self._who()}")
         self._write({"end": self._end} if error is None else {"error": error, "usage": usage})
         self._busy = False
         if self._deaf and self._transport is not None and not self._eof:
@@ -448,7 +455,9 @@ class _Session(asyncio.Protocol):
     def _follow(self, request: Request) -> None:
         subsystem = request.subsystem or ""
         try:
-            self._unfollow = self._server.target.follow(subsystem, self._trace_line)
+            self._unfollow = self._server.target.follow(
+                subsystem, self._trace_line, request.only or ""
+            )
         except ValueError as error:
             self._end = {"error": str(error), "usage": True}
             self._finish()

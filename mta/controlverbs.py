@@ -12,6 +12,8 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 
 from mta.core.ids import EvpId, MsgId, msgid_of, show_evpid, show_msgid
+from mta.core.settings import ConfigError
+from mta.core.shape import Shape
 from mta.core.stimuli import (
     RemoveRequested,
     ScheduleRequested,
@@ -94,12 +96,69 @@ class ControlTarget(Protocol):
         """Do something to envelopes; return how many it was done to."""
         ...
 
-    def pause(self, what: str) -> None:
-        """Stop ``mta`` (relaying), ``mda`` (local delivery) or ``smtp`` (accepting). Idempotent."""
+    def pause(self, what: str, only: str = "", source: str = "") -> None:
+        """Stop ``mta`` (relaying), ``mda`` (local delivery) or ``smtp`` (accepting). Idempotent.
+
+        Args:
+            what: which.
+            only: the domain or the user to leave alone; empty for all.
+            source: the address from which the domain is left alone; empty for any.
+
+        Raises:
+            ValueError: too many are left alone already; one line.
+        """
         ...
 
-    def resume(self, what: str) -> None:
-        """Start ``mta``, ``mda`` or ``smtp`` again. Idempotent."""
+    def resume(self, what: str, only: str = "", source: str = "") -> None:
+        """Start ``mta``, ``mda`` or ``smtp`` again, or undo the pause of one part. Idempotent."""
+        ...
+
+    def paused(self) -> list[Row]:
+        """Return what is left alone one by one: agent, only, source."""
+        ...
+
+    def users(self) -> list[Row]:
+        """Return users with local mail to do: user, state, pending, running, held."""
+        ...
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """Iterate over (destination, when it was accepted) of all envelopes, while mail goes on."""
+        ...
+
+    def now(self) -> float:
+        """Return the clock, seconds since the epoch."""
+        ...
+
+    def discover(self, which: Selector) -> int:
+        """Take over envelopes that were put into the queue behind the server's back; return how many."""
+        ...
+
+    def limit_rows(self, pattern: str) -> list[Row]:
+        """Return the limits whose key contains a pattern: key, value, default, change (now, restart)."""
+        ...
+
+    def set_limit(self, assignment: str) -> str:
+        """Set ``limits.KEY=VALUE``; return ``KEY OLD -> NEW``.
+
+        Raises:
+            ConfigError: it can't be set; one line.
+        """
+        ...
+
+    def profile(self, on: bool) -> None:
+        """Begin or end the profile. Idempotent."""
+        ...
+
+    def profile_rows(self) -> list[Row]:
+        """Return what was timed: group, name, count, total_s, p50_s, p99_s, max_s."""
+        ...
+
+    def update_table(self, name: str) -> str:
+        """Read a table again; return in one line what came of it.
+
+        Raises:
+            KeyError: there is no such table.
+        """
         ...
 
     def enable_route(self, address: str) -> bool:
@@ -114,15 +173,17 @@ class ControlTarget(Protocol):
         """
         ...
 
-    def trace(self, subsystem: str, on: bool) -> None:
-        """Switch tracing into the log.
+    def trace(self, subsystem: str, on: bool, only: str = "") -> None:
+        """Switch tracing into the log; ``only`` lines about an address or an id.
 
         Raises:
             ValueError: there is no such subsystem.
         """
         ...
 
-    def follow(self, subsystem: str, write: Callable[[str], None]) -> Callable[[], None]:
+    def follow(
+        self, subsystem: str, write: Callable[[str], None], only: str = ""
+    ) -> Callable[[], None]:
         """Send a subsystem's trace to ``write`` as well, until what is returned is called.
 
         Raises:
@@ -143,6 +204,12 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     """``all``, 16 hexadecimal digits of an envelope, or 8 of a message."""
     subsystem: str | None = None
     address: str | None = None
+    only: str | None = None
+    """Address or id that a trace is about; user or domain that is left alone."""
+    source: str | None = None
+    pattern: str | None = None
+    assignment: str | None = None
+    table: str | None = None
     follow: bool | None = None
     count: int | None = None
     interval_s: float | None = None
@@ -255,6 +322,63 @@ def _call(name: str, *arguments: object) -> Verb:
     return answer
 
 
+def _agent(method: str, agent: str) -> Verb:
+    def answer(target: ControlTarget, request: Request, end: Row) -> Answer:
+        if request.source and not request.only:
+            raise RequestError(f"{request.verb} from {request.source[:60]}: for what?", usage=True)
+        try:
+            getattr(target, method)(agent, request.only or "", request.source or "")
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        yield from ()
+
+    return answer
+
+
+SHAPE_TURN: Final = 5000
+"""Envelopes counted before the event loop goes on: some 3 ms."""
+
+
+def _shape(target: ControlTarget, request: Request, end: Row) -> Answer:
+    shape = Shape(target.now())
+    for count, (domain, created_at) in enumerate(target.ages(), 1):
+        shape.add(domain, created_at)
+        if count % SHAPE_TURN == 0:
+            yield None
+    yield from shape.rows()
+
+
+def _discover(target: ControlTarget, request: Request, end: Row) -> Answer:
+    chosen = parse_id(request.id)
+    if chosen == Selector():
+        raise RequestError("expected an envelope or a message, got all", usage=True)
+    end["envelopes"] = target.discover(chosen)
+    yield from ()
+
+
+def _limits(target: ControlTarget, request: Request, end: Row) -> Answer:
+    rows = target.limit_rows(request.pattern or "")
+    if not rows:
+        raise RequestError(f"no limit has {(request.pattern or '')[:60]!r} in its name")
+    yield from rows
+
+
+def _set(target: ControlTarget, request: Request, end: Row) -> Answer:
+    try:
+        end["changed"] = target.set_limit(request.assignment or "")
+    except ConfigError as error:
+        raise RequestError(str(error), usage=True) from error
+    yield {"line": end["changed"]}
+
+
+def _update_table(target: ControlTarget, request: Request, end: Row) -> Answer:
+    name = request.table or ""
+    try:
+        yield {"line": target.update_table(name)}
+    except KeyError:
+        raise RequestError(f"no table {name[:60]!r}") from None
+
+
 def _route(target: ControlTarget, request: Request, end: Row) -> Answer:
     address = request.address or ""
     if not target.enable_route(address):
@@ -273,7 +397,7 @@ def _expand(target: ControlTarget, request: Request, end: Row) -> Answer:
 def _trace(on: bool) -> Verb:
     def answer(target: ControlTarget, request: Request, end: Row) -> Answer:
         try:
-            target.trace(request.subsystem or "", on)
+            target.trace(request.subsystem or "", on, request.only or "")
         except ValueError as error:
             raise RequestError(str(error), usage=True) from error
         yield from ()
@@ -297,15 +421,25 @@ VERBS: Final[Mapping[str, tuple[frozenset[str], Verb]]] = {
         ("remove", "id", _request(RemoveRequested)),
         ("pause envelope", "id", _request(SuspendRequested)),
         ("resume envelope", "id", _request(UnsuspendRequested)),
-        ("pause mta", "", _call("pause", "mta")),
-        ("pause mda", "", _call("pause", "mda")),
+        ("show limits", "pattern", _limits),
+        ("show shape", "", _shape),
+        ("show users", "", _rows_of("users")),
+        ("show profile", "", _rows_of("profile_rows")),
+        ("show mta paused", "", _rows_of("paused")),
+        ("discover", "id", _discover),
+        ("set", "assignment", _set),
+        ("update table", "table", _update_table),
+        ("profile", "", _call("profile", True)),
+        ("unprofile", "", _call("profile", False)),
+        ("pause mta", "only source", _agent("pause", "mta")),
+        ("pause mda", "only", _agent("pause", "mda")),
         ("pause smtp", "", _call("pause", "smtp")),
-        ("resume mta", "", _call("resume", "mta")),
-        ("resume mda", "", _call("resume", "mda")),
+        ("resume mta", "only source", _agent("resume", "mta")),
+        ("resume mda", "only", _agent("resume", "mda")),
         ("resume smtp", "", _call("resume", "smtp")),
         ("resume route", "address", _route),
         ("expand", "address", _expand),
-        ("trace", "subsystem", _trace(True)),
+        ("trace", "subsystem only", _trace(True)),
         ("untrace", "subsystem", _trace(False)),
         ("log brief", "", _call("verbose", False)),
         ("log verbose", "", _call("verbose", True)),
@@ -315,7 +449,7 @@ VERBS: Final[Mapping[str, tuple[frozenset[str], Verb]]] = {
 
 STREAMS: Final[Mapping[str, frozenset[str]]] = {
     "monitor": frozenset(("count", "interval_s")),
-    "trace": frozenset(("subsystem", "follow")),
+    "trace": frozenset(("subsystem", "follow", "only")),
 }
 """Verbs whose answer goes on, and their fields: ``trace`` with ``follow``, and ``monitor``."""
 
@@ -325,6 +459,16 @@ _SILENT: Final = ("show ", "monitor", "expand")
 def changes(verb: str) -> bool:
     """Say whether a verb does something, so that the log should know who did it."""
     return not verb.startswith(_SILENT)
+
+
+def show_request(request: Request) -> str:
+    """Return a request as the log says it: ``pause mta only=example.org``; no more than a line."""
+    words = [request.verb]
+    for name in ("id", "subsystem", "address", "only", "source", "pattern", "assignment", "table"):
+        value = getattr(request, name)
+        if value is not None:
+            words.append(f"{name}={value[:80]}")
+    return " ".join(words)
 
 
 def read_request(line: bytes) -> Request:

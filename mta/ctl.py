@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -41,9 +42,10 @@ class Verb:
     words: str
     """In full, as the server knows it."""
     argument: str
-    """What follows: nothing, ``NAME``, or ``[NAME]`` if it may be left out."""
+    """What follows: ``NAME``, ``[NAME]`` if it may be left out, ``[for NAME]`` for one with a word before it; words
+    with names may come in any order."""
     field: str
-    """The field of the request that the argument goes to."""
+    """The fields of the request that the arguments go to, in their order."""
     help: str
     """One line."""
 
@@ -56,22 +58,41 @@ VERBS: Final = (
     Verb("show relays", "", "", "destinations, and what they wait for"),
     Verb("show routes", "", "", "pairs of source and host, and their penalties"),
     Verb("show hosts", "", "", "hosts that were connected to"),
+    Verb("show users", "", "", "users with local mail to do"),
+    Verb("show shape", "", "", "age of queued mail by destination, minutes (as qshape)"),
+    Verb("show limits", "[PATTERN]", "pattern", "limits, and which can change now"),
+    Verb("show profile", "", "", "where the time went since profile"),
+    Verb("show mta paused", "", "", "domains and users that are paused one by one"),
     Verb("show sessions", "", "", "open connections, both ways"),
     Verb("show status", "", "", "what runs and what is paused"),
     Verb("monitor", "", "", "a line of counters each second (-n COUNT, -i SECONDS)"),
     Verb("schedule", "EVPID|MSGID|all", "id", "try envelopes now"),
     Verb("remove", "EVPID|MSGID|all", "id", "delete envelopes; nobody is told"),
     Verb("pause envelope", "EVPID|MSGID|all", "id", "leave envelopes alone until they are resumed"),
-    Verb("pause mta", "", "", "stop relaying"),
-    Verb("pause mda", "", "", "stop local delivery"),
+    Verb(
+        "discover", "EVPID|MSGID", "id", "take over envelopes that were put into the queue by hand"
+    ),
+    Verb(
+        "pause mta", "[for DOMAIN] [from ADDRESS]", "only source", "stop relaying, or to one domain"
+    ),
+    Verb("pause mda", "[for USER]", "only", "stop local delivery, or that of one user"),
     Verb("pause smtp", "", "", "stop accepting mail"),
     Verb("resume envelope", "EVPID|MSGID|all", "id", "let paused envelopes go on"),
-    Verb("resume mta", "", "", "relay again"),
-    Verb("resume mda", "", "", "deliver local mail again"),
+    Verb("resume mta", "[for DOMAIN] [from ADDRESS]", "only source", "relay again"),
+    Verb("resume mda", "[for USER]", "only", "deliver local mail again"),
     Verb("resume smtp", "", "", "accept mail again"),
     Verb("resume route", "ADDRESS", "address", "use a route again that rests after failures"),
     Verb("expand", "ADDRESS", "address", "what an address becomes, as a tree; no mail is sent"),
-    Verb("trace", "SUBSYSTEM", "subsystem", "log what a subsystem does (--follow: show it here)"),
+    Verb("set", "limits.KEY=VALUE", "assignment", "change a limit until the next start"),
+    Verb("update table", "NAME", "table", "read a table again now"),
+    Verb("profile", "", "", "measure time per stimulus, instruction and effect"),
+    Verb("unprofile", "", "", "stop that"),
+    Verb(
+        "trace",
+        "SUBSYSTEM [ABOUT]",
+        "subsystem only",
+        "log what a subsystem does (--follow: show it here)",
+    ),
     Verb("untrace", "SUBSYSTEM", "subsystem", "stop that"),
     Verb("log brief", "", "", "no debug lines in the log"),
     Verb("log verbose", "", "", "debug lines in the log"),
@@ -85,7 +106,7 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
         CtlError: no verb, or more than one.
     """
     candidates = list(VERBS)
-    for depth in range(2):
+    for depth in range(max(len(verb.words.split()) for verb in VERBS)):
         here = [verb for verb in candidates if len(verb.words.split()) > depth]
         if not here:
             break
@@ -121,18 +142,44 @@ def read_argument(verb: Verb, rest: Sequence[str]) -> dict[str, str]:
     Raises:
         CtlError: it is missing, or there are more.
     """
-    allowed = 1 if verb.argument else 0
-    if len(rest) > allowed:
-        raise CtlError(f"{verb.words}: unexpected {rest[allowed]!r}", 2)
-    if not rest:
-        if verb.argument and not verb.argument.startswith("["):
-            raise CtlError(f"{verb.words}: {verb.argument} is missing", 2)
-        return {}
-    if verb.field == "subsystem":
+    found: dict[str, str] = {}
+    words = list(rest)
+    for wanted, field in zip(_arguments(verb), verb.field.split(), strict=True):
+        if wanted.word:
+            if wanted.word in words[:-1:2]:
+                at = words.index(wanted.word)
+                found[field] = words[at + 1]
+                del words[at : at + 2]
+        elif words:
+            found[field] = words.pop(0)
+        elif not wanted.optional:
+            raise CtlError(f"{verb.words}: {wanted.name} is missing", 2)
+    if words:
+        raise CtlError(f"{verb.words}: unexpected {words[0]!r}", 2)
+    if "subsystem" in found:
         from mta.trace import ALL, SUBSYSTEMS
 
-        return {"subsystem": choose(rest[0], (*SUBSYSTEMS, ALL), verb.words)}
-    return {verb.field: rest[0]}
+        found["subsystem"] = choose(found["subsystem"], (*SUBSYSTEMS, ALL), verb.words)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """One argument of a verb."""
+
+    word: str
+    """What stands before it, or nothing."""
+    name: str
+    optional: bool
+
+
+def _arguments(verb: Verb) -> list[_Argument]:
+    """Take `Verb.argument` apart."""
+    found = []
+    for bracketed, plain_name in re.findall(r"\[([^]]*)\]|(\S+)", verb.argument):
+        word, _, name = (bracketed or plain_name).rpartition(" ")
+        found.append(_Argument(word, name, bool(bracketed)))
+    return found
 
 
 class Client:
@@ -216,7 +263,7 @@ class _Parser(argparse.ArgumentParser):
             f"  {'-n COUNT, -i SECONDS':<{width}} monitor: lines to print, and time between them",
             f"  {'-f, --follow':<{width}} trace: show the lines here until interrupted; not in the log",
             "",
-            "An EVPID has 16 hexadecimal digits, a MSGID 8. Exit status: 0 done; 1 no such thing, or it",
+            "An EVPID has 16 hexadecimal digits, a MSGID 8; ABOUT is an address or one of these. Exit status: 0 done; 1 no such thing, or it",
             "could not be done; 2 asked wrongly, or the server is not running.",
             "",
         ]

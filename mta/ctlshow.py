@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple, TextIO, TypeAlias
 
+from mta.core.shape import COLUMNS, TOTAL
 from mta.ctltables import TABLES, print_pairs, print_table
 from mta.ctlwords import Row, duration, escaped, plain
 
@@ -132,6 +133,36 @@ def _session_line(row: Row, now: float) -> str:
     return f"{plain(row.get('session'))} {_key_values(row, without=('session',))}\n"
 
 
+def _user_line(row: Row, now: float) -> str:
+    return f"{plain(row.get('user'))} {_key_values(row, without=('user',))}\n"
+
+
+def _shape_line(row: Row, now: float) -> str:
+    head = ""
+    if row["domain"] == TOTAL:
+        titles = "".join(f"{title:>7}" for title in ("T", *COLUMNS))
+        head = f"{'':>40}{titles}\n"
+    counts = "".join(f"{count:>7}" for count in (row["total"], *row["ages"]))
+    return f"{head}{plain(row['domain'])[-40:]:>40}{counts}\n"
+
+
+def _limit_line(row: Row, now: float) -> str:
+    value, default = json.dumps(row["value"]), json.dumps(row["default"])
+    marks = ("" if value == default else f"  # default {default}") + (
+        "  # restart" if row["change"] == "restart" else ""
+    )
+    return f"{row['key']} = {value}{marks}\n"
+
+
+def _profile_line(row: Row, now: float) -> str:
+    name = str(row["name"]).replace(" ", ":")
+    return f"{row['group']}.{plain(name)} {_key_values(row, without=('group', 'name'))}\n"
+
+
+def _paused_line(row: Row, now: float) -> str:
+    return f"{row['agent']} {plain(row.get('source'))} -> {plain(row['only'])}\n"
+
+
 _PLAIN: Final[Mapping[str, Callable[[Row, float], str]]] = {
     "show queue": _queue_line,
     "show envelope": _envelope_lines,
@@ -141,6 +172,11 @@ _PLAIN: Final[Mapping[str, Callable[[Row, float], str]]] = {
     "show routes": _route_line,
     "show hosts": _host_line,
     "show sessions": _session_line,
+    "show users": _user_line,
+    "show shape": _shape_line,
+    "show limits": _limit_line,
+    "show profile": _profile_line,
+    "show mta paused": _paused_line,
 }
 
 
@@ -225,6 +261,7 @@ _DONE: Final = {
     "remove": "removed",
     "pause envelope": "paused",
     "resume envelope": "resumed",
+    "discover": "discovered",
 }
 
 
@@ -237,5 +274,5 @@ def _lines(verb: str, rows: Iterator[Row], out: TextIO, mode: Mode, end: Callabl
     elif verb in _DONE:
         count = end()["envelopes"]
         out.write(f"{count} envelope{'' if count == 1 else 's'} {_DONE[verb]}\n")
-    elif verb != "expand":
+    elif verb not in ("expand", "set", "update table"):
         out.write("command succeeded\n")

@@ -1,9 +1,10 @@
 """What `mtactl` prints on a terminal: tables as wide as it is, ages in words, colour where it matters."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
+from mta.core.shape import COLUMNS
 from mta.ctlwords import Row, duration, escaped, plain, size
 
 if TYPE_CHECKING:
@@ -56,7 +57,22 @@ def _rcpt(row: Row, now: float) -> str:
     return plain(row.get("rcpt") or f"@{row.get('domain', '')}")
 
 
-TABLES: Final[Mapping[str, tuple[_Column, ...]]] = {
+def _age(number: int) -> Callable[[Row, float], str]:
+    return lambda row, now: str(row["ages"][number])
+
+
+def _seconds(name: str) -> Callable[[Row, float], str]:
+    def value(row: Row, now: float) -> str:
+        seconds = row[name]
+        for unit, scale in (("s", 1.0), ("ms", 1e3)):
+            if seconds * scale >= 1:
+                return f"{seconds * scale:.3g} {unit}"
+        return f"{seconds * 1e6:.3g} us"
+
+    return value
+
+
+TABLES: dict[str, tuple[_Column, ...]] = {
     "show queue": (
         _Column("envelope", _field("evpid"), 16),
         _Column("state", _field("state"), 9),
@@ -101,6 +117,40 @@ TABLES: Final[Mapping[str, tuple[_Column, ...]]] = {
         _Column("state", _field("state"), 12),
         _Column("messages", _field("messages"), 8, right=True),
         _Column("since", _ago("since"), 8, right=True),
+    ),
+}
+
+TABLES |= {
+    "show users": (
+        _Column("user", _field("user"), ratio=3),
+        _Column("state", _field("state"), 10),
+        _Column("pending", _field("pending"), 9, right=True),
+        _Column("running", _field("running"), 9, right=True),
+        _Column("held", _field("held"), 9, right=True),
+    ),
+    "show shape": (
+        _Column("destination", _field("domain"), ratio=1),
+        _Column("T", _field("total"), 7, right=True),
+        *(_Column(title, _age(number), 5, right=True) for number, title in enumerate(COLUMNS)),
+    ),
+    "show limits": (
+        _Column("limit", _field("key"), ratio=3),
+        _Column("value", _field("value"), 12, right=True),
+        _Column("default", _field("default"), 12, right=True),
+        _Column("changes", _field("change"), 8),
+    ),
+    "show profile": (
+        _Column("what", lambda row, now: f"{row['group']} {plain(row['name'])}", ratio=3),
+        _Column("count", _field("count"), 9, right=True),
+        _Column("total", _seconds("total_s"), 9, right=True),
+        _Column("p50", _seconds("p50_s"), 9, right=True),
+        _Column("p99", _seconds("p99_s"), 9, right=True),
+        _Column("longest", _seconds("max_s"), 9, right=True),
+    ),
+    "show mta paused": (
+        _Column("agent", _field("agent"), 5),
+        _Column("from", _field("source"), 20),
+        _Column("for", _field("only"), ratio=3),
     ),
 }
 

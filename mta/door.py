@@ -144,6 +144,10 @@ class ServerDoor:
         if refused is not None:
             if not self._clients[peer]:
                 del self._clients[peer]
+            if self._tracer.limits:
+                self._tracer.line(
+                    "limits", f"smtp refused peer={peer} open={self.connections}: {refused}"
+                )
             return refused
         self._clients[peer] += 1
         self._count(+1)
@@ -306,6 +310,8 @@ class ServerDoor:
         if reply in _MEMORY:
             self._metrics.inc("memory.refused")
         self._metrics.inc(f"smtp.refused.{'connection' if connection else kind}")
+        if self._tracer.limits and reply.code < 500 and not connection:
+            self._tracer.line("limits", f"smtp refused: {reply}")
         if reply[1:] == admission.LOCAL_ERROR[1:]:
             self._metrics.inc("error.internal")
 

@@ -41,7 +41,6 @@ from mta.core.stimuli import (
     ConnectionClosed,
     DomainResolved,
     DrainRequested,
-    EnvelopeRestored,
     LocalDeliveryDone,
     MessageSubmitted,
     Result,
@@ -52,9 +51,11 @@ from mta.core.stimuli import (
 from mta.deliverylog import DeliveryLog
 from mta.localmail import LocalMail
 from mta.outbound import Outbound
+from mta.profile import Profile
 from mta.queue.base import QueueUnavailableError, Submission
 from mta.recent import RecentMessage, RecentMessages
 from mta.restorer import Restorer
+from mta.steps import StepWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +96,7 @@ class Driver:
         record: "StimulusTrace | None" = None,
         addressing: "Addressing | None" = None,
         tls: "OutboundTls | None" = None,
+        profile: "Profile | None" = None,
     ) -> None:
         self.engine = engine
         self.config = config
@@ -139,6 +141,11 @@ class Driver:
             details=self.details,
             smart_host=config.relay.smart_host.lower(),
         )
+        self._steps = StepWatch(tracer, profile or Profile(), effects.monotonic)
+        self._watch: StepWatch | None = None
+        """Sees every step, if anybody wants to."""
+        self._steps.watch(self._watched)
+        self._watched()
         self.loads_hit = 0
         """Envelopes that a transaction did not have to read."""
         self.loads_missed = 0
@@ -204,11 +211,21 @@ class Driver:
                     answer.set_result(None)
                 else:
                     answer.set_exception(error)
+            if self.tracer.queue:
+                self._trace_queue(submission, error)
             if error is None:
                 self.accepted(submission)
 
         committed.add_done_callback(durable)
         return answer
+
+    def _trace_queue(self, submission: Submission, error: BaseException | None) -> None:
+        result = "durable" if error is None else f"not kept: {error}"
+        self.tracer.line(
+            "queue",
+            f"submit msgid={show_msgid(submission.msgid)} sender=<{submission.transaction.sender}>"
+            f" envelopes={len(submission.recipients)} bytes={len(submission.body)} result={result}",
+        )
 
     def routed(self, recipients: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
         """Send everything to the smart host, if there is one: it is the relay's key then.
@@ -257,10 +274,11 @@ class Driver:
             self.record.stimulus(stimulus, now)
         self._frame(stimulus)
         carry_out = self._carry_out
+        if self._watch is not None:
+            self._watch.handle(stimulus, now, self.engine, carry_out)
+            return
         for instruction in self.engine.handle(stimulus, now=now):
             carry_out[type(instruction)](instruction)
-        if self.tracer.mta or self.tracer.mda or self.tracer.scheduler:
-            self._trace(stimulus)
 
     def _frame(self, stimulus: Stimulus) -> None:
         """Remember on whose behalf the next instructions come: their log lines say so."""
@@ -283,15 +301,9 @@ class Driver:
                 return
         self.deliveries.of_nobody()
 
-    def _trace(self, stimulus: Stimulus) -> None:
-        kind = type(stimulus).__name__
-        subsystem = "mta" if kind.startswith(("Conn", "Trans")) else "scheduler"
-        if kind == "LocalDeliveryDone":
-            subsystem = "mda"
-        if self.tracer.on(subsystem):
-            if isinstance(stimulus, MessageSubmitted | EnvelopeRestored):
-                stimulus = stimulus._replace(body=None)
-            self.tracer.line(subsystem, f"{kind} {tuple(stimulus)!r:.500}")
+    def _watched(self) -> None:
+        """Begin or end to show steps."""
+        self._watch = self._steps if self._steps.wanted else None
 
     # Time
 
@@ -369,6 +381,8 @@ class Driver:
             return found
         self.loads_missed += 1
         found = self.queue.mta_envelope(envelope)
+        if self.tracer.queue:
+            self.tracer.line("queue", f"load evpid={show_evpid(envelope)}")
         if found is None:
             raise QueueUnavailableError(f"no envelope {show_evpid(envelope)}")
         return found
@@ -470,6 +484,14 @@ class Driver:
     def report_fault(self, where: str, error: BaseException) -> None:
         """Say that something of ours failed that nobody foresaw; the loop's handler decides how."""
         self._loop.call_exception_handler({"message": f"{where} failed", "exception": error})
+
+    def limits_changed(self) -> None:
+        """Take changed limits over that are kept here and below."""
+        limits = self.config.limits
+        self.recent.resize(
+            envelopes_max=limits.queue.cache_envelopes, bytes_max=limits.queue.cache_bytes
+        )
+        self.outbound.limits_changed()
 
     def drain(self) -> None:
         """Start nothing new; let what is in flight end. Idempotent."""

@@ -40,6 +40,11 @@ USER_UNKNOWN_NOW: Final = DeliveryResult(Outcome.TEMPFAIL, "4.3.0 User lookup fa
 UNREADABLE: Final = DeliveryResult(Outcome.TEMPFAIL, "4.3.0 Local error, try again later")
 
 
+_THREADS_MAX = 256
+"""Threads of file deliveries, started as they are needed. ``limits.mda.max_session`` bounds deliveries and may be
+raised at run time; above this, files wait for a thread."""
+
+
 class LocalMail:
     """All local deliveries under way."""
 
@@ -81,7 +86,7 @@ class LocalMail:
         self._stopped = False
         # Why not the loop's? A mailbox that is locked keeps its thread waiting for seconds.
         self._executor = ThreadPoolExecutor(
-            config.limits.mda.max_session, thread_name_prefix="delivery"
+            max(config.limits.mda.max_session, _THREADS_MAX), thread_name_prefix="delivery"
         )
         self._deliverers: dict[str, Deliverer] = {}
         local = config.local

@@ -4,14 +4,22 @@ Rows are made from the core, the durable queue and the connections; nothing here
 `mta.control.ControlTarget`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from mta.core.envelopes.base import EnvelopeState, Flag
 from mta.core.ids import EvpId, MsgId, msgid_of, show_evpid, show_msgid, show_session
+from mta.core.limitchange import limit_rows, parse_change, read_limit
 from mta.core.relay import NEVER
-from mta.core.stimuli import Agent, AgentPaused, AgentResumed, RouteEnabled
+from mta.core.stimuli import (
+    Agent,
+    AgentPaused,
+    AgentResumed,
+    LimitChanged,
+    RouteEnabled,
+    Selector,
+)
 from mta.queue.base import QueueUnavailableError, StoredEnvelope
 
 if TYPE_CHECKING:
@@ -24,6 +32,10 @@ if TYPE_CHECKING:
     from mta.server import MtaServer
 
 Row = dict[str, Any]
+
+
+PAUSED_MAX = 1000
+"""Domains and users that may be paused one by one. Ours."""
 
 
 class Operations:
@@ -223,7 +235,50 @@ class Operations:
         inbound.sort(key=itemgetter("session"))
         return inbound + outbound
 
+    def users(self) -> list[Row]:
+        """Return users with local mail to do, and those that are paused."""
+        local = self._server.engine.local
+        rows = []
+        for key in sorted(local.users.keys() | local.paused_users):
+            user = local.users.get(key)
+            paused = local.paused or key in local.paused_users
+            pending = len(user.waiting) if user else 0
+            running = user.running if user else 0
+            held = len(user.held) if user else 0
+            state = (
+                "paused" if paused else "onhold" if held else "running" if running else "waiting"
+            )
+            rows.append(
+                {
+                    "user": key[:-1],
+                    "state": state,
+                    "pending": pending,
+                    "running": running,
+                    "held": held,
+                }
+            )
+        return rows
+
+    def paused(self) -> list[Row]:
+        """Return the domains and users that are left alone one by one."""
+        local = self._server.engine.local
+        return [
+            {"agent": "mda", "only": key[:-1], "source": None} for key in sorted(local.paused_users)
+        ]
+
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """Iterate over (destination, when it was accepted) of all envelopes."""
+        return self._server.engine.store.ages()
+
+    def now(self) -> float:
+        """Return the clock."""
+        return self._server.effects.now()
+
     # What may be done
+
+    def discover(self, which: Selector) -> int:
+        """Take over envelopes that were put into the queue behind our back; they are tried at once."""
+        return self._server.driver.restorer.discover(which)
 
     def request(
         self,
@@ -235,18 +290,22 @@ class Operations:
         server.driver.tell(stimulus)
         return count
 
-    def pause(self, what: str) -> None:
-        """Stop relaying, local delivery or accepting."""
+    def pause(self, what: str, only: str = "", source: str = "") -> None:
+        """Stop relaying, local delivery or accepting, or one domain or user of it."""
         if what in ("mta", "mda"):
-            self._server.driver.tell(AgentPaused(Agent(what)))
+            if only and len(self.paused()) >= PAUSED_MAX:
+                raise ValueError(
+                    f"{PAUSED_MAX} are paused one by one already: pause {what} instead"
+                )
+            self._server.driver.tell(AgentPaused(Agent(what), only.lower(), source))
         else:
             assert what == "smtp", what
             self._server.door.paused = True
 
-    def resume(self, what: str) -> None:
-        """Start relaying, local delivery or accepting again."""
+    def resume(self, what: str, only: str = "", source: str = "") -> None:
+        """Start relaying, local delivery or accepting again, or one domain or user of it."""
         if what in ("mta", "mda"):
-            self._server.driver.tell(AgentResumed(Agent(what)))
+            self._server.driver.tell(AgentResumed(Agent(what), only.lower(), source))
         else:
             assert what == "smtp", what
             self._server.door.paused = False
@@ -265,13 +324,49 @@ class Operations:
             raise ValueError("there are no rules: every address is relayed")
         return list(addressing.show(address))
 
-    def trace(self, subsystem: str, on: bool) -> None:
+    def trace(self, subsystem: str, on: bool, only: str = "") -> None:
         """Switch tracing into the log."""
-        self._server.tracer.set(subsystem, on)
+        self._server.tracer.set(subsystem, on, only)
 
-    def follow(self, subsystem: str, write: Callable[[str], None]) -> Callable[[], None]:
+    def follow(
+        self, subsystem: str, write: Callable[[str], None], only: str = ""
+    ) -> Callable[[], None]:
         """Send a subsystem's trace to ``write`` as well."""
-        return self._server.tracer.follow(subsystem, write)
+        return self._server.tracer.follow(subsystem, write, only)
+
+    # Limits, profile, tables
+
+    def limit_rows(self, pattern: str) -> list[Row]:
+        """Return limits by a part of their name."""
+        return list(limit_rows(self._server.config.limits, pattern))
+
+    def set_limit(self, assignment: str) -> str:
+        """Set a limit; the core is told, and the parts that keep a copy."""
+        limits = self._server.config.limits
+        key, value = parse_change(limits, assignment)
+        before = read_limit(limits, key)
+        self._server.driver.tell(LimitChanged(key, value))
+        self._server.limits_changed()
+        return f"{key} {before} -> {value}"
+
+    def profile(self, on: bool) -> None:
+        """Begin or end the profile."""
+        profile = self._server.profile
+        if on:
+            profile.start()
+        else:
+            profile.stop()
+
+    def profile_rows(self) -> list[Row]:
+        """Return what was timed."""
+        return list(self._server.profile.rows())
+
+    def update_table(self, name: str) -> str:
+        """Read a table again."""
+        addressing = self._server.driver.addressing
+        if addressing is None:
+            raise KeyError(name)
+        return addressing.tables.update(name)
 
     def verbose(self, on: bool) -> None:
         """Switch debug lines."""

@@ -112,6 +112,10 @@ class Outbound:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def limits_changed(self) -> None:
+        """Scale time-outs anew; connections that are open keep theirs."""
+        self.timeouts = Timeouts.scaled(self.limits.session_timeout_s)
+
     def open(self, instruction: OpenConnection) -> None:
         """Connect, read the greeting, say EHLO. Answered by `on_ready` or `on_failed`."""
         session = instruction.session

@@ -60,6 +60,12 @@ class RecentMessages:
         self.envelopes += count
         self.bytes += size
 
+    def resize(self, *, envelopes_max: int, bytes_max: int) -> None:
+        """Go on with other bounds; the oldest messages make room at once."""
+        self._envelopes_max, self._bytes_max = envelopes_max, bytes_max
+        while self.bytes > bytes_max or self.envelopes > envelopes_max:
+            self._drop(next(iter(self._messages)))
+
     def _drop(self, msgid: MsgId) -> None:
         message = self._messages.pop(msgid)
         del self._untried[msgid]

@@ -65,14 +65,18 @@ class Resolver:
         self.stats = ResolverStats()
         self._config = config
         self._effects = effects
-        self._max_mx = max_mx
-        self._max_addresses = max_addresses
+        self.set_limits(max_mx=max_mx, max_addresses=max_addresses)
         self._servers = NameServers(config, effects)
         self._cache: OrderedDict[str, _Kept] = OrderedDict()
         self._running: dict[str, asyncio.Task[Resolution]] = {}
         self._tasks: set[asyncio.Task[Resolution]] = set()
         self._slots = asyncio.Semaphore(LOOKUPS_MAX)
         self._generation = 0
+
+    def set_limits(self, *, max_mx: int, max_addresses: int) -> None:
+        """Consider so many mail exchangers and addresses from the next look-up on."""
+        self._max_mx = max_mx
+        self._max_addresses = max_addresses
 
     def __len__(self) -> int:
         """Return how many domains are kept."""

@@ -8,7 +8,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from mta.core.ids import EvpId, msgid_of, show_evpid
-from mta.core.stimuli import EnvelopeRestored
+from mta.core.stimuli import EnvelopeRestored, Selector
 from mta.queue.base import QueueUnavailableError, StoredEnvelope
 
 if TYPE_CHECKING:
@@ -78,6 +78,26 @@ class Restorer:
             except QueueUnavailableError:
                 self._astray[envelope] = None
         self._arm()
+
+    def discover(self, which: Selector) -> int:
+        """Tell the core of envelopes of one message that it does not know; return how many there were.
+
+        They are due at once, whatever the queue says.
+
+        Raises:
+            QueueUnavailableError: the queue can't be read now.
+        """
+        queue = self._driver.queue
+        if which.evpid is not None:
+            one = queue.envelope(which.evpid)
+            found = [] if one is None else [one]
+        else:
+            assert which.msgid is not None, which
+            found = queue.of_message(which.msgid)
+        now = self._driver.effects.now()
+        return sum(
+            self._tell(one._replace(due_at=now)) for one in found if not self._is_known(one.evpid)
+        )
 
     def stop(self) -> None:
         """Read nothing any more; the next start does."""

@@ -41,6 +41,7 @@ from mta.log import Log
 from mta.memory import MemoryWatch
 from mta.operations import Operations
 from mta.outtls import OutboundTls
+from mta.profile import EffectProbe, Profile
 from mta.queue.base import QueueUnavailableError
 from mta.queue.database import QueueCorruptError
 from mta.queue.sqlite import QueueLockedError, SqliteQueue
@@ -73,6 +74,7 @@ class MtaServer:
         self.effects = Effects(allow=config.relay.allow)
         self.seed = config.seed or self.effects.entropy() & 0xFFFFFFFF
         self.metrics = Metrics()
+        self.profile = Profile()
         self.restoring = False
         self.smtp_address: tuple[str, int] = ("", 0)
         self.listeners: Listeners
@@ -192,6 +194,7 @@ class MtaServer:
             log=self.log,
             tracer=self.tracer,
             record=self._record,
+            profile=self.profile,
             addressing=addressing,
             tls=self._outbound_tls,
         )
@@ -214,6 +217,7 @@ class MtaServer:
             on_level=self._set_memory_level,
             shrink=self._shrink,
         )
+        self._watch_effects()
         await self._open_control()
         await self._open_door()
         self.memory.start()
@@ -222,6 +226,18 @@ class MtaServer:
         # What was made so far lives as long as the server: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+    def _watch_effects(self) -> None:
+        """Show effects to whoever wants them, from when they want to until they do not."""
+        loop = asyncio.get_running_loop()
+        probe = EffectProbe(self.effects, self.profile, self.tracer, loop)
+
+        def changed() -> None:
+            probe.install(self.profile.on or self.tracer.io)
+
+        self.profile.watch(changed)
+        self.tracer.watch(changed)
+        changed()
 
     def _own_addresses(self) -> tuple[str, ...]:
         """Return the addresses that we listen on, if another host's port on them would be ours."""
@@ -296,7 +312,11 @@ class MtaServer:
     async def _open_control(self) -> None:
         control = self.config.control
         self._control = ControlServer(
-            control.socket, Operations(self), self.effects, log=self.log.info
+            control.socket,
+            Operations(self),
+            self.effects,
+            log=self.log.info,
+            trace=lambda text: self.tracer.line("control", text),
         )
         try:
             await self._control.start()
@@ -352,6 +372,13 @@ class MtaServer:
 
     def _committed(self, commit: "Commit") -> None:
         self.metrics.inc("queue.commit.failed" if commit.problem else "queue.commit")
+        if self.tracer.queue:
+            self.tracer.line(
+                "queue",
+                f"commit submissions={len(commit.items)} lagging={commit.lagging}"
+                f" seconds={commit.seconds:.6f}"
+                + (f" problem={commit.problem}" if commit.problem else ""),
+            )
         if self._record is not None:
             self._record.measured(
                 "commit",
@@ -378,6 +405,12 @@ class MtaServer:
             return
         self._record.gauges(self.stats(), self.effects.now())
         asyncio.get_running_loop().call_later(SAMPLE_S, self._sample)
+
+    def limits_changed(self) -> None:
+        """Give changed limits to the parts that keep a copy of them; all others read the same object."""
+        limits = self.config.limits
+        self._resolver.set_limits(max_mx=limits.mta.max_mx, max_addresses=limits.mta.max_addresses)
+        self.driver.limits_changed()
 
     def stats(self) -> Mapping[str, int | float]:
         """Return all counters and gauges by the names of `mta.core.metrics`, and the uptime in seconds."""

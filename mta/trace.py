@@ -11,6 +11,7 @@ with a run and can replay it. The schema is `mta.core.records`.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -23,10 +24,32 @@ from mta.effects import Effects
 from mta.log import LineFile, Log, printable
 
 SUBSYSTEMS: Final = (
-    "smtp", "mta", "mda", "scheduler", "queue", "expand", "lookup", "dns", "io", "control", "limits",
+    "smtp", "mta", "mda", "scheduler", "queue", "expand", "rules", "lookup", "dns", "io", "control", "limits",
 )  # fmt: skip
 """What can be traced. smtpctl's words where the subsystem is the same."""
 ALL: Final = "all"
+
+
+class Only:
+    """Which lines of a trace are wanted: those about one address, one envelope or one message.
+
+    An envelope's are those that have its id, or its message's; a message's those that have its id, or that of one
+    of its envelopes. Any other text is looked for as it is, upper case or lower.
+    """
+
+    __slots__ = ("_pattern",)
+
+    def __init__(self, text: str) -> None:
+        wanted = re.escape(text)
+        if re.fullmatch(r"[0-9A-Fa-f]{16}", text):
+            wanted = rf"\b{text[:8]}(?:{text[8:]})?\b"
+        elif re.fullmatch(r"[0-9A-Fa-f]{8}", text):
+            wanted = rf"\b{text}(?:[0-9a-f]{{8}})?\b"
+        self._pattern = re.compile(wanted, re.IGNORECASE)
+
+    def matches(self, line: str, about: str) -> bool:
+        """Say whether a line is wanted that was written while things were about something."""
+        return self._pattern.search(line) is not None or self._pattern.search(about) is not None
 
 
 class Tracer:
@@ -35,7 +58,7 @@ class Tracer:
     The attributes named like subsystems are read, never written, by everybody else.
     """
 
-    __slots__ = (*SUBSYSTEMS, "_followers", "_log", "_logged")
+    __slots__ = (*SUBSYSTEMS, "_followers", "_log", "_logged", "_watchers", "about")
 
     smtp: bool
     mta: bool
@@ -43,6 +66,7 @@ class Tracer:
     scheduler: bool
     queue: bool
     expand: bool
+    rules: bool
     lookup: bool
     dns: bool
     io: bool
@@ -50,9 +74,14 @@ class Tracer:
     limits: bool
 
     def __init__(self, log: Log) -> None:
+        self.about = ""
+        """The address or id that everything is about until it is set anew: lines need not repeat it for `Only`."""
         self._log = log
-        self._logged: frozenset[str] = frozenset()
-        self._followers: dict[object, tuple[frozenset[str], Callable[[str], None]]] = {}
+        self._logged: dict[str, Only | None] = {}
+        self._followers: dict[
+            object, tuple[frozenset[str], Callable[[str], None], Only | None]
+        ] = {}
+        self._watchers: list[Callable[[], None]] = []
         self._update()
 
     def on(self, subsystem: str) -> bool:
@@ -64,29 +93,45 @@ class Tracer:
         if not getattr(self, subsystem):
             return
         if subsystem in self._logged:
-            self._log.info(f"trace {subsystem}: {text}")
+            only = self._logged[subsystem]
+            if only is None or only.matches(text, self.about):
+                self._log.info(f"trace {subsystem}: {text}")
         if self._followers:
             clean = text if text.isprintable() else printable(text)
             # Why a copy? A follower that fails takes itself off the list.
-            for wanted, write in list(self._followers.values()):
-                if subsystem in wanted:
+            for wanted, write, only in list(self._followers.values()):
+                if subsystem in wanted and (only is None or only.matches(text, self.about)):
                     write(f"{subsystem}: {clean}")
 
-    def set(self, subsystem: str, on: bool) -> None:
+    def set(self, subsystem: str, on: bool, only: str = "") -> None:
         """Switch the tracing of a subsystem, or of ``all``, into the log.
+
+        Args:
+            subsystem: which.
+            on: begin or end.
+            only: an address or an id; only lines about it are wanted. See `Only`.
 
         Raises:
             ValueError: there is no such subsystem; the text is one line.
         """
         chosen = _subsystems(subsystem)
-        self._logged = self._logged | chosen if on else self._logged - chosen
+        about = Only(only) if only else None
+        self._logged = {name: it for name, it in self._logged.items() if name not in chosen}
+        if on:
+            self._logged |= dict.fromkeys(chosen, about)
         self._update()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` whenever another set of subsystems may be traced."""
+        self._watchers.append(changed)
 
     def logged(self) -> list[str]:
         """Return the subsystems that are traced into the log."""
         return [name for name in SUBSYSTEMS if name in self._logged]
 
-    def follow(self, subsystem: str, write: Callable[[str], None]) -> Callable[[], None]:
+    def follow(
+        self, subsystem: str, write: Callable[[str], None], only: str = ""
+    ) -> Callable[[], None]:
         """Send the lines of a subsystem, or of ``all``, to ``write`` too, until what is returned is called.
 
         A subsystem that only followers want does not go into the log. ``write`` must not fail or wait.
@@ -95,7 +140,7 @@ class Tracer:
             ValueError: there is no such subsystem.
         """
         key = object()
-        self._followers[key] = (_subsystems(subsystem), write)
+        self._followers[key] = (_subsystems(subsystem), write, Only(only) if only else None)
         self._update()
 
         def stop() -> None:
@@ -105,9 +150,11 @@ class Tracer:
         return stop
 
     def _update(self) -> None:
-        wanted = self._logged.union(*(chosen for chosen, _ in self._followers.values()))
+        wanted = set(self._logged).union(*(chosen for chosen, _, _ in self._followers.values()))
         for name in SUBSYSTEMS:
             setattr(self, name, name in wanted)
+        for changed in self._watchers:
+            changed()
 
 
 def _subsystems(name: str) -> frozenset[str]:

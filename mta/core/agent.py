@@ -462,6 +462,14 @@ class MtaAgent:
         for relay in list(self.relays.values()):
             self._pump(relay, now, out)
 
+    def limits_changed(self, now: float, out: list[Instruction]) -> None:
+        """Take changed limits over, and do what they allow now; rests and gaps that run go on to their end."""
+        self.places.limits_changed = True
+        self.book.limits_changed()
+        for relay in list(self.relays.values()):
+            relay.in_line = False
+            self._pump(relay, now, out)
+
     def drain(self, out: list[Instruction]) -> None:
         """Start nothing new; close what is idle."""
         self.draining = True
@@ -477,7 +485,7 @@ class MtaAgent:
             in_flight: envelopes in flight elsewhere.
             held: envelopes held elsewhere.
         """
-        limits = self.limits
+        limits, changed = self.limits, self.places.limits_changed
         for domain, relay in self.relays.items():
             assert relay.domain == domain
             assert all(task.handles for task in relay.tasks.values()), domain
@@ -489,7 +497,7 @@ class MtaAgent:
             states = [session.state for session in relay.sessions]
             assert states.count(SessionState.CONNECTING) == relay.connecting
             assert states.count(SessionState.IDLE) == len(relay.idle)
-            assert len(relay.sessions) <= limits.max_conn_per_relay
+            assert changed or len(relay.sessions) <= limits.max_conn_per_relay
             in_flight += waiting + relay.running_envelopes
             held += len(relay.held)
         assert in_flight == self.scheduler.in_flight, (in_flight, self.scheduler.in_flight)

@@ -14,6 +14,7 @@ from mta.core.envelopes import make_store
 from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Handle, is_local_key
 from mta.core.ids import SessionId
 from mta.core.instructions import Instruction
+from mta.core.limitchange import put_limit
 from mta.core.limits import Limits
 from mta.core.local import LocalAgent
 from mta.core.retry import RetrySettings, local_policy, make_retry, overflow_policy
@@ -28,6 +29,7 @@ from mta.core.stimuli import (
     DomainResolved,
     DrainRequested,
     EnvelopeRestored,
+    LimitChanged,
     LocalDeliveryDone,
     MessageSubmitted,
     RemoveRequested,
@@ -113,6 +115,7 @@ class Engine:
             AgentPaused: self._pause,
             AgentResumed: self._resume,
             RouteEnabled: self._enable_route,
+            LimitChanged: self._change_limit,
             DrainRequested: self._drain,
         }
 
@@ -202,19 +205,28 @@ class Engine:
         self.agent.closed(stimulus.session, stimulus.reason, now, out)
 
     def _pause(self, stimulus: AgentPaused, now: float, out: list[Instruction]) -> None:
-        if stimulus.agent is Agent.MDA:
+        if stimulus.agent is Agent.MDA and stimulus.only:
+            self.local.pause_user(stimulus.only)
+        elif stimulus.agent is Agent.MDA:
             self.local.paused = True
         else:
             self.agent.paused = True
 
     def _resume(self, stimulus: AgentResumed, now: float, out: list[Instruction]) -> None:
-        if stimulus.agent is Agent.MDA:
+        if stimulus.agent is Agent.MDA and stimulus.only:
+            self.local.resume_user(stimulus.only)
+        elif stimulus.agent is Agent.MDA:
             self.local.paused = False
         else:
             self.agent.resume(now, out)
 
     def _enable_route(self, stimulus: RouteEnabled, now: float, out: list[Instruction]) -> None:
         self.agent.enable_route(stimulus.address, now, out)
+
+    def _change_limit(self, stimulus: LimitChanged, now: float, out: list[Instruction]) -> None:
+        put_limit(self.limits, stimulus.key, stimulus.value)
+        self.agent.limits_changed(now, out)
+        self.local.limits_changed()
 
     def _drain(self, stimulus: DrainRequested, now: float, out: list[Instruction]) -> None:
         self.agent.drain(out)

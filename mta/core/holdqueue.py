@@ -24,6 +24,14 @@ class HoldQueue:
         self._release = release
         self._held_max = held_max
 
+    def set_marks(self, *, high_water: int, low_water: int, release: int, held_max: int) -> None:
+        """Go on with other marks: the operator changed a limit. What is held stays held."""
+        assert 0 <= low_water < high_water and release > 0 and held_max > 0
+        self._held_max = held_max
+        self._high_water = high_water
+        self._low_water = low_water
+        self._release = release
+
     def must_hold(self, waiting: int) -> bool:
         """Return whether a further envelope must be held, with `waiting` transactions before it."""
         # Why also while others are held? Whoever comes later must not overtake them.

@@ -14,7 +14,7 @@ Nothing here waits for an instant: whatever can start, starts in the call that m
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from mta.core.envelopes.base import EnvelopeState, Handle
+from mta.core.envelopes.base import EnvelopeState, Handle, local_key
 from mta.core.holdqueue import HoldQueue
 from mta.core.instructions import DeliverLocally, Instruction, Note
 from mta.core.reply import Outcome
@@ -68,7 +68,7 @@ class LocalAgent:
         """Envelopes that wait, of all users; those held not counted."""
         self.refused = 0
         """Envelopes that were sent back because too many waited, since the start."""
-        self._held_max = limits.scheduler.max_held
+        self._scheduler_limits = limits.scheduler
         self._retry = retry
         self._turns: deque[User] = deque()
         """Users who may start a delivery, in turn."""
@@ -78,6 +78,10 @@ class LocalAgent:
         """Running deliveries whose envelope the operator removed."""
         self._suspended: set[EvpId] = set()
         """Running deliveries whose envelope the operator suspended."""
+        self.paused_users: set[str] = set()
+        """Keys of users whose mail the operator wants left alone."""
+        self._limits_changed = False
+        """More may be under way than the caps say, until it ends."""
 
     @property
     def envelopes(self) -> int:
@@ -112,7 +116,7 @@ class LocalAgent:
             high_water=limits.task_high_water,
             low_water=limits.task_low_water,
             release=limits.task_release,
-            held_max=self._held_max,
+            held_max=self._scheduler_limits.max_held,
         )
         user = self.users[key] = User(key, held)
         return user
@@ -137,6 +141,7 @@ class LocalAgent:
             user.waiting
             and user.running < self.limits.max_session_per_user
             and user not in self._queued
+            and user.key not in self.paused_users
         ):
             self._queued.add(user)
             self._turns.append(user)
@@ -152,8 +157,12 @@ class LocalAgent:
         while self._turns and len(self.running) < self.limits.max_session:
             user = self._turns.popleft()
             self._queued.remove(user)
-            if not user.waiting:
-                # The operator took them. Or the user is not known any more.
+            if (
+                not user.waiting
+                or user.running >= self.limits.max_session_per_user
+                or user.key in self.paused_users
+            ):
+                # The operator took them, lowered the cap, or paused this user.
                 continue
             handle, _ = user.waiting.popitem(last=False)
             self.waiting -= 1
@@ -237,13 +246,40 @@ class LocalAgent:
         elif evpid in self.running:
             self._suspended.add(evpid)
 
+    def pause_user(self, name: str) -> None:
+        """Start no more deliveries for a user; mail waits and is held as ever. Idempotent."""
+        self.paused_users.add(local_key(name))
+
+    def resume_user(self, name: str) -> None:
+        """Deliver a user's mail again. Idempotent."""
+        key = local_key(name)
+        self.paused_users.discard(key)
+        user = self.users.get(key)
+        if user is not None:
+            self._offer_turn(user)
+
+    def limits_changed(self) -> None:
+        """Take changed limits over; the caller starts what may be started now."""
+        limits = self.limits
+        self._limits_changed = True
+        for user in self.users.values():
+            user.held.set_marks(
+                high_water=limits.task_high_water,
+                low_water=limits.task_low_water,
+                release=limits.task_release,
+                held_max=self._scheduler_limits.max_held,
+            )
+            self._release(user)
+            self._offer_turn(user)
+
     # For tests
 
     def validate(self) -> None:
         """Assert the invariants; O(n), for tests."""
         limits = self.limits
         store = self.scheduler.store
-        assert len(self.running) <= limits.max_session
+        changed = self._limits_changed
+        assert changed or len(self.running) <= limits.max_session
         assert self._queued == set(self._turns)
         assert len(self._queued) == len(self._turns)
         running = dict.fromkeys(self.users, 0)
@@ -252,17 +288,20 @@ class LocalAgent:
             running[store.domain_of(handle)] += 1
         assert sum(len(user.waiting) for user in self.users.values()) == self.waiting
         caps = limits.max_pending()
-        assert caps is None or self.envelopes <= caps[0]
+        assert changed or caps is None or self.envelopes <= caps[0]
         for key, user in self.users.items():
             assert user.key == key
             assert not user.is_idle(), key
-            assert user.running == running[key] <= limits.max_session_per_user
+            assert user.running == running[key]
+            assert changed or user.running <= limits.max_session_per_user
             for handle in user.waiting:
                 assert store.domain_of(handle) == key
                 assert store.state_of(handle) is EnvelopeState.IN_FLIGHT
-            assert caps is None or (not user.held and len(user.waiting) + user.running <= caps[1])
+            assert caps is None or not user.held
+            assert changed or caps is None or len(user.waiting) + user.running <= caps[1]
             # What is held has somebody before it who will ask for it.
             assert not user.held or user.waiting
             may_start = user.waiting and user.running < limits.max_session_per_user
+            may_start = may_start and key not in self.paused_users
             assert not may_start or user in self._queued, key
         assert self._doomed | self._suspended <= self.running.keys()

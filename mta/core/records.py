@@ -33,6 +33,7 @@ from mta.core.stimuli import (
     DomainResolved,
     DrainRequested,
     EnvelopeRestored,
+    LimitChanged,
     LocalDeliveryDone,
     MessageSubmitted,
     RemoveRequested,
@@ -241,7 +242,16 @@ def _reason(stimulus: ConnectionFailed | ConnectionClosed) -> Record:
 
 
 def _agent(stimulus: AgentPaused | AgentResumed) -> Record:
-    return {"agent": stimulus.agent.value}
+    record = {"agent": stimulus.agent.value}
+    if stimulus.only:
+        record["only"] = stimulus.only
+    if stimulus.source:
+        record["source"] = stimulus.source
+    return record
+
+
+def _to_agent(record: Record) -> tuple[Agent, str, str]:
+    return Agent(record["agent"]), record.get("only", ""), record.get("source", "")
 
 
 def _nothing(stimulus: Stimulus) -> Record:
@@ -267,6 +277,7 @@ _WRITERS: Final[Mapping[type, tuple[str, Callable[[Any], Record]]]] = {
         (AgentPaused, _agent),
         (AgentResumed, _agent),
         (RouteEnabled, lambda stimulus: {"address": stimulus.address}),
+        (LimitChanged, lambda stimulus: {"key": stimulus.key, "value": stimulus.value}),
         (DrainRequested, _nothing),
     )
 }
@@ -285,9 +296,10 @@ _READERS: Final[Mapping[str, Callable[[Record], Stimulus]]] = {
     "RemoveRequested": lambda record: RemoveRequested(_to_which(record)),
     "SuspendRequested": lambda record: SuspendRequested(_to_which(record)),
     "UnsuspendRequested": lambda record: UnsuspendRequested(_to_which(record)),
-    "AgentPaused": lambda record: AgentPaused(Agent(record["agent"])),
-    "AgentResumed": lambda record: AgentResumed(Agent(record["agent"])),
+    "AgentPaused": lambda record: AgentPaused(*_to_agent(record)),
+    "AgentResumed": lambda record: AgentResumed(*_to_agent(record)),
     "RouteEnabled": lambda record: RouteEnabled(record["address"]),
+    "LimitChanged": lambda record: LimitChanged(record["key"], record["value"]),
     "DrainRequested": lambda record: DrainRequested(),
 }
 

@@ -24,7 +24,7 @@ class RelayBook:
         self.relays: dict[str, Relay] = {}
         self._store = store
         self._limits = limits.mta
-        self._held_max = limits.scheduler.max_held
+        self._scheduler_limits = limits.scheduler
         self._concurrency = concurrency
         self._delayed: list[tuple[float, str]] = []
         """(instant, domain) of relays that wait for a gap or a rest to end."""
@@ -39,10 +39,21 @@ class RelayBook:
             high_water=limits.task_high_water,
             low_water=limits.task_low_water,
             release=limits.task_release,
-            held_max=self._held_max,
+            held_max=self._scheduler_limits.max_held,
         )
         relay = self.relays[domain] = Relay(domain, held, make_concurrency(self._concurrency))
         return relay
+
+    def limits_changed(self) -> None:
+        """Give hold queues the marks that count now."""
+        limits = self._limits
+        for relay in self.relays.values():
+            relay.held.set_marks(
+                high_water=limits.task_high_water,
+                low_water=limits.task_low_water,
+                release=limits.task_release,
+                held_max=self._scheduler_limits.max_held,
+            )
 
     def forget(self, relay: Relay) -> None:
         """Forget a relay; idempotent."""

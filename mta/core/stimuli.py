@@ -139,21 +139,35 @@ class UnsuspendRequested(NamedTuple):
 
 
 class AgentPaused(NamedTuple):
-    """The operator stopped an agent (`mtactl pause mta`)."""
+    """The operator stopped an agent (`mtactl pause mta`), or one part of its work."""
 
     agent: Agent = Agent.MTA
+    only: str = ""
+    """The domain or the user that is left alone; empty for all."""
+    source: str = ""
+    """The local address from which the domain is left alone; empty for any."""
 
 
 class AgentResumed(NamedTuple):
-    """The operator started an agent again (`mtactl resume mta`)."""
+    """The operator started an agent again (`mtactl resume mta`), or undid one pause of a part."""
 
     agent: Agent = Agent.MTA
+    only: str = ""
+    source: str = ""
 
 
 class RouteEnabled(NamedTuple):
     """The operator re-enabled a disabled route (`mtactl resume route`)."""
 
     address: str
+
+
+class LimitChanged(NamedTuple):
+    """The operator set a limit (`mtactl set`); it was checked."""
+
+    key: str
+    """``limits.smtp.max_rcpt``."""
+    value: int | float | str | bool
 
 
 class DrainRequested(NamedTuple):
@@ -177,5 +191,6 @@ Stimulus: TypeAlias = (
     | AgentPaused
     | AgentResumed
     | RouteEnabled
+    | LimitChanged
     | DrainRequested
 )

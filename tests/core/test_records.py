@@ -103,9 +103,12 @@ BY_KIND = {
     stimuli.RemoveRequested: st.builds(stimuli.RemoveRequested, which=selectors),
     stimuli.SuspendRequested: st.builds(stimuli.SuspendRequested, which=selectors),
     stimuli.UnsuspendRequested: st.builds(stimuli.UnsuspendRequested, which=selectors),
-    stimuli.AgentPaused: st.builds(stimuli.AgentPaused, agent=agents),
-    stimuli.AgentResumed: st.builds(stimuli.AgentResumed, agent=agents),
+    stimuli.AgentPaused: st.builds(stimuli.AgentPaused, agent=agents, only=text, source=text),
+    stimuli.AgentResumed: st.builds(stimuli.AgentResumed, agent=agents, only=text, source=text),
     stimuli.RouteEnabled: st.builds(stimuli.RouteEnabled, address=text),
+    stimuli.LimitChanged: st.builds(
+        stimuli.LimitChanged, key=text, value=st.integers(0, 10) | instants | text
+    ),
     stimuli.DrainRequested: st.just(stimuli.DrainRequested()),
 }
 

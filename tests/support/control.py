@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable
 
 from mta.core.ids import EvpId, MsgId, evpid, msgid_of, show_evpid
+from mta.core.limitchange import limit_rows, parse_change, put_limit, read_limit
+from mta.core.limits import Limits
 from mta.core.metrics import METRICS
 from mta.core.stimuli import (
     RemoveRequested,
@@ -28,6 +30,11 @@ class FakeTarget:
         self.tracer = tracer
         self.values: dict[str, int | float] = dict.fromkeys(METRICS, 0)
         self.fault: Exception | None = None
+        self.alone: set[tuple[str, str, str]] = set()
+        self.hidden: set[int] = set()
+        """Envelopes that only `discover` finds."""
+        self.limits = Limits()
+        self.is_profiled = False
         self.pages = 0
 
     def put(self, message: int, recipients: int = 1, **fields: object) -> None:
@@ -152,11 +159,64 @@ class FakeTarget:
                     self.queue[one]["state"] = "pending"
         return len(found)
 
-    def pause(self, what: str) -> None:
-        self.running[what] = False
+    def pause(self, what: str, only: str = "", source: str = "") -> None:
+        if only:
+            self.alone.add((what, only, source))
+        else:
+            self.running[what] = False
 
-    def resume(self, what: str) -> None:
-        self.running[what] = True
+    def resume(self, what: str, only: str = "", source: str = "") -> None:
+        if only:
+            self.alone.discard((what, only, source))
+        else:
+            self.running[what] = True
+
+    def paused(self):
+        return [
+            {"agent": agent, "only": only, "source": source or None}
+            for agent, only, source in sorted(self.alone)
+        ]
+
+    def users(self):
+        return [{"user": "alice", "state": "onhold", "pending": 50, "running": 7, "held": 943}]
+
+    def ages(self):
+        for row in self.queue.values():
+            yield row["domain"], row["created_at"]
+
+    def now(self):
+        return NOW
+
+    def discover(self, which):
+        return sum(which.msgid == msgid_of(EvpId(one)) for one in self.hidden)
+
+    def limit_rows(self, pattern):
+        return list(limit_rows(self.limits, pattern))
+
+    def set_limit(self, assignment):
+        key, value = parse_change(self.limits, assignment)
+        before = read_limit(self.limits, key)
+        put_limit(self.limits, key, value)
+        return f"{key} {before} -> {value}"
+
+    def profile(self, on: bool) -> None:
+        self.is_profiled = on
+
+    def profile_rows(self):
+        return [
+            {
+                "group": "effect",
+                "name": "fsync queue",
+                "count": 3,
+                "total_s": 0.0123,
+                "p50_s": 0.004,
+                "p99_s": 0.0042,
+                "max_s": 0.000_042,
+            }
+        ]
+
+    def update_table(self, name: str) -> str:
+        return {"aliases": "/etc/aliases: 3 keys"}[name]
 
     def enable_route(self, address: str) -> bool:
         with contextlib.suppress(KeyError):
@@ -164,13 +224,15 @@ class FakeTarget:
             return True
         return False
 
-    def trace(self, subsystem: str, on: bool) -> None:
+    def trace(self, subsystem: str, on: bool, only: str = "") -> None:
         assert self.tracer is not None
-        self.tracer.set(subsystem, on)
+        self.tracer.set(subsystem, on, only)
 
-    def follow(self, subsystem: str, write: Callable[[str], None]) -> Callable[[], None]:
+    def follow(
+        self, subsystem: str, write: Callable[[str], None], only: str = ""
+    ) -> Callable[[], None]:
         assert self.tracer is not None
-        return self.tracer.follow(subsystem, write)
+        return self.tracer.follow(subsystem, write, only)
 
     def verbose(self, on: bool) -> None:
         self.is_verbose = on

@@ -191,7 +191,7 @@ class Ledger:
                 self.suspended |= self.matching(which)
             case UnsuspendRequested(which):
                 self.suspended -= self.matching(which)
-            case AgentPaused(agent) | AgentResumed(agent):
+            case AgentPaused(agent, "") | AgentResumed(agent, ""):
                 paused = isinstance(stimulus, AgentPaused)
                 if agent is Agent.MDA:
                     self.paused_mda = paused

@@ -238,6 +238,14 @@ class EnvelopeStore(Protocol):
         """Iterate over all handles, in no promised order; nothing may change meanwhile."""
         ...
 
+    def ages(self) -> Iterator[tuple[str, float]]:
+        """Iterate over (relay's key, when it was accepted) of all envelopes, in no promised order.
+
+        Envelopes may come and go between two steps: each that is there all the time is met once. For a
+        listing that gives the event loop its turns.
+        """
+        ...
+
     def add(
         self,
         evpid: EvpId,

@@ -148,6 +148,10 @@ class ObjectStore(ABC, Generic[R]):
     def __iter__(self) -> Iterator[R]:
         return iter(self._records.values())
 
+    def ages(self) -> Iterator[tuple[str, float]]:
+        for record in list(self._records.values()):
+            yield record.domain, record.created_at
+
     def add(
         self,
         evpid: EvpId,

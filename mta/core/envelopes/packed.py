@@ -177,6 +177,13 @@ class PackedStore:
     def __len__(self) -> int:
         return self._count
 
+    def ages(self) -> Iterator[tuple[str, float]]:
+        row = 0
+        while row < len(self._state):  # they may be fewer than a moment ago
+            if self._state[row] & _STATE_MASK != _FREE:
+                yield self.domain_of(row), self.created_at_of(row)
+            row += 1
+
     def __iter__(self) -> Iterator[Handle]:
         for row, state in enumerate(self._state):
             if state & _STATE_MASK != _FREE:

@@ -51,6 +51,8 @@ def parse_change(limits: Limits, text: str) -> tuple[str, LimitValue]:
     key = key.strip()
     if not equals:
         raise ConfigError("", problem=f"expected limits.KEY=VALUE, got {text[:60]!r}")
+    if key in AT_START:
+        raise ConfigError("", key, problem="needs a restart; mtactl show limits says which do not")
     try:
         built = build(_Root, {"limits": dataclasses.asdict(limits)}, source="", overrides=[text])
     except ConfigError as error:
@@ -59,8 +61,6 @@ def parse_change(limits: Limits, text: str) -> tuple[str, LimitValue]:
     if key not in values:
         raise ConfigError("", key, problem="names no single limit; see mtactl show limits")
     value: Any = values[key]
-    if key in AT_START:
-        raise ConfigError("", key, value, "needs a restart; mtactl show limits says which do not")
     return key, value
 
 

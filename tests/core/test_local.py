@@ -32,6 +32,7 @@ from mta.core.stimuli import (
     Agent,
     AgentPaused,
     AgentResumed,
+    LimitChanged,
     DrainRequested,
     EnvelopeRestored,
     LocalDeliveryDone,
@@ -477,6 +478,26 @@ class Post(RuleBasedStateMachine):
     def pause(self, kind, agent):
         self.core.tell(kind(agent))
 
+    @rule(kind=st.sampled_from([AgentPaused, AgentResumed]), user=st.sampled_from(["alice", "bob"]))
+    def pause_one(self, kind, user):
+        self.core.tell(kind(Agent.MDA, user))
+
+    @rule(
+        change=st.sampled_from(
+            [
+                LimitChanged("limits.mda.max_session", 1),
+                LimitChanged("limits.mda.max_session", 5),
+                LimitChanged("limits.mda.max_session_per_user", 1),
+                LimitChanged("limits.mda.max_session_per_user", 4),
+                LimitChanged("limits.mda.task_low_water", 0),
+                LimitChanged("limits.scheduler.max_held", 1),
+                LimitChanged("limits.scheduler.max_inflight", 40),
+            ]
+        )
+    )
+    def change_limit(self, change):
+        self.core.tell(change)
+
     @invariant()
     def nothing_is_sent_back_under_hold(self):
         if hasattr(self, "core") and self.policy == "hold":
@@ -488,6 +509,8 @@ class Post(RuleBasedStateMachine):
         core = self.core
         core.tell(AgentResumed(Agent.MDA))
         core.tell(AgentResumed(Agent.MTA))
+        for user in ("alice", "bob"):
+            core.tell(AgentResumed(Agent.MDA, user))
         core.tell(UnsuspendRequested(Selector()))
         core.settle()
         assert core.ledger.rows == {}

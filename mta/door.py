@@ -136,6 +136,12 @@ class ServerDoor:
             memory=self.memory,
         )
 
+    def limits_changed(self) -> None:
+        """Take changed limits over: those that count under stress, and those of open sessions."""
+        self.stress.refresh()
+        self._count(0)
+        self.on_stress()
+
     def connect(self, peer: str) -> Reply | None:
         """Count a connection, or refuse it."""
         refused = admission.on_connect(

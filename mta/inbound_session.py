@@ -357,7 +357,7 @@ class Session(SMTP):
         """Carry out one command; ``more`` input is waiting behind it."""
         self._active_at = self.loop.time()
         if self.door.tracing:
-            self.door.trace("smtp", f"{self._id} >>> {_line_for_log(line)}")
+            self.door.trace("smtp", f"{self._id} <<< {_line_for_log(line)}")
         verb, _, rest = line.partition(b" ")
         verb = verb.upper()
         method = self._verbs.get(verb)
@@ -438,7 +438,7 @@ class Session(SMTP):
             output.clear()
             if self.door.tracing:
                 for line in data.decode("utf-8", "replace").splitlines():
-                    self.door.trace("smtp", f"{self._id} <<< {line}")
+                    self.door.trace("smtp", f"{self._id} >>> {line}")
             self._wire.write(data)
 
     def _pause_reading(self) -> None:

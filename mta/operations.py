@@ -145,6 +145,8 @@ class Operations:
                 states.append("waiting")
             if relay.held:
                 states.append("onhold")
+            if engine.agent.places.is_paused(relay):
+                states.append("paused")
             rows.append(
                 {
                     "domain": relay.domain,
@@ -261,9 +263,13 @@ class Operations:
 
     def paused(self) -> list[Row]:
         """Return the domains and users that are left alone one by one."""
-        local = self._server.engine.local
+        engine = self._server.engine
         return [
-            {"agent": "mda", "only": key[:-1], "source": None} for key in sorted(local.paused_users)
+            {"agent": "mta", "only": domain, "source": source or None}
+            for source, domain in sorted(engine.agent.places.paused)
+        ] + [
+            {"agent": "mda", "only": key[:-1], "source": None}
+            for key in sorted(engine.local.paused_users)
         ]
 
     def ages(self) -> Iterator[tuple[str, float]]:

@@ -411,6 +411,7 @@ class MtaServer:
         limits = self.config.limits
         self._resolver.set_limits(max_mx=limits.mta.max_mx, max_addresses=limits.mta.max_addresses)
         self.driver.limits_changed()
+        self.door.limits_changed()
 
     def stats(self) -> Mapping[str, int | float]:
         """Return all counters and gauges by the names of `mta.core.metrics`, and the uptime in seconds."""

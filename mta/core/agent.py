@@ -239,7 +239,7 @@ class MtaAgent:
 
     def _pump(self, relay: Relay, now: float, out: list[Instruction]) -> None:
         """Give idle connections work, and open more if that is wanted and allowed."""
-        if self.paused or self.draining or relay.is_dead(now):
+        if self.paused or self.draining or relay.is_dead(now) or self.places.is_paused(relay):
             return
         tasks = relay.tasks
         while True:
@@ -460,6 +460,18 @@ class MtaAgent:
         """Go on after a pause."""
         self.paused = False
         for relay in list(self.relays.values()):
+            self._pump(relay, now, out)
+
+    def pause_one(self, domain: str, source: str) -> None:
+        """Send a domain nothing more, from one source or from any; what runs may end. Idempotent."""
+        self.places.paused.add((source, domain))
+
+    def resume_one(self, domain: str, source: str, now: float, out: list[Instruction]) -> None:
+        """Undo `pause_one`. Idempotent."""
+        self.places.paused.discard((source, domain))
+        relay = self.relays.get(domain)
+        if relay is not None:
+            relay.in_line = False
             self._pump(relay, now, out)
 
     def limits_changed(self, now: float, out: list[Instruction]) -> None:

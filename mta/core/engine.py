@@ -209,6 +209,8 @@ class Engine:
             self.local.pause_user(stimulus.only)
         elif stimulus.agent is Agent.MDA:
             self.local.paused = True
+        elif stimulus.only:
+            self.agent.pause_one(stimulus.only, stimulus.source)
         else:
             self.agent.paused = True
 
@@ -217,6 +219,8 @@ class Engine:
             self.local.resume_user(stimulus.only)
         elif stimulus.agent is Agent.MDA:
             self.local.paused = False
+        elif stimulus.only:
+            self.agent.resume_one(stimulus.only, stimulus.source, now, out)
         else:
             self.agent.resume(now, out)
 

@@ -50,8 +50,18 @@ class Places:
         self.source_gauge = Gauge()
         self._source = source
         self._sweep_at = NEVER
+        self.paused: set[tuple[str, str]] = set()
+        """(source, domain) that the operator wants left alone; an empty source is any."""
         self.limits_changed = False
         """More may be open than the caps say, until it closes."""
+
+    # What the operator wants left alone
+
+    def is_paused(self, relay: Relay) -> bool:
+        """Return whether the operator wants no mail sent to a relay from any source that it has."""
+        return bool(self.paused) and not self.paused.isdisjoint(
+            (("", relay.domain), (self._source, relay.domain))
+        )
 
     # Where is a place?
 

@@ -96,10 +96,29 @@ def test_a_raised_cap_of_the_relaying_agent_counts_at_once():
     core = Core(mta={"max_conn": 1}, representations=("slim",))
     core.submit("one.test")
     core.submit("two.test")
-    core.resolve_all() if hasattr(core, "resolve_all") else None
-    before = len(core.ledger.connections)
+    core.resolve("one.test", (10, "192.0.2.1"))
+    core.resolve("two.test", (10, "192.0.2.2"))
+    assert 1 == len(core.ledger.connections)
     core.tell(LimitChanged("limits.mta.max_conn", 5))
-    assert len(core.ledger.connections) >= before
+    assert 2 == len(core.ledger.connections)
+    core.tell(LimitChanged("limits.mta.max_conn", 1))
+    core.settle()
+
+
+def test_one_destination_is_paused_and_the_others_go_on():
+    """From any source, or from the one that there is; mail waits until the last pause of it is undone."""
+    core = Core(representations=("slim",))
+    core.tell(AgentPaused(Agent.MTA, "one.test"))
+    core.tell(AgentPaused(Agent.MTA, "one.test", "127.0.0.9"))
+    core.submit("one.test")
+    core.submit("two.test")
+    core.answer_all()
+    assert ["two.test"] == [c.domain for c in core.ledger.connections.values()]
+    core.tell(AgentResumed(Agent.MTA, "one.test"))
+    core.tell(AgentResumed(Agent.MTA, "never.test"))
+    core.answer_all()
+    core.settle()
+    assert {} == core.ledger.rows
 
 
 def test_one_user_is_paused_and_the_others_go_on():

@@ -18,6 +18,7 @@ from mta import ctl, ctlshow
 from mta.control import ControlServer
 from mta.controlverbs import STREAMS
 from mta.controlverbs import VERBS as SERVER_VERBS
+from mta.core.ids import MsgId, evpid
 from mta.core.metrics import METRICS, Kind
 from mta.ctl import CtlError, find_verb, read_argument, run
 from mta.ctlshow import show
@@ -284,6 +285,92 @@ def test_show_queue_in_a_pipe(server):
     assert ("@", "1699999995", "inflight") == tuple(second.split("|")[i] for i in (4, 9, 11))
     assert ("suspend,hold", "pending") == tuple(third.split("|")[i] for i in (3, 11))
     assert first + "\n" == server.ctl("sh", "q", "0000002a")
+
+
+def test_the_age_of_mail_in_a_pipe(server):
+    """qshape's columns; the totals first."""
+    server.target.put(0x2A, 2)
+    server.target.put(0x2B, 1, domain="new.test", created_at=NOW)
+    head, total, old, new = server.ctl("show", "shape").splitlines()
+    assert ["T", "5", "10", "20", "40", "80", "160", "320", "640", "1280", "1280+"] == head.split()
+    assert ["TOTAL", "3", "1", "0", "0", "0", "2", "0", "0", "0", "0", "0"] == total.split()
+    assert ["flaky.test", "2"] == old.split()[:2]
+    assert ["new.test", "1", "1"] == new.split()[:3]
+    assert len({len(line) for line in (head, total, old, new)}) == 1
+    row = json.loads(server.ctl("--json", "show", "shape").splitlines()[1])
+    assert {"domain": "flaky.test", "total": 2, "ages": [0, 0, 0, 0, 2, 0, 0, 0, 0, 0]} == row
+
+
+def test_limits_are_shown_and_set(server):
+    """As the configuration has them; a change says what it was."""
+    assert "limits.smtp.max_rcpt = 1000\n" == server.ctl("show", "limits", "smtp.max_rcpt")
+    assert "limits.smtp.max_rcpt 1000 -> 5\n" == server.ctl("set", "limits.smtp.max_rcpt=5")
+    shown = server.ctl("sh", "l", "smtp.max_rcpt")
+    assert "limits.smtp.max_rcpt = 5  # default 1000\n" == shown
+    assert 'limits.mda.policy = "hold"  # restart\n' == server.ctl("show", "limits", "mda.policy")
+    for words, told in (
+        (["set", "limits.smtp.max_rcpt=0"], "must be above 0"),
+        (["set", "limits.mda.policy=raised"], "needs a restart"),
+        (["set"], "limits.KEY=VALUE is missing"),
+    ):
+        with pytest.raises(CtlError, match=told) as caught:
+            server.ctl(*words)
+        assert 2 == caught.value.status
+    with pytest.raises(CtlError, match="no limit has 'nix'") as caught:
+        server.ctl("show", "limits", "nix")
+    assert 1 == caught.value.status
+
+
+def test_one_domain_or_user_is_paused(server):
+    """In either order of the words, as smtpctl has it the other way round."""
+    server.ctl("pause", "mta", "from", "127.0.0.9", "for", "slow.test")
+    server.ctl("pause", "mta", "for", "dead.test")
+    server.ctl("pause", "mda", "for", "alice")
+    assert server.target.running["mta"]
+    assert "mda - -> alice\nmta - -> dead.test\nmta 127.0.0.9 -> slow.test\n" == server.ctl(
+        "show", "mta", "paused"
+    )
+    server.ctl("resume", "mta", "for", "slow.test", "from", "127.0.0.9")
+    server.ctl("resume", "mda", "for", "alice")
+    assert {("mta", "dead.test", "")} == server.target.alone
+    for words, told in (
+        (["pause", "mta", "from", "127.0.0.9"], "for what"),
+        (["pause", "mta", "for"], "unexpected 'for'"),
+        (["pause", "mta", "slow.test"], "unexpected 'slow.test'"),
+        (["pause", "mda", "from", "x"], "unexpected 'from'"),
+    ):
+        with pytest.raises(CtlError, match=told):
+            server.ctl(*words)
+    assert server.target.running["mta"]
+
+
+def test_discover_tables_users_and_profile(server):
+    """What smtpctl says of the first two; users and timings as key=value."""
+    server.target.hidden.add(evpid(MsgId(0x2A), 1))
+    assert "1 envelope discovered\n" == server.ctl("discover", "0000002a")
+    server.ctl("discover", "0000002b", status=1)
+    with pytest.raises(CtlError, match="expected an envelope or a message, got all"):
+        server.ctl("discover", "all")
+    assert "/etc/aliases: 3 keys\n" == server.ctl("update", "table", "aliases")
+    with pytest.raises(CtlError, match="no table 'nix'"):
+        server.ctl("update", "table", "nix")
+    assert "alice state=onhold pending=50 running=7 held=943\n" == server.ctl("show", "users")
+    server.ctl("profile")
+    assert server.target.is_profiled
+    server.ctl("unprofile")
+    assert not server.target.is_profiled
+    assert server.ctl("show", "profile").startswith("effect.fsync:queue count=3 total_s=0.0123 ")
+
+
+def test_a_trace_of_one_address(server):
+    """The rest of the line is what it is about."""
+    server.ctl("trace", "expand", "a@b.test")
+    tracer = server.target.tracer
+    server.call(tracer.line, "expand", "rcpt to=<A@B.test>")
+    server.call(tracer.line, "expand", "rcpt to=<c@b.test>")
+    server.maillog.flush()
+    assert "rcpt to=<A@B.test>" in (server.path.parent / "log").read_text()
+    assert "c@b.test" not in (server.path.parent / "log").read_text()
 
 
 def test_other_tables_in_a_pipe(server):

@@ -413,9 +413,9 @@ async def test_a_trace_shows_both_sides():
     client = Client(door).ready()
     client.send("secret\r\n.\r\n")
     assert door.traced[:3] == [
-        "0000000000000001 <<< 220 mx.test ESMTP",
-        "0000000000000001 >>> EHLO client.test",
-        "0000000000000001 <<< 250-mx.test",
+        "0000000000000001 >>> 220 mx.test ESMTP",
+        "0000000000000001 <<< EHLO client.test",
+        "0000000000000001 >>> 250-mx.test",
     ]
     assert "secret" not in "".join(door.traced)
 

@@ -1,13 +1,16 @@
 """What the operator sees and does, against the whole server in this process."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from mta.core.ids import EvpId, MsgId, evpid
+from mta.core.settings import ConfigError
 from mta.core.stimuli import RemoveRequested, ScheduleRequested, Selector, SuspendRequested
-from mta.operations import Operations
+from mta.operations import PAUSED_MAX, Operations
+from mta.queue.base import Submission
 from tests.support.faults import FaultyEffects
 from tests.support.inprocess import send, serving, until
 
@@ -161,3 +164,82 @@ async def test_removed_while_it_is_being_delivered(tmp_path):
         assert 1 == server.stats()["scheduler.envelope.removed"]
     remote.close()
     await remote.wait_closed()
+
+
+async def test_what_was_put_into_the_queue_by_hand(tmp_path):
+    """It is taken over once, and tried at once; what is known already is left alone."""
+    async with serving(
+        tmp_path, FaultyEffects(), retry={"policy": "exponential", "base_s": 600.0, "min_s": 600.0}
+    ) as server:
+        desk = Operations(server)
+        await send(server.smtp_address[1], "a@one.test", [f"b@{NOBODY}"], "x")
+        await until(lambda: server.engine.scheduler.counts.tempfail == 1)
+        await server.queue.flush()
+        stored = server.queue.envelope(ONE)
+        assert stored is not None
+        body = server.queue.body(MsgId(1))
+        hidden = Submission(
+            server.queue.next_msgid(),
+            stored.transaction,
+            (stored.recipient,) * 2,
+            body,
+            stored.created_at,
+            stored.expires_at,
+            (0, 0),
+        )
+        await server.queue.submit(hidden)
+        assert 3 == server.queue.envelopes
+        assert 1 == len(server.engine.store)
+        assert 0 == desk.discover(Selector(evpid=ONE))
+        assert 0 == desk.discover(Selector(msgid=MsgId(99)))
+        assert 1 == desk.discover(Selector(evpid=evpid(hidden.msgid, 2)))
+        assert 1 == desk.discover(Selector(msgid=hidden.msgid))
+        assert 0 == desk.discover(Selector(msgid=hidden.msgid))
+        assert 3 == len(server.engine.store)
+
+
+async def test_a_paused_destination_and_a_paused_user(shown):
+    """Seen in the relay's state and in the list; bounded."""
+    shown.pause("mta", "[127.0.0.7]")
+    shown.pause("mda", "Alice")
+    assert [("mta", "[127.0.0.7]"), ("mda", "alice")] == [
+        (row["agent"], row["only"]) for row in shown.paused()
+    ]
+    (row,) = shown.users()
+    assert ("alice", "paused", 0) == (row["user"], row["state"], row["held"])
+    (relay,) = shown.relays()
+    assert "paused" in relay["state"].split(",")
+    for number in range(PAUSED_MAX):
+        with contextlib.suppress(ValueError):
+            shown.pause("mta", f"d{number}.test")
+    assert PAUSED_MAX == len(shown.paused())
+    with pytest.raises(ValueError, match="1000 are paused one by one"):
+        shown.pause("mta", "one.too.many.test")
+    shown.resume("mta", "[127.0.0.7]")
+    shown.resume("mda", "alice")
+    assert PAUSED_MAX - 2 == len(shown.paused())
+
+
+async def test_a_limit_that_changed_counts_for_the_next_command(shown):
+    """And for the parts that keep a copy of it."""
+    server = shown._server
+    assert "limits.smtp.max_rcpt 1000 -> 1" == shown.set_limit("limits.smtp.max_rcpt=1")
+    said = await send(server.smtp_address[1], "a@one.test", [f"b@{NOBODY}", f"c@{NOBODY}"], "x")
+    assert "452" == said.replies[4][:3]
+    shown.set_limit("limits.queue.cache_envelopes=0")
+    shown.set_limit("limits.mta.max_mx=3")
+    shown.set_limit("limits.mta.session_timeout_s=3")
+    assert 0 == server.driver.recent.envelopes
+    assert 3 == server._resolver._max_mx
+    assert server.driver.outbound.timeouts.banner == 3.0
+    with pytest.raises(ConfigError):
+        shown.set_limit("limits.smtp.max_rcpt=0")
+    (row,) = shown.limit_rows("smtp.max_rcpt")
+    assert (1, 1000) == (row["value"], row["default"])
+
+
+async def test_a_queue_has_a_shape(shown):
+    """Read while mail goes on."""
+    ages = list(shown.ages())
+    assert [NOBODY, NOBODY] == [domain for domain, _ in ages]
+    assert all(shown.now() - 60 < created_at <= shown.now() for _, created_at in ages)

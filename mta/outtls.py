@@ -66,7 +66,7 @@ class OutboundTls:
         self.stats = OutboundTlsStats()
         self._relay = config.relay
         self._port = config.relay.port
-        self._sessions_max = config.limits.mta.tls_sessions_max
+        self._limits = config.limits.mta
         self._sessions: OrderedDict[_SessionKey, ssl.SSLSession] = OrderedDict()
         self._verifying = _context(config, effects, source)
         self._trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -130,7 +130,7 @@ class OutboundTls:
         key = self._key(plan, instruction)
         self._sessions[key] = session
         self._sessions.move_to_end(key)
-        while len(self._sessions) > self._sessions_max:
+        while len(self._sessions) > self._limits.tls_sessions_max:
             self._sessions.popitem(last=False)
 
     def forget(self, plan: TlsPlan, instruction: OpenConnection) -> None:

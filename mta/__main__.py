@@ -13,6 +13,9 @@ from mta.config import Config
 from mta.core.settings import ConfigError, build, changed, flatten
 from mta.effects import Effects
 
+EX_SOFTWARE = 70
+"""Exit status: a fault of ours. sysexits.h."""
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -53,7 +56,10 @@ def _fail(error: ConfigError) -> typer.Exit:
 
 @app.command()
 def serve(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Accept mail and relay it, until SIGTERM (drains) or a second one (stops at once)."""
+    """Accept mail and relay it, until SIGTERM (drains) or a second one (stops at once).
+
+    Exit status 2: the configuration can't be used. 70: a fault of ours ended it, and it can be started again.
+    """
     try:
         settings, source = load(config, overrides)
         _serve(settings, source)
@@ -62,10 +68,15 @@ def serve(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 
 def _serve(settings: Config, source: str) -> None:
-    from mta.server import MtaServer  # `mta config` need not load the server
+    # `mta config` need not load the server.
+    from mta.server import MtaServer, ServerFailedError
 
     async def run() -> None:
-        await MtaServer(settings, source=source).run()
+        try:
+            await MtaServer(settings, source=source).run()
+        except ServerFailedError as error:
+            print(f"mta: {error}", file=sys.stderr)
+            raise typer.Exit(EX_SOFTWARE) from None
 
     # Why this? Two threads share the interpreter; the default of 5 ms is what one commit takes.
     sys.setswitchinterval(0.0005)

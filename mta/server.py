@@ -59,6 +59,10 @@ OUTBOUND_SESSIONS = 1 << 31
 """Outbound session ids have this bit, inbound ones do not: a log shows the direction."""
 
 
+class ServerFailedError(Exception):
+    """The server can't go on and has stopped; started again, it finds its queue. The text is one line."""
+
+
 class MtaServer:
     """One running server."""
 
@@ -92,6 +96,7 @@ class MtaServer:
         self._outbound_tls: OutboundTls
         self._addressing: Addressing | None = None
         self._started_at = self.effects.now()
+        self._failure = ""
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -100,6 +105,7 @@ class MtaServer:
 
         Raises:
             ConfigError: something that the configuration names can't be used.
+            ServerFailedError: it had to stop by itself.
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._fault)
@@ -116,6 +122,18 @@ class MtaServer:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
             loop.set_exception_handler(None)
+        if self._failure:
+            raise ServerFailedError(self._failure)
+
+    def _fail(self, problem: str) -> None:
+        """Stop at once, for whoever supervises the server to start it again.
+
+        Without a queue that writes, every message would get 452 and every delivery would be repeated later.
+        """
+        self._failure = f"stopped, to be started again: {problem}"
+        self.log.warn(f"mta {self._failure}")
+        self.stop()
+        self._stop_now.set()
 
     def stop(self) -> None:
         """Ask the server to stop; the second time, to stop at once."""
@@ -292,6 +310,7 @@ class MtaServer:
             limits=self.config.limits.queue,
             note=self.log.warn,
             on_commit=self._committed,
+            on_death=self._fail,
         )
         try:
             await self.queue.open()
@@ -472,7 +491,7 @@ class MtaServer:
     # Stop
 
     async def _drain(self) -> None:
-        self.log.info("mta stopping reason=signal")
+        self.log.info(f"mta stopping reason={'failure' if self._failure else 'signal'}")
         self.door.draining = True
         self.listeners.drain()
         self.driver.drain()

@@ -91,6 +91,7 @@ class SqliteQueue:
         limits: QueueLimits,
         note: Callable[[str], None] = lambda line: None,
         on_commit: Callable[[Commit], None] = lambda commit: None,
+        on_death: Callable[[str], None] = lambda problem: None,
     ) -> None:
         """Describe a queue; `open` makes it usable.
 
@@ -100,6 +101,7 @@ class SqliteQueue:
             limits: caps.
             note: takes a line for the operator's log.
             on_commit: told of each commit, on the event loop; for metrics and calibration.
+            on_death: told, on the event loop, that nothing can be written until a new process opens the queue.
         """
         self.directory = directory
         self.limits = limits
@@ -108,6 +110,7 @@ class SqliteQueue:
         self._effects = effects
         self._note = note
         self._on_commit = on_commit
+        self._on_death = on_death
         self._path = directory / "queue.db"
         self._bodies = BodyFiles(directory / "bodies", effects)
         self._loop: asyncio.AbstractEventLoop
@@ -180,6 +183,7 @@ class SqliteQueue:
             on_commit=lambda commit: self._tell(self._finish, commit),
             on_removed=lambda removed: self._tell(self._count_removed, removed),
             on_health=lambda problem, totals: self._tell(self._set_health, problem, totals),
+            on_death=lambda problem: self._tell(self._died, problem),
             remove_bodies=self._remove_bodies,
         )
         self._reader = Reader(
@@ -398,6 +402,12 @@ class SqliteQueue:
         if self._writer is not None and self._reader is not None:
             self._reader.shrink()
             self._writer.shrink()
+
+    def _died(self, problem: str) -> None:
+        self.healthy = False
+        if self._closing is None:
+            self._note(f"queue: the writer has ended: {problem}")
+            self._on_death(problem)
 
     # ---- how full
 

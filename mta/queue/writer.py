@@ -5,6 +5,11 @@ transaction, and tells the event loop once. What it keeps: a submission is answe
 and never before; what lags (removals, deferrals, flags, the mark) is never forgotten, it goes with a
 later commit; after a failed commit nothing is accepted until a fresh connection has committed a probe.
 
+A mistake of ours (an exception that nobody foresaw) is met like a failed commit: whoever waited is refused, the
+connection is thrown away, and work goes on with a fresh one, which keeps sessions and deliveries alive. What happens
+more than `RESTARTS_MAX` times within `RESTARTS_S` is not cured by that: the writer ends for good and says so, and
+the server stops, for only a new process has none of the old state.
+
 Why not simply commit again after an error? Linux marks pages clean whose write-back failed, so a
 second fsync succeeds without having written them (Rebello et al., USENIX ATC 2020). A new connection
 writes new pages.
@@ -35,6 +40,9 @@ IDLE_CHECKPOINT_S: Final = 5.0
 """Seconds without work after which the log is copied into the database."""
 UNTOLD_MAX: Final = 16
 """Commits after which the counts are brought up to date even if more work waits."""
+RESTARTS_MAX: Final = 3
+"""Mistakes of ours within `RESTARTS_S` after which the writer goes on."""
+RESTARTS_S: Final = 300.0
 _DEAD: Final = "the queue's writer has died"
 DEFERS_MAX: Final = 65_536
 """Deferrals remembered while the disk takes nothing; the oldest go first: each is one early retry."""
@@ -64,6 +72,8 @@ class Item:
     """It takes envelopes away."""
     error: Exception | None = None
     """Why it was not kept; set before `done`."""
+    told: bool = False
+    """The event loop was told what became of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +82,7 @@ class Marker:
 
     replaces: bool = False
     error: Exception | None = None
+    told: bool = False
 
 
 Waiting: TypeAlias = Item | Marker
@@ -114,6 +125,9 @@ class _Load:
         return bool(self.items or any(self.lagging) or self.mark is not None)
 
 
+_NOTHING: Final = _Load()
+
+
 class Writer:
     """The thread and what waits for it. Public methods are for the event loop's thread."""
 
@@ -127,6 +141,7 @@ class Writer:
         on_commit: Callable[[Commit], None],
         on_removed: Callable[[Removed], None],
         on_health: Callable[[str, Totals | None], None],
+        on_death: Callable[[str], None],
         remove_bodies: Callable[[Sequence[int]], None],
     ) -> None:
         """Get ready; `start` begins.
@@ -141,6 +156,7 @@ class Writer:
             on_commit: told of each commit, done or failed.
             on_removed: told what a commit took out.
             on_health: told a problem when the disk fails, or "" and what is there when it works again.
+            on_death: told why the thread has ended though nobody asked for it.
             remove_bodies: removes the body files of messages that have no row.
         """
         self._database: Database | None = database
@@ -150,6 +166,7 @@ class Writer:
         self._on_commit = on_commit
         self._on_removed = on_removed
         self._on_health = on_health
+        self._on_death = on_death
         self._remove_bodies = remove_bodies
         self._inbox: deque[Waiting] = deque()
         self._lagging = Lagging({}, {}, {})
@@ -171,6 +188,10 @@ class Writer:
         self._asleep = False
         self._untold = 0
         self._suspects: list[Item] = []
+        self._in_hand = _NOTHING
+        """What is being committed."""
+        self._mistakes: deque[float] = deque()
+        """When the last mistakes of ours came to light."""
         self._thread = threading.Thread(target=self._run, name="queue-writer", daemon=True)
 
     # ---- the loop's side
@@ -279,15 +300,48 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            self._work()
+            while True:
+                try:
+                    self._work()
+                except BaseException as error:  # noqa: BLE001  # ours, whatever it is
+                    problem = f"writer: internal error: {error!r}"
+                    self._on_health(problem, None)
+                    self._abandon_work(problem)
+                    if not self._may_go_on():
+                        self._die(problem)
+                        return
+                else:
+                    return
         except BaseException as error:  # noqa: BLE001  # the thread's last words: nobody else hears it
-            self._stopping = True
-            self._on_health(f"writer: internal error: {error!r}", None)
-            self._dead = True
-            self._fail_inbox(_DEAD)
+            self._die(f"writer: internal error: {error!r}")
         finally:
             if self._database is not None:
                 self._database.close()
+
+    def _abandon_work(self, problem: str) -> None:
+        """Refuse whoever waited for the commit that a mistake of ours ended, and drop the connection."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+        self._untold = 0
+        load, self._in_hand = self._in_hand, _NOTHING
+        # What lagged may be done already; to do it again changes nothing.
+        left = _Load([item for item in load.items if not item.told], load.lagging, load.mark)
+        if left:
+            self._give_back(left, problem, self._effects.monotonic())
+
+    def _may_go_on(self) -> bool:
+        """Count a mistake; return whether there were few enough."""
+        now = self._effects.monotonic()
+        self._mistakes.append(now)
+        while now - self._mistakes[0] > RESTARTS_S:
+            self._mistakes.popleft()
+        return len(self._mistakes) <= RESTARTS_MAX and not self._stopping
+
+    def _die(self, problem: str) -> None:
+        self._stopping = self._dead = True
+        self._fail_inbox(_DEAD)
+        self._on_death(problem)
 
     def _work(self) -> None:
         while self._database is not None or self._recover():
@@ -318,7 +372,9 @@ class Writer:
             if not load:
                 self._tell_removed()
                 return
+            self._in_hand = load
             self._commit(load)
+            self._in_hand = _NOTHING
             if self._untold >= UNTOLD_MAX:
                 self._tell_removed()
             self._checkpoint()
@@ -374,9 +430,6 @@ class Writer:
         except (sqlite3.Error, OSError, MemoryError) as error:
             self._sicken(f"commit: {error}")
             self._give_back(load, f"commit: {error}", began)
-        except BaseException as error:
-            self._give_back(load, f"commit: {error!r}", began)
-            raise
         else:
             seconds = self._effects.monotonic() - began
             if load.lagging.removes or any(item.replaces for item in load.items):
@@ -384,6 +437,8 @@ class Writer:
             if load.items and isinstance(load.items[-1], Marker):
                 # Whoever waits for everything wants the counts right, too.
                 self._tell_removed()
+            for item in load.items:
+                item.told = True
             self._on_commit(Commit(load.items, seconds, load.lagging.count_all(), ""))
 
     def _tell_removed(self) -> None:
@@ -420,6 +475,7 @@ class Writer:
     def _refuse(self, items: Sequence[Waiting], problem: str, began: float) -> None:
         for item in items:
             item.error = QueueUnavailableError(problem)
+            item.told = True
         self._on_commit(Commit(items, self._effects.monotonic() - began, 0, problem))
 
     def _refuse_unwritten(self, items: Sequence[Waiting], problem: str, began: float) -> None:

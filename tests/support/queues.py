@@ -78,6 +78,7 @@ async def opened(
     *,
     effects: Effects | None = None,
     notes: list[str] | None = None,
+    deaths: list[str] | None = None,
     **limits: Any,
 ) -> AsyncIterator[SqliteQueue]:
     """Open a queue, and close it in the end, whatever happens."""
@@ -86,6 +87,7 @@ async def opened(
         effects=effects or Effects(),
         limits=QueueLimits(**limits),
         note=notes.append if notes is not None else (lambda line: None),
+        on_death=deaths.append if deaths is not None else (lambda problem: None),
     )
     await queue.open()
     try:

@@ -45,9 +45,23 @@ _ROWS = (
     ("p95", "s to delivery"),
     ("p99", "s to delivery"),
     ("peak_rss_bytes", "bytes, estimated"),
+    ("peak_live_bytes", "bytes of the queue"),
+    ("bytes_per_envelope", "then"),
     ("busy_share", "of the event loop"),
 )
 """Rows of a table of results: key and unit."""
+
+_LOCAL_ROWS = (
+    ("burst_drain_s", "s, first acceptance to last fate"),
+    ("oldest_age_s", "s in the queue"),
+    ("jain", "over users, in the burst"),
+    ("peak_agent", "envelopes, sampled"),
+    ("attempts", "deliveries started"),
+    ("tempfails", "attempts and refusals"),
+    ("refused", "by the agent: too many"),
+    ("overflows", "of hold queues"),
+)
+"""The same of local mail."""
 
 
 def _fail(error: ConfigError) -> typer.Exit:
@@ -65,6 +79,10 @@ def run(
         int, typer.Option(metavar="N", min=1, max=10_000, help="Repetitions with other draws.")
     ] = 1,
     backend: Annotated[str, typer.Option(help="simpy, or heapq: the same run, faster.")] = "simpy",
+    layout: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Reckon memory as another server; see `sim layouts`."),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Takes trace.jsonl and summary.json.")
     ] = None,
@@ -72,7 +90,7 @@ def run(
 ) -> None:
     """Run the model of a scenario and print what it came to."""
     try:
-        summaries = _run(name, overrides or [], costs, seed, replications, backend, out)
+        summaries = _run(name, overrides or [], costs, seed, replications, backend, layout, out)
     except ConfigError as error:
         raise _fail(error) from None
     if as_json:
@@ -89,9 +107,11 @@ def _run(
     seed: int | None,
     replications: int,
     backend: str,
+    layout_name: str,
     out: Path | None,
 ) -> list[dict[str, Any]]:
     from sim import costs as costing
+    from sim import layout as layouts
     from sim.runner import simulate
 
     if seed is not None:
@@ -102,6 +122,7 @@ def _run(
     source = name if "/" in name or name.endswith(".toml") else f"{name}.toml"
     config = _server_config(scenario, source, overrides)
     costs = costing.load(costs_file) if costs_file is not None else costing.Costs()
+    layout = layouts.load(layout_name) if layout_name else None
     if out is not None:
         _make(out)
     summaries = []
@@ -120,6 +141,7 @@ def _run(
                     replication=number,
                     trace=trace,
                     backend="simpy" if backend == "simpy" else "heapq",
+                    layout=layout,
                     progress=lambda t, settled, queued, done=done: advance(done + settled),  # type: ignore[misc]
                     source=source,
                 )
@@ -210,7 +232,25 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 def _flat(summary: dict[str, Any]) -> dict[str, Any]:
-    return {**summary, **summary["delivery_latency_s"]}
+    flat = {**summary, **summary["delivery_latency_s"]}
+    local = summary["local"]
+    if local is not None:
+        flat.update({key: local[key] for key, _ in _LOCAL_ROWS})
+        for group, found in local["groups"].items():
+            flat.update({f"{group} {key}": value for key, value in found["latency_s"].items()})
+    return flat
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return key and unit of each row of the table of a run."""
+    rows = list(_ROWS)
+    if summary["local"] is not None:
+        rows.extend(_LOCAL_ROWS)
+        for group in summary["local"]["groups"]:
+            rows.extend(
+                (f"{group} {key}", "s from 250 to delivery") for key in ("p50", "p99", "max")
+            )
+    return rows
 
 
 def _show(summaries: Sequence[dict[str, Any]]) -> None:
@@ -219,7 +259,8 @@ def _show(summaries: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     first = summaries[0]
-    title = f"{first['scenario']}, envelope {first['representation']}, seed {first['seed']}"
+    kept = f"layout {first['layout']}" if first["layout"] else f"envelope {first['representation']}"
+    title = f"{first['scenario']}, {kept}, seed {first['seed']}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     many = len(summaries) > 1
@@ -228,7 +269,7 @@ def _show(summaries: Sequence[dict[str, Any]]) -> None:
         table.add_column("95 %", justify="right")
     table.add_column("")
     flat = [_flat(summary) for summary in summaries]
-    for key, unit in _ROWS:
+    for key, unit in _rows(first):
         values = [each[key] for each in flat if each[key] is not None]
         if not values:
             cells = ["-"] + [""] * many
@@ -332,6 +373,28 @@ def list_scenarios() -> None:
     """List the scenarios that ship."""
     for name in scenarios.available():
         print(f"{name:<16} {scenarios.load(name).title}")
+
+
+@app.command("layouts")
+def list_layouts(as_json: AsJson = False) -> None:
+    """List the layouts that memory can be reckoned in, with their sources."""
+    from dataclasses import asdict
+
+    from sim import layout as layouts
+
+    every = [layouts.load(name) for name in layouts.available()]
+    if as_json:
+        print(json.dumps([asdict(each) for each in every], allow_nan=False))
+        return
+    for each in every:
+        print(f"{each.name:<20} {each.title}")
+        for kind, numbers in (("relayed", each.relayed), ("local", each.local)):
+            states = (f"{state} {value:,.0f}" for state, value in asdict(numbers).items())
+            print(f"    {kind:<8} {', '.join(states)} bytes an envelope")
+        for source in each.sources:
+            print(f"    {source.what}\n        {source.where}")
+        for note in each.notes.values():
+            print(f"    {note}")
 
 
 def main() -> None:

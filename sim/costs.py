@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mta.core.settings import ConfigError, build
+from sim.layout import EnvelopeBytes
 
 MIB = 1024 * 1024
 
@@ -30,6 +31,13 @@ class MemoryCosts:
     body_share: float = 0.0
     """Part of the queued messages' bytes that stays in memory; 1 for ``whole``. A calibration has it in
     ``envelope_bytes`` and says 0, because a run's bodies and envelopes grow in step."""
+    local: EnvelopeBytes = field(
+        default_factory=lambda: EnvelopeBytes(
+            pending=277.0, scheduled=586.0, held=586.0, in_flight=692.0
+        )
+    )
+    """For each envelope of a local delivery, by its state; defaults are what an engine was seen to allocate
+    (tests/sim/test_layout.py holds them to it): the agent's part, and the record in its queue while it waits there."""
     kept_share: float = 0.9
     """Part of the growth that is not given back when the queue drains: arenas with holes."""
     base_stderr: float = 0.0
@@ -89,6 +97,14 @@ class Costs:
     """Each temporary failure: the core's part, the log line, the note on disk."""
     lookup_s: float = 1e-3
     """A look-up of mail exchangers that is not in the cache."""
+    local_rcpt_s: float = 100e-6
+    """Each RCPT that rules and expansion are asked about, beyond ``recipient_s``."""
+    local_s: float = 250e-6
+    """A local delivery: its envelope and message, its task, its account; a mailbox's file or a connection's dialogue."""
+    fork_s: float = 1.5e-3
+    """A command: fork, exec, its pipes and its end, beyond ``local_s``. The whole loop waits for it."""
+    local_done_s: float = 120e-6
+    """The end of a local delivery: the core's part, its log line, its removal or deferral."""
     idle_share: float = 0.0
     """Part of the loop's time that goes to whoever watches it (metrics, gauges)."""
     # Waiting for others, during which the loop is free.
@@ -104,6 +120,10 @@ class Costs:
     """The same for a connection until EHLO is answered."""
     lookup_network_s: float = 2.0e-3
     """The same for a look-up."""
+    command_wait_s: float = 2.0e-3
+    """A command's start and end in other processes, beside the time that it takes of itself."""
+    mailbox_wait_s: float = 2.0e-3
+    """A Maildir's or an mbox's files in a thread, to the end of the last fsync."""
     # The writer.
     commit_s: float = 1.0e-3
     """An empty commit, to the end of its fsync."""
@@ -113,10 +133,18 @@ class Costs:
     """Each removal or deferral in it."""
     memory: dict[str, MemoryCosts] = field(
         default_factory=lambda: {
-            "whole": MemoryCosts(envelope_bytes=1500.0, body_share=1.0),
-            "full": MemoryCosts(envelope_bytes=1100.0),
+            "whole": MemoryCosts(
+                envelope_bytes=1500.0,
+                body_share=1.0,
+                local=EnvelopeBytes(865.0, 816.0, 816.0, 922.0),
+            ),
+            "full": MemoryCosts(
+                envelope_bytes=1100.0, local=EnvelopeBytes(857.0, 808.0, 808.0, 914.0)
+            ),
             "slim": MemoryCosts(envelope_bytes=400.0),
-            "packed": MemoryCosts(envelope_bytes=60.0),
+            "packed": MemoryCosts(
+                envelope_bytes=60.0, local=EnvelopeBytes(42.0, 42.0, 42.0, 175.0)
+            ),
             "fixed": MemoryCosts(envelope_bytes=400.0),
         }
     )
@@ -128,6 +156,15 @@ class Costs:
         yield from _negative(self)
         if not self.idle_share < 1:
             yield "idle_share", self.idle_share, "must be below 1"
+
+    def delivery_cpu_s(self, delivery: str) -> float:
+        """Return the loop's time for the start of a local delivery: a command, or anything else."""
+        return self.local_s + (self.fork_s if delivery == "command" else 0.0)
+
+    def delivery_wait_s(self, delivery: str) -> float:
+        """Return how long a local delivery takes that takes no time of itself."""
+        waits = {"command": self.command_wait_s, "lmtp": self.network_s}
+        return waits.get(delivery, self.mailbox_wait_s)
 
     def memory_of(self, representation: str) -> MemoryCosts:
         """Return the memory costs of a representation; those of ``slim`` if it was not measured."""

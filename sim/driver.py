@@ -6,7 +6,7 @@ instructions in their order. What takes time there is drawn or reckoned here.
 
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -16,6 +16,7 @@ from mta.core.ids import EvpId, MsgId
 from mta.core.instructions import (
     CloseConnection,
     DeferEnvelope,
+    DeliverLocally,
     Instruction,
     Note,
     OpenConnection,
@@ -27,12 +28,15 @@ from mta.core.instructions import (
     SuspendEnvelope,
 )
 from mta.core.limits import Limits
+from mta.core.local import TOO_MANY
 from mta.core.routing import Resolution
 from mta.core.stimuli import DomainResolved, MessageSubmitted, Stimulus, TimeReached
 from sim.costs import Costs
 from sim.cpu import EventLoop
+from sim.groups import LocalGroup
 from sim.inbound import Fill, Inbound, Message
 from sim.kernel import Kernel
+from sim.local import LocalLedger, LocalMail
 from sim.outbound import Outbound
 from sim.queue import GroupCommit
 from sim.remote import RemoteHost
@@ -63,6 +67,7 @@ class Driver:
         schedule: Schedule,
         hosts: dict[str, RemoteHost],
         resolver: Callable[[EventLoop], Resolver],
+        groups: Sequence[LocalGroup] = (),
         start: float = 0.0,
     ) -> None:
         """Get ready; `start` lets the load begin.
@@ -76,6 +81,7 @@ class Driver:
             schedule: every message.
             hosts: every address that can be connected to.
             resolver: makes the resolver.
+            groups: the server's own users.
             start: what the core's clock says at the start of the load.
         """
         self.kernel = kernel
@@ -101,6 +107,16 @@ class Driver:
         )
         self.resolver = resolver(self.loop)
         self.messages: dict[MsgId, Message] = {}
+        self.local = LocalMail(
+            kernel,
+            self.loop,
+            costs,
+            groups=groups,
+            schedule=schedule,
+            messages=self.messages,
+            tell=self.tell,
+        )
+        self.ledger = LocalLedger(groups, schedule) if groups else None
         self.bounces_waiting = 0
         """Bounces that are not durable yet."""
         self.delivered = 0
@@ -127,6 +143,7 @@ class Driver:
             OpenConnection: self.outbound.open,
             StartTransaction: self._start_transaction,
             CloseConnection: self._close,
+            DeliverLocally: self.local.start,
             DeferEnvelope: self._defer,
             RemoveEnvelope: self._remove,
             SendBounce: self._bounce,
@@ -187,12 +204,16 @@ class Driver:
         transaction = message.transaction
         self.fill.size_bytes += transaction.size
         self.fill.envelopes += len(message.recipients)
+        if message.recipients[0].delivery:
+            self.fill.local += 1
         # Empty, because nobody in the core looks into it and a model need not pay for it.
         body = b"" if self._keeps_bodies else None
         self.tell(MessageSubmitted(msgid, transaction, message.recipients, body))
         if message.is_bounce:
             self.bounces_waiting -= 1
         else:
+            if self.ledger is not None:
+                self.ledger.accepted_at[message.number] = self.kernel.now
             self.inbound.durable(message)
 
     # Time
@@ -249,10 +270,17 @@ class Driver:
 
     def _defer(self, instruction: DeferEnvelope) -> None:
         self.loop.done_at += self._costs.deferral_s
+        if self.ledger is not None:
+            number = self.messages[instruction.evpid >> 32].number  # type: ignore[index]  # as in `_gone`
+            if number >= 0:
+                self.ledger.put_back(number, instruction.status, TOO_MANY)
         self.queue.lag()
 
     def _remove(self, instruction: RemoveEnvelope) -> None:
         message = self._gone(instruction.evpid)
+        if self.ledger is not None and message.number >= 0:
+            self.ledger.settled_at[message.number] = self.kernel.now
+            self.ledger.delivered[message.number] = instruction.reason is Removal.DELIVERED
         if message.is_bounce:
             self.delivered_bounces += instruction.reason is Removal.DELIVERED
         elif instruction.reason is Removal.DELIVERED:
@@ -271,6 +299,8 @@ class Driver:
         self.fill.envelopes -= 1
         if not message.left:
             del messages[msgid]
+            if message.recipients[0].delivery:
+                self.fill.local -= 1
             self.fill.size_bytes -= message.transaction.size
             if not messages:
                 self.emptied_at = self.kernel.now
@@ -279,6 +309,8 @@ class Driver:
     def _bounce(self, instruction: SendBounce) -> None:
         """Submit a report; its commit takes the envelopes that it reports away."""
         message = self.messages[instruction.msgid]
+        if self.ledger is not None and message.number >= 0:
+            self.ledger.settled_at[message.number] = self.kernel.now
         self.failed += len(instruction.failures)
         self.bounces_waiting += 1
         self.loop.done_at += self._costs.message_s

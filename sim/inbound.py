@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from mta.core.admission import Pressure, on_connect, on_message
-from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.envelopes.base import Recipient, Transaction, local_key
 from mta.core.ids import EvpId
 from mta.core.limits import Limits
 from mta.core.reply import Reply
@@ -24,6 +24,8 @@ from sim.workload import Schedule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+RULE: Final = "local"
+"""Name of the rule that a local address finds."""
 TRIES: Final = 5
 """Attempts of a client that hears 421; loadtests/_hooks.py."""
 RETRY_WAIT_S: Final = 1.0
@@ -32,10 +34,16 @@ AHEAD_S: Final = 0.1
 """How far ahead messages are given to clients that are free."""
 
 
+def local_recipient(prefix: str, number: int, domain: str) -> Recipient:
+    """Return what the door makes of a local address: its user, and no relay's key (mta/addressing.py)."""
+    user = f"{prefix}{number}"
+    return Recipient(f"{user}@{domain}", local_key(user), delivery="local", user=user, rule=RULE)
+
+
 class Message:
     """A message on its way into the queue, and there until its last envelope is gone."""
 
-    __slots__ = ("due_s", "is_bounce", "left", "recipients", "reports", "transaction")
+    __slots__ = ("due_s", "is_bounce", "left", "number", "recipients", "reports", "transaction")
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class Message:
         transaction: Transaction,
         recipients: tuple[Recipient, ...],
         reports: tuple[EvpId, ...] | None = None,
+        number: int = -1,
     ) -> None:
         self.due_s = due_s
         """When it was due, or when the bounce was decided."""
@@ -53,15 +62,19 @@ class Message:
         self.is_bounce = reports is not None
         self.reports = reports or ()
         """Envelopes that a bounce replaces."""
+        self.number = number
+        """Its number in the schedule; -1 for a bounce."""
 
 
 class Fill:
     """How full the queue is."""
 
-    __slots__ = ("envelopes", "size_bytes")
+    __slots__ = ("envelopes", "local", "size_bytes")
 
     def __init__(self) -> None:
         self.envelopes = 0
+        self.local = 0
+        """Those of local deliveries."""
         self.size_bytes = 0
         """Bytes of the messages."""
 
@@ -109,6 +122,12 @@ class Inbound:
         self._domain_of: list[int] = schedule.recipient_domain.tolist()
         self._mailbox: list[int] = schedule.mailbox.tolist()
         self._domains = [domain for _, domain in schedule.domains]
+        self._users = [
+            schedule.prefix(destination) if destination < 0 else ""
+            for destination, _ in schedule.domains
+        ]
+        """Of local domains, what a user's number is put behind."""
+        self._has_local = bool(schedule.users)
         self._sender_domain = schedule.sender_domain
         self._next = 0
         self._count = len(self._due_s)
@@ -230,6 +249,8 @@ class Inbound:
         size = self._sizes[number]
         count = self._first[number + 1] - self._first[number]
         seconds = costs.message_s + costs.recipient_s * count + costs.byte_s * size
+        if self._has_local and self._users[self._domain_of[self._first[number]]]:
+            seconds += costs.local_rcpt_s
         opens = not self._keeps or self._opened < self._load.sessions
         if opens:
             seconds += costs.session_s
@@ -306,9 +327,11 @@ class Inbound:
         domains, domain_of, mailbox = self._domains, self._domain_of, self._mailbox
         if count == 1:
             domain = domains[domain_of[first]]
-            recipients: tuple[Recipient, ...] = (
-                Recipient(f"user{mailbox[first]}@{domain}", domain),
-            )
+            recipients: tuple[Recipient, ...]
+            if self._has_local and (user := self._users[domain_of[first]]):
+                recipients = (local_recipient(user, mailbox[first], domain),)
+            else:
+                recipients = (Recipient(f"user{mailbox[first]}@{domain}", domain),)
         else:
             recipients = tuple(
                 [
@@ -317,7 +340,7 @@ class Inbound:
                 ]
             )
         sender = f"sender{self._senders[number]}@{self._sender_domain}"
-        return Message(self._due_s[number], Transaction(sender, size), recipients)
+        return Message(self._due_s[number], Transaction(sender, size), recipients, number=number)
 
     def durable(self, message: Message) -> None:
         """The commit of a message is done, and the core was told: answer its client."""

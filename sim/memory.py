@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.costs import MemoryCosts
+from sim.layout import Standing
 
 Floats = npt.NDArray[np.float64]
 
@@ -20,6 +21,8 @@ SAMPLES_MIN: Final = 10
 """Fewer samples say nothing."""
 QUEUE_MIN: Final = 100
 """A queue that never held so many envelopes says nothing of what one costs."""
+
+NO_LOCAL: Final = Standing()
 
 WARM_MESSAGES: Final = 500
 """After so many messages a server has grown by two thirds of what it grows by once."""
@@ -39,16 +42,25 @@ class Memory:
         self._costs = costs
         self._high_bytes = 0.0
 
-    def rss_bytes(self, *, envelopes: int, body_bytes: int, messages: int) -> int:
+    def live_bytes(self, *, envelopes: int, body_bytes: int, local: Standing = NO_LOCAL) -> float:
+        """Return what the queue takes now, the process and what its allocator keeps not counted."""
+        costs = self._costs
+        live = costs.envelope_bytes * envelopes + costs.body_share * body_bytes
+        return live + costs.local.of(local) if local is not NO_LOCAL else live
+
+    def rss_bytes(
+        self, *, envelopes: int, body_bytes: int, messages: int, local: Standing = NO_LOCAL
+    ) -> int:
         """Return the estimate now; calls are in order of time.
 
         Args:
-            envelopes: queued envelopes.
+            envelopes: queued envelopes that are relayed.
             body_bytes: bytes of the queued messages.
             messages: messages accepted so far.
+            local: queued envelopes of local deliveries.
         """
         costs = self._costs
-        live = costs.envelope_bytes * envelopes + costs.body_share * body_bytes
+        live = self.live_bytes(envelopes=envelopes, body_bytes=body_bytes, local=local)
         self._high_bytes = max(self._high_bytes, live)
         kept = live + costs.kept_share * (self._high_bytes - live)
         return round(costs.base_bytes + costs.warm_bytes * warmth(messages) + kept)

@@ -24,6 +24,7 @@ from mta.core.stimuli import (
     ConnectionFailed,
     ConnectionReady,
     DomainResolved,
+    LocalDeliveryDone,
     MessageSubmitted,
     Stimulus,
     TimeReached,
@@ -45,6 +46,7 @@ _KINDS: Final[Mapping[type, int]] = {
             ConnectionFailed,
             TransactionDone,
             ConnectionClosed,
+            LocalDeliveryDone,
         )
     )
 }
@@ -75,6 +77,8 @@ class Fingerprint:
             key = stimulus.msgid  # type: ignore[union-attr]
         elif kind is TimeReached or kind is DomainResolved:
             key = 0
+        elif kind is LocalDeliveryDone:
+            key = int(stimulus.evpid) << 2 | stimulus.outcome  # type: ignore[union-attr]
         else:
             key = int(stimulus.session)  # type: ignore[union-attr]
         self._times.append(now)

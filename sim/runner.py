@@ -21,7 +21,9 @@ from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.driver import Driver, Observer
 from sim.kernel import Backend, Kernel, make_kernel
-from sim.memory import Memory
+from sim.layout import Census, Layout, Standing
+from sim.local import LocalResult
+from sim.memory import NO_LOCAL, Memory
 from sim.records import Fingerprint, TraceWriter
 from sim.remote import build_hosts, build_name_servers
 from sim.resolver import Resolver
@@ -40,6 +42,7 @@ SERIES: Final = (
     "in_flight",
     "held",
     "rss_bytes",
+    "live_bytes",
     "accepted",
     "delivered",
     "deferred",
@@ -66,6 +69,8 @@ class SimResult:
     """The gauge ``scheduler.ramqueue.hold``."""
     rss_bytes: Ints
     """Resident memory of the server, as `sim.memory` estimates it."""
+    live_bytes: Ints
+    """What the queue takes of it: neither the process nor what an allocator keeps."""
     accepted: Ints
     """Envelopes accepted so far."""
     delivered: Ints
@@ -92,6 +97,10 @@ class SimResult:
     """What the core was told; 0 if the run was not fingerprinted."""
     fingerprint: str
     """See `sim.records.Fingerprint`; empty if the run was not fingerprinted."""
+    local: LocalResult | None = None
+    """Of local mail; None if the scenario has none."""
+    layout: str = ""
+    """Whose bytes ``rss_bytes`` and ``live_bytes`` are; empty for those of our representation."""
 
     @property
     def peak_queued(self) -> int:
@@ -102,6 +111,17 @@ class SimResult:
     def peak_rss_bytes(self) -> int:
         """Largest sample of ``rss_bytes``."""
         return int(self.rss_bytes.max())
+
+    @property
+    def peak_live_bytes(self) -> int:
+        """Largest sample of ``live_bytes``."""
+        return int(self.live_bytes.max())
+
+    @property
+    def bytes_per_envelope(self) -> float | None:
+        """``live_bytes`` of a queued envelope when that was largest; None if nothing was queued."""
+        at = int(self.live_bytes.argmax())
+        return float(self.live_bytes[at] / self.queued[at]) if self.queued[at] else None
 
     def quantiles(self) -> dict[str, float | None]:
         """Return p50, p95 and p99 of the time to delivery, in seconds; None without deliveries."""
@@ -119,12 +139,16 @@ class SimResult:
             "replication": self.replication,
             **self.counts,
             "peak_queued": self.peak_queued,
+            "layout": self.layout or None,
             "peak_rss_bytes": self.peak_rss_bytes,
+            "peak_live_bytes": self.peak_live_bytes,
+            "bytes_per_envelope": self.bytes_per_envelope,
             "load_s": round(self.load_s, 6),
             "drain_time_s": None if self.drain_time_s is None else round(self.drain_time_s, 6),
             "end_s": round(self.end_s, 6),
             "busy_share": round(self.busy_share, 6),
             "delivery_latency_s": self.quantiles(),
+            "local": self.local.summary() if self.local is not None else None,
             "stimuli": self.stimuli,
             "fingerprint": self.fingerprint,
         }
@@ -162,6 +186,7 @@ class Model:
         start: float = 0.0,
         replication: int = 0,
         backend: Backend = "simpy",
+        layout: Layout | None = None,
         source: str = "scenario",
     ) -> None:
         """Build the parts; see `simulate` for the arguments.
@@ -206,8 +231,10 @@ class Model:
             schedule=schedule,
             hosts=build_hosts(scenario, replication=replication, source=source),
             resolver=resolver,
+            groups=scenario.local,
             start=start,
         )
+        self.layout = layout
         self.memory = Memory(costs.memory_of(config.envelope))
         self.start_at = start
         self.replication = replication
@@ -251,23 +278,24 @@ class Model:
         scheduler = self.engine.scheduler
         queued = len(scheduler.store)
         inbound = driver.inbound
+        rss_bytes, live_bytes = self._bytes()
         self._t.append(kernel.now)
         self._samples.append(
             (
                 queued,
                 scheduler.in_flight,
                 scheduler.held,
-                self.memory.rss_bytes(
-                    envelopes=queued,
-                    body_bytes=driver.fill.size_bytes,
-                    messages=inbound.accepted,
-                ),
+                rss_bytes,
+                live_bytes,
                 inbound.accepted_envelopes,
                 driver.delivered,
                 scheduler.counts.tempfail,
                 len(driver.outbound.connections),
             )
         )
+        if driver.ledger is not None:
+            agent = self.engine.local.envelopes
+            driver.ledger.peak_agent = max(driver.ledger.peak_agent, agent)
         if self.writer is not None:
             values = {**self.engine.gauges(), **self.engine.counters()}
             values["smtp.session"] = inbound.connections
@@ -282,6 +310,50 @@ class Model:
             return
         # Not now + grain: the sum of rounded fifths of a second would drift.
         kernel.schedule(max(0.0, len(self._t) * SAMPLE_S - kernel.now), self._sample, None)
+
+    def _bytes(self) -> tuple[int, int]:
+        """Return resident memory now, and what of it is the queue."""
+        driver, memory, fill = self.driver, self.memory, self.driver.fill
+        if self.layout is not None:
+            live = self.layout.live_bytes(self._census())
+            return live, live
+        local = self._local_standing() if driver.ledger is not None else NO_LOCAL
+        envelopes = len(self.engine.store) - fill.local
+        live_bytes = memory.live_bytes(envelopes=envelopes, body_bytes=fill.size_bytes, local=local)
+        rss_bytes = memory.rss_bytes(
+            envelopes=envelopes,
+            body_bytes=fill.size_bytes,
+            messages=driver.inbound.accepted,
+            local=local,
+        )
+        return rss_bytes, round(live_bytes)
+
+    def _local_standing(self) -> Standing:
+        local, fill = self.engine.local, self.driver.fill
+        held = sum(len(user.held) for user in local.users.values())
+        scheduled = len(self.engine.scheduler._scheduled_local)
+        pending = fill.local - local.envelopes - held - scheduled
+        return Standing(pending, scheduled, held, local.envelopes)
+
+    def _census(self) -> Census:
+        """Return what is in the server now."""
+        driver, gauges = self.driver, self.engine.gauges()
+        local = self._local_standing() if driver.ledger is not None else NO_LOCAL
+        every = Standing(
+            gauges["scheduler.envelope.pending"],
+            gauges["scheduler.envelope.scheduled"],
+            gauges["scheduler.ramqueue.hold"],
+            gauges["scheduler.envelope.inflight"],
+        )
+        return Census(
+            relayed=Standing(*(a - b for a, b in zip(every, local, strict=True))),
+            local=local,
+            messages=len(driver.messages),
+            body_bytes=driver.fill.size_bytes,
+            tasks=gauges["mta.task"] + gauges["mta.task.running"],
+            users=gauges["mda.user"],
+            hold_queues=gauges["scheduler.ramqueue.holdq"],
+        )
 
     def result(self, fingerprint: Fingerprint | None = None) -> SimResult:
         """Return what the run came to."""
@@ -322,6 +394,10 @@ class Model:
             delivery_latency_s=np.array(driver.latency_s),
             stimuli=fingerprint.stimuli if fingerprint else 0,
             fingerprint=fingerprint.hexdigest() if fingerprint else "",
+            local=None
+            if driver.ledger is None
+            else driver.ledger.result(now=self.kernel.now, attempts=driver.local.started),
+            layout=self.layout.name if self.layout is not None else "",
         )
 
 
@@ -337,6 +413,7 @@ def simulate(
     trace: Path | None = None,
     fingerprint: bool = True,
     backend: Backend = "simpy",
+    layout: Layout | None = None,
     progress: Callable[[float, int, int], None] | None = None,
     source: str = "scenario",
 ) -> SimResult:
@@ -355,6 +432,7 @@ def simulate(
         trace: file for a trace in the server's schema.
         fingerprint: reckon the fingerprint; costs about half a microsecond per stimulus.
         backend: what the clock runs on.
+        layout: whose bytes memory is reckoned in; by default those of the representation.
         progress: told at each sample: seconds, messages settled, queued envelopes.
         source: the scenario's file, for errors.
 
@@ -374,6 +452,7 @@ def simulate(
         start=start,
         replication=replication,
         backend=backend,
+        layout=layout,
         source=source,
     )
     model.progress = progress
@@ -431,6 +510,10 @@ def _slowed(costs: Costs) -> Costs:
         "sent_byte_s",
         "deferral_s",
         "lookup_s",
+        "local_rcpt_s",
+        "local_s",
+        "fork_s",
+        "local_done_s",
     )
     return replace(costs, idle_share=0.0, **{name: getattr(costs, name) * factor for name in names})
 

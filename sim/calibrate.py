@@ -124,7 +124,10 @@ def _one(directory: Path, run: Path, defaults: Costs) -> Costs:
     if memory is None:
         notes.append("the queue did not grow, or nobody watched: memory costs are defaults")
     if memory is not None:
-        costs = replace(costs, memory={**costs.memory, str(header["representation"]): memory})
+        representation = str(header["representation"])
+        # Local envelopes have states, which one number per envelope can't tell apart.
+        memory = replace(memory, local=defaults.memory_of(representation).local)
+        costs = replace(costs, memory={**costs.memory, representation: memory})
     paths = [directory / name for name in ("trace.jsonl", "samples.csv", "load.jsonl")]
     provenance = Provenance(
         run=str(run),

@@ -31,6 +31,8 @@ class MemoryCosts:
     body_share: float = 0.0
     """Part of the queued messages' bytes that stays in memory; 1 for ``whole``. A calibration has it in
     ``envelope_bytes`` and says 0, because a run's bodies and envelopes grow in step."""
+    in_flight_bytes: float = 0.0
+    """For each relayed envelope in flight, beyond ``envelope_bytes``: what is there only while the agent has it."""
     local: EnvelopeBytes = field(
         default_factory=lambda: EnvelopeBytes(
             pending=277.0, scheduled=586.0, held=586.0, in_flight=692.0
@@ -145,7 +147,11 @@ class Costs:
             "packed": MemoryCosts(
                 envelope_bytes=60.0, local=EnvelopeBytes(42.0, 42.0, 42.0, 175.0)
             ),
-            "fixed": MemoryCosts(envelope_bytes=400.0),
+            "fixed": MemoryCosts(
+                envelope_bytes=400.0,
+                in_flight_bytes=8600.0,
+                local=EnvelopeBytes(290.0, 290.0, 290.0, 8985.0),
+            ),
         }
     )
     """By representation."""

@@ -42,14 +42,28 @@ class Memory:
         self._costs = costs
         self._high_bytes = 0.0
 
-    def live_bytes(self, *, envelopes: int, body_bytes: int, local: Standing = NO_LOCAL) -> float:
+    def live_bytes(
+        self,
+        *,
+        envelopes: int,
+        body_bytes: int,
+        in_flight: int = 0,
+        local: Standing = NO_LOCAL,
+    ) -> float:
         """Return what the queue takes now, the process and what its allocator keeps not counted."""
         costs = self._costs
         live = costs.envelope_bytes * envelopes + costs.body_share * body_bytes
+        live += costs.in_flight_bytes * in_flight
         return live + costs.local.of(local) if local is not NO_LOCAL else live
 
     def rss_bytes(
-        self, *, envelopes: int, body_bytes: int, messages: int, local: Standing = NO_LOCAL
+        self,
+        *,
+        envelopes: int,
+        body_bytes: int,
+        messages: int,
+        in_flight: int = 0,
+        local: Standing = NO_LOCAL,
     ) -> int:
         """Return the estimate now; calls are in order of time.
 
@@ -57,10 +71,13 @@ class Memory:
             envelopes: queued envelopes that are relayed.
             body_bytes: bytes of the queued messages.
             messages: messages accepted so far.
+            in_flight: those of ``envelopes`` that the agent has.
             local: queued envelopes of local deliveries.
         """
         costs = self._costs
-        live = self.live_bytes(envelopes=envelopes, body_bytes=body_bytes, local=local)
+        live = self.live_bytes(
+            envelopes=envelopes, body_bytes=body_bytes, in_flight=in_flight, local=local
+        )
         self._high_bytes = max(self._high_bytes, live)
         kept = live + costs.kept_share * (self._high_bytes - live)
         return round(costs.base_bytes + costs.warm_bytes * warmth(messages) + kept)

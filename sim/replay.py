@@ -337,6 +337,8 @@ def _with_memory_of(costs: Costs, representation: str, run: Path, notes: list[st
             measured,
             envelope_bytes=default.envelope_bytes,
             body_share=default.body_share,
+            in_flight_bytes=default.in_flight_bytes,
+            local=default.local,
             envelope_stderr=0.0,
             samples=0,
         )

@@ -319,11 +319,13 @@ class Model:
             return live, live
         local = self._local_standing() if driver.ledger is not None else NO_LOCAL
         envelopes = len(self.engine.store) - fill.local
+        in_flight = self.engine.scheduler.in_flight - local.in_flight
         live_bytes = memory.live_bytes(envelopes=envelopes, body_bytes=fill.size_bytes, local=local)
         rss_bytes = memory.rss_bytes(
             envelopes=envelopes,
             body_bytes=fill.size_bytes,
             messages=driver.inbound.accepted,
+            in_flight=in_flight,
             local=local,
         )
         return rss_bytes, round(live_bytes)

@@ -81,7 +81,7 @@ def test_kumomta_keeps_data_until_the_first_attempt():
     [
         ("title = 3", 'own.toml: title = 3: must be a string'),
         ("title = 'x'\nrelayed = {pending = -1}\nlocal = {}\nsources = []", "own.toml: relayed.pending = -1.0: must not be"),
-        ("title = 'x'\nrelayed = {}\nlocal = {}\nsources = []", "own.toml: sources = 0: must say where"),
+        ("title = 'x'\nrelayed = {}\nlocal = {}\nsources = []", "own.toml: sources = []: must say where"),
         ("title = 'x'\nrelayed = {}\nlocal = {}\nsources = []\ntasks = 3", "own.toml: tasks = 3: unknown key (did you mean task?)"),
         ("title =", "own.toml: is not TOML: "),
     ],
@@ -157,6 +157,7 @@ def fill(representation: str, state: str, count: int) -> Engine:
         stream=Random,
         now=1e9,
     )
+    body = b"" if engine.store.keeps_bodies else None
     for number in range(count):
         # Objects of its own, as each message that comes over the network has.
         sender, user, host = (
@@ -165,7 +166,7 @@ def fill(representation: str, state: str, count: int) -> Engine:
         )
         transaction = Transaction(sender, 4096, SessionId(1 << 40 | number), host)
         recipient = Recipient(f"{user}@local.test", local_key(user), "", "", "local", user)
-        engine.handle(MessageSubmitted(MsgId(number + 1), transaction, (recipient,)), now=1e9)
+        engine.handle(MessageSubmitted(MsgId(number + 1), transaction, (recipient,), body), now=1e9)
     return engine
 
 

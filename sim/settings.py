@@ -14,7 +14,7 @@ from mta.core.settings import ConfigError, build
 from sim.resolver import DnsSettings
 
 IGNORED: Final = (
-    "hostname", "drain_s", "smtp", "listeners", "relay", "relays", "local", "rules", "tables", "userbases",
+    "hostname", "drain_s", "smtp", "listeners", "tls", "auth", "relay", "relays", "local", "rules", "tables", "userbases",
     "expansion", "queue",
     "control", "log",
 )  # fmt: skip

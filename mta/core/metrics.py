@@ -60,6 +60,13 @@ _ALL = (
     _gauge("smtp.stress", "1 while limits are smaller because connections run out", drains=False),
     _counter("smtp.stress.entered", "How often stress began"),
     _gauge("smtp.bytes", "Bytes of messages that are being received and are not durable yet"),
+    _gauge("smtp.tls", "Open inbound connections that said STARTTLS"),
+    _gauge("smtp.smtps", "Open inbound connections with TLS from the first byte on"),
+    _counter("smtp.tls.failed", "Handshakes that failed, took too long, or lost their client"),
+    _counter("smtp.auth.ok", "Logins"),
+    _counter("smtp.auth.permfail", "Logins refused: no such user, or another password"),
+    _counter("smtp.auth.tempfail", "Logins that could not be checked"),
+    _gauge("smtp.auth.pending", "Passwords being checked, or waiting for that"),
     # The durable queue
     _gauge("queue.message", "Messages in the durable queue"),
     _gauge("queue.envelope", "Envelopes in the durable queue"),

@@ -56,7 +56,9 @@ class HostStats:
         if seconds is not None:
             first = not stat.transactions
             stat.transactions += 1
-            stat.seconds = seconds if first else stat.seconds + _SMOOTHING * (seconds - stat.seconds)
+            stat.seconds = (
+                seconds if first else stat.seconds + _SMOOTHING * (seconds - stat.seconds)
+            )
 
     def items(self, now: float) -> Iterator[tuple[str, HostStat]]:
         """Yield destinations and their news, the latest last; those that are too old are forgotten."""

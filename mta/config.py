@@ -123,6 +123,11 @@ class RelayConfig:
     """Which line of ``credentials`` the smart host wants, if it is not the one of its name."""
     auth_without_tls: bool = False
     """Send passwords in clear to hosts without TLS. Postfix: ``smtp_sasl_security_options``."""
+    mta_sts: bool = False
+    """Do as the MTA-STS policies of domains say (RFC 8461); DANE goes before. Off, because a test-bed's domains have
+    none and each would be asked."""
+    mta_sts_port: int = 443
+    """Port of their HTTPS servers; a test-bed's world listens on an unprivileged one."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield values that can't be used."""
@@ -130,6 +135,8 @@ class RelayConfig:
             yield "auth", self.auth, "needs relay.credentials"
         if self.auth and not self.smart_host:
             yield "auth", self.auth, "needs relay.smart_host: any host would be sent the password"
+        if not 0 < self.mta_sts_port < 65536:
+            yield "mta_sts_port", self.mta_sts_port, "must be a port"
 
 
 @dataclass(slots=True)
@@ -191,6 +198,9 @@ class DnsConfig:
     """A failure is kept so long."""
     cname_max: int = 8
     """Aliases followed in one look-up. Ours; see also limits.mta.max_mx and max_addresses."""
+    trust_ad: bool = False
+    """Believe name servers that are not on loopback when they say that DNSSEC has validated an answer: for DANE.
+    resolv.conf's ``trust-ad``."""
 
 
 @dataclass(slots=True)

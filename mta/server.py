@@ -202,7 +202,9 @@ class MtaServer:
             raise ConfigError(
                 self.source, "dns.nameserver", config.dns.nameserver, str(error)
             ) from None
-        self._outbound_tls = OutboundTls(config, effects, source=self.source)
+        self._outbound_tls = OutboundTls(
+            config, effects, source=self.source, resolver=self._resolver, log=self.log.info
+        )
         networks = config.smtp.relay_networks
         addressing: Addressing | None = None
         if config.rules:
@@ -516,6 +518,7 @@ class MtaServer:
             "mta.tls.downgraded": tls.downgraded,
             "mta.tls.refused": tls.refused,
             "mta.tls.session": len(self._outbound_tls),
+            **self._outbound_tls.policy_stats(),
             "dns.pending": self._resolver.pending,
             "dns.cache.size": len(self._resolver),
             "dns.cache.hit": resolver.hits,

@@ -179,6 +179,8 @@ class MtaLimits:
     """Addresses considered per domain. Ours; Postfix ``smtp_mx_address_limit`` 5."""
     tls_sessions_max: int = 1000
     """TLS sessions kept, to be resumed. Ours; about 5 KiB each. Postfix keeps any number for an hour."""
+    sts_policies_max: int = 10_000
+    """Domains whose MTA-STS policy, or want of one, is remembered. Ours."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield every value that contradicts itself or another."""

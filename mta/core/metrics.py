@@ -122,6 +122,14 @@ _ALL = (
     _counter("mta.tls.failed", "Outbound TLS handshakes that failed, bad certificates included"),
     _counter("mta.tls.downgraded", "Outbound connections tried again with less TLS or none"),
     _counter("mta.tls.refused", "Outbound connections not made because of a policy"),
+    _gauge("mta.dane.cache.size", "Answers about TLSA records kept", drains=False),
+    _gauge(
+        "mta.sts.cache.size",
+        "Domains whose MTA-STS policy is known or known to be none",
+        drains=False,
+    ),
+    _counter("mta.sts.fetched", "MTA-STS policies fetched"),
+    _counter("mta.sts.failed", "MTA-STS policies announced that could not be had"),
     _gauge("mta.tls.session", "TLS sessions kept to be resumed", drains=False),
     # Local delivery
     _gauge("mda.envelope", "Envelopes that local delivery has"),

@@ -1,19 +1,20 @@
-"""The `testbed` command: run, report, show, trim, world.
+"""The `testbed` command: run, policies, report, show, trim, world.
 
 Exit status: 0 done; 1 the run failed, and why is the last line; 2 asked wrongly.
 """
 
 import json
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from mta.core.settings import ConfigError
-from testbed.children import RunError, UsageError
+from testbed.children import RunError
+from testbed.ending import catch_signals, fail, interrupted
+from testbed.policycommand import policies_command, print_policies, render_policies
 
 app = typer.Typer(
     add_completion=False,
@@ -71,9 +72,7 @@ def run_command(
         changes.append(f"representations={json.dumps(names)}")
     if seed is not None:
         changes.append(f"seed={seed}")
-    # A supervisor's SIGTERM ends a run as Ctrl-C does: children first.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    catch_signals()
     options = Options(
         scenario=scenario,
         overrides=tuple(changes),
@@ -85,15 +84,17 @@ def run_command(
         with Display() as display:
             found = execute(options, display)
     except (ConfigError, RunError) as error:
-        _fail(error)
+        fail(error)
     except KeyboardInterrupt:
-        print("testbed: interrupted; everything that was started has been ended", file=sys.stderr)
-        raise typer.Exit(130) from None
+        interrupted()
     summary = found.summary
     _print(found, summary, as_json=as_json)
     if summary["failures"]:
         print(f"testbed: {summary['failures'][0]}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+app.command("policies")(policies_command)
 
 
 @app.command("report")
@@ -103,9 +104,10 @@ def report_command(run: RunName = "latest", runs: Runs = Path("runs")) -> None:
     from testbed.rundir import Run, find
 
     try:
-        print(render(Run(find(run, runs))))
+        directory = find(run, runs)
+        print(render_policies(directory) or render(Run(directory)))
     except (ConfigError, RunError) as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command("show")
@@ -118,10 +120,12 @@ def show_command(
     from testbed.rundir import Run, find
 
     try:
-        found = Run(find(run, runs))
-        _print(found, found.summary, as_json=as_json)
+        directory = find(run, runs)
+        if print_policies(directory, as_json=as_json) is None:
+            found = Run(directory)
+            _print(found, found.summary, as_json=as_json)
     except (ConfigError, RunError) as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command("trim")
@@ -138,7 +142,7 @@ def trim_command(
         copy = trim(Run(find(run, runs)), target)
         render(copy, page=False)
     except (ConfigError, RunError) as error:
-        _fail(error)
+        fail(error)
     print(target)
 
 
@@ -166,18 +170,6 @@ def _print(found: Any, summary: dict[str, Any], *, as_json: bool) -> None:
     report = found.directory / "report.html"
     if report.is_file():
         console.print(f"report: {report}", soft_wrap=True, markup=False)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    # Once: an impatient second signal must not end the bench before its children have ended.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def _fail(error: ConfigError | RunError) -> NoReturn:
-    print(f"testbed: {error}", file=sys.stderr)
-    raise typer.Exit(2 if isinstance(error, ConfigError | UsageError) else 1) from None
 
 
 def main() -> None:

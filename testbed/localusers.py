@@ -7,6 +7,7 @@ get a Maildir each. The bench reads the record and the Maildirs as it reads the 
 asked what it delivered.
 """
 
+import json
 import platform
 import shutil
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ class LocalUsers:
         directory = directory.resolve()
         self._homes = directory / "homes"
         self._record = directory / "local.record"
+        self._plan = directory / "local.plan"
         for i, group in enumerate(scenario.local):
             if group.delivery not in ("command", "maildir"):
                 problem = (
@@ -112,7 +114,7 @@ class LocalUsers:
             perl = shutil.which("perl")
             if perl is None:
                 raise UsageError("local: delivery by command needs perl, which is not there")
-            plan, script = directory / "local.plan", directory / "deliver.pl"
+            plan, script = self._plan, directory / "deliver.pl"
             script.write_text(_SCRIPT, encoding="ascii")
             _plan_of(self._schedule).tofile(plan)
             clock = _CLOCK_GETTIME.get(platform.machine(), 0)
@@ -166,12 +168,21 @@ class LocalUsers:
                 return group.name
         return None
 
-    def arrivals(self) -> Iterator[dict[str, Any]]:
-        """Yield what arrived, in the form of the world's records (`testbed.world.records`); after the server's end.
+    def keep(self, path: Path) -> None:
+        """Write what arrived as JSON Lines, in the form of the world's records (`testbed.world.records`).
+
+        Only after the server's end.
 
         Raises:
             RunError: the record is damaged.
+            OSError: something can't be read or written.
         """
+        with path.open("w", encoding="utf-8") as file:
+            for arrival in self.arrivals():
+                file.write(json.dumps(arrival) + "\n")
+
+    def arrivals(self) -> Iterator[dict[str, Any]]:
+        """Yield what arrived; see `keep`."""
         yield from self._from_record()
         for group in self._scenario.local:
             for name in group.user_names():
@@ -215,9 +226,10 @@ class LocalUsers:
             yield _arrival(found.run, found.seq, moved, f"{name}@{group.domain}", found.digest)
 
     def discard(self) -> None:
-        """Remove mailboxes and plan; the record stays. Only after the account is made."""
+        """Remove mailboxes, plan and record. Only after `keep`."""
         shutil.rmtree(self._homes, ignore_errors=True)
-        (self._record.parent / "local.plan").unlink(missing_ok=True)
+        for path in (self._plan, self._record):
+            path.unlink(missing_ok=True)
 
 
 def _plan_of(schedule: Schedule) -> "np.ndarray[Any, np.dtype[np.void]]":

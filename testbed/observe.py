@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +57,9 @@ LOAD_LATE_S: Final = 60.0
 
 SETTLE_S: Final = 4.0
 """Longest wait for gauges to come back to 0 after the drain, beyond the keep-alive of idle connections."""
+
+LOCAL_RECORD: Final = "local.jsonl"
+"""What the server's own users got, in the form of the world's records."""
 
 TICK_S: Final = 0.1
 """Between two looks at what is going on."""
@@ -188,12 +190,13 @@ class _Observation:
             return names.get(domain, domain)
 
         part.show("accounting")
+        records = [*world.records]
+        if scenario.local:
+            local.keep(directory / LOCAL_RECORD)
+            records.append(directory / LOCAL_RECORD)
         ledger = accounts.build(
             accounts.read_lines(self._record),
-            chain(
-                (line for path in world.records for line in accounts.read_lines(path)),
-                local.arrivals(),
-            ),
+            (line for path in records for line in accounts.read_lines(path)),
             run_id=self._run_id,
             start=load_start,
             queued=queued,

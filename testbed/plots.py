@@ -25,7 +25,7 @@ from testbed.rundir import Run, Samples
 
 MIB: Final = 1024 * 1024
 
-MARKERS: Final = {"whole": "s", "full": "D", "slim": "o", "packed": "^"}
+MARKERS: Final = {"fixed": "v", "whole": "s", "full": "D", "slim": "o", "packed": "^"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Theme:
     colours: Mapping[str, str]
 
     def colour(self, representation: str) -> str:
-        """Return the colour of a representation, or of anything else that has one."""
+        """Return the colour of a representation, of a policy, or of anything else that has one."""
         return self.colours.get(representation, self.ink)
 
 
@@ -49,6 +49,10 @@ LIGHT: Final = Theme(
     faint="#c9ccd1",
     shade="#f2d9d9",
     colours={
+        "fixed": "#882255",
+        "tempfail": "#7b3294",
+        "raised": "#c51b1b",
+        "hold": "#1b7837",
         "whole": "#d55e00",
         "full": "#b8860b",
         "slim": "#0072b2",
@@ -62,6 +66,10 @@ DARK: Final = Theme(
     faint="#4a4d52",
     shade="#4a2f2f",
     colours={
+        "fixed": "#ee88bb",
+        "tempfail": "#c79be0",
+        "raised": "#ff7070",
+        "hold": "#6fd08a",
         "whole": "#ff8c42",
         "full": "#e6b800",
         "slim": "#56b4e9",
@@ -72,7 +80,8 @@ DARK: Final = Theme(
 THEMES: Final = (LIGHT, DARK)
 
 
-def _rc(theme: Theme) -> AbstractContextManager[None]:
+def rc(theme: Theme) -> AbstractContextManager[None]:
+    """Return the context in which figures of a theme are made."""
     return mpl.rc_context(
         {
             "figure.facecolor": "none",
@@ -138,13 +147,15 @@ def png(figure: Figure, *, dpi: int = 144, background: str = "white") -> bytes:
     return out.getvalue()
 
 
-def _figure(columns: int, rows: int = 1, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+def make_panels(columns: int, rows: int = 1, *, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """Return a figure as wide as the page and its panels, row by row."""
     figure = Figure(figsize=(9.2, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     return figure, [cast("Axes", axes) for axes in grid.flat]
 
 
-def _thousands(axes: Axes, which: str) -> None:
+def thousands(axes: Axes, which: str) -> None:
+    """Label an axis of counts."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.set_major_locator(MaxNLocator(6, integer=True))
@@ -174,8 +185,8 @@ def _during(samples: Samples, scenario: Scenario) -> Samples:
 def memory_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
     """RSS of the server over time: as it is, and how it grew since the load began."""
     scenario, summary = run.scenario, run.summary
-    with _rc(theme):
-        figure, (whole, growth) = _figure(2)
+    with rc(theme):
+        figure, (whole, growth) = make_panels(2)
         for axes in (whole, growth):
             _shade_outages(axes, scenario, theme)
         for name in run.representations:
@@ -205,8 +216,8 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
     representations = run.representations
     slopes: dict[str, float] = {}
     lowest = 0.0
-    with _rc(theme):
-        figure, (every, lean) = _figure(2, height=3.7)
+    with rc(theme):
+        figure, (every, lean) = make_panels(2, height=3.7)
         for name in representations:
             load = run.samples(name).at_or_after(0.0)
             queued, rss = load["scheduler.envelope"], load["rss_bytes"]
@@ -236,7 +247,7 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
                 )
         for axes in (every, lean):
             axes.set(xlabel="queued envelopes", ylabel="RSS growth, MiB")
-            _thousands(axes, "x")
+            thousands(axes, "x")
             axes.set_xlim(left=0)
         every.set_title("Memory against queued envelopes")
         every.legend(loc="upper left", title="slope ± standard error")
@@ -264,8 +275,8 @@ def queue_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
     columns = 2 if len(names) > 1 else 1
     rows = -(-len(names) // columns)
     top = 0.0
-    with _rc(theme):
-        figure, panels = _figure(columns, rows, height=2.7)
+    with rc(theme):
+        figure, panels = make_panels(columns, rows, height=2.7)
         for axes, name in zip(panels, names, strict=False):
             _shade_outages(axes, scenario, theme, label=axes is panels[0])
             samples = _during(run.samples(name), scenario)
@@ -290,7 +301,7 @@ def queue_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
                         else f"   (model: peak {found['peak_queue_error']:.1%} off)"
                     )
             axes.set(title=title, xlabel="seconds of load", ylabel="queued envelopes")
-            _thousands(axes, "y")
+            thousands(axes, "y")
         for axes in panels[: len(names)]:
             axes.set_ylim(0, top * 1.08 or 1)
             axes.legend(loc="upper right")
@@ -314,8 +325,8 @@ def delivery_latency(run: Run, theme: Theme = LIGHT) -> Figure:
     ]
     columns = min(3, len(panels_of))
     rows = -(-len(panels_of) // columns)
-    with _rc(theme):
-        figure, panels = _figure(columns, rows, height=3.0)
+    with rc(theme):
+        figure, panels = make_panels(columns, rows, height=3.0)
         for axes, (destination, title) in zip(panels, panels_of, strict=False):
             for name in names:
                 found = (
@@ -345,8 +356,8 @@ def flow(run: Run, theme: Theme = LIGHT) -> Figure:
     scenario, names = run.scenario, run.representations
     columns = 2 if len(names) > 1 else 1
     rows = -(-len(names) // columns)
-    with _rc(theme):
-        figure, panels = _figure(columns, rows, height=2.5)
+    with rc(theme):
+        figure, panels = make_panels(columns, rows, height=2.5)
         top = 0.0
         for axes, name in zip(panels, names, strict=False):
             found = run.ledgers[name]["flow"]
@@ -384,9 +395,9 @@ def bytes_beside_peers(summary: Mapping[str, Any], theme: Theme = LIGHT) -> Figu
             ours.append(
                 (f"ours, {name}: whole server", slope, part["bytes_per_envelope_stderr"] or 0, name)
             )
-    with _rc(theme):
+    with rc(theme):
         rows = len(ours) + len(PEERS)
-        figure, (axes,) = _figure(1, height=max(2.5, 0.27 * rows + 1.0))
+        figure, (axes,) = make_panels(1, height=max(2.5, 0.27 * rows + 1.0))
         labels: list[str] = []
         for y, (label, value, error, name) in enumerate(ours):
             alone = label.endswith("alone")

@@ -42,6 +42,11 @@ def html(run: Run) -> str:
         _ledger(run, summary),
         _reproduce(run, scenario, summary),
     ]
+    return page(title, parts)
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """Return a page of these parts; the title is text, the parts are HTML already."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -68,8 +73,8 @@ def _head(scenario: Scenario, summary: Mapping[str, Any]) -> str:
         f'<p class="lead">{escape(scenario.question)}</p>' if scenario.question else "",
         f'<p class="{"bad" if failures else "good"}"><strong>'
         f"{'Failed.' if failures else 'Every promise was kept.'}</strong> {verdict}</p>",
-        _notes("bad", failures),
-        _notes("warn", warnings),
+        notes_list("bad", failures),
+        notes_list("warn", warnings),
         f"<p>{escape(scenario_line(scenario))}. Started {escape(str(summary.get('started', NONE)))}.</p>",
         "<p>A healthy server: " + escape(scenario.healthy) + "</p>" if scenario.healthy else "",
     ]
@@ -83,19 +88,19 @@ def _memory(run: Run, summary: Mapping[str, Any]) -> str:
         rows.append(
             [
                 f"<strong>{escape(name)}</strong>",
-                _plus_minus(part["bytes_per_envelope"], part["bytes_per_envelope_stderr"]),
-                _number(part["store_bytes_per_envelope"], 1),
+                plus_minus(part["bytes_per_envelope"], part["bytes_per_envelope_stderr"]),
+                number(part["store_bytes_per_envelope"], 1),
                 _mib(part["base_rss_bytes"]),
                 _mib(fit.get("step_bytes")),
                 _mib(part["peak_rss_bytes"]),
                 _mib(part["end_rss_bytes"]),
-                _number(part["peak_queue"]),
-                _number(part["drain_time_s"], 1),
-                _number(part["cpu_ms_per_message"], 2),
+                number(part["peak_queue"]),
+                number(part["drain_time_s"], 1),
+                number(part["cpu_ms_per_message"], 2),
             ]
         )
     stored = next((p["store_envelopes"] for p in summary["representations"].values()), None)
-    table = _table(
+    shown = table(
         [
             "Envelopes kept",
             "Whole server, B per envelope",
@@ -122,7 +127,7 @@ def _memory(run: Run, summary: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "<h2>What an envelope costs</h2>",
-            table,
+            shown,
             note,
             _figure(run, "memory_over_time", "RSS of the server process over time."),
             _figure(
@@ -154,7 +159,7 @@ def _savings(summary: Mapping[str, Any]) -> str:
             )
     if not rows:
         return ""
-    return "<h2>What saves how much</h2>\n" + _table(
+    return "<h2>What saves how much</h2>\n" + table(
         ["Step", "What it is", "Store alone, B per envelope", "Whole server, B per envelope"],
         rows,
         text_columns=2,
@@ -171,14 +176,14 @@ def _saving(parts: Mapping[str, Any], before: str, after: str, key: str) -> str:
 def _peers(summary: Mapping[str, Any]) -> str:
     rows = []
     for name, part in summary["representations"].items():
-        store = _number(part["store_bytes_per_envelope"], 0)
+        store = number(part["store_bytes_per_envelope"], 0)
         rows.append(
             [
                 f"<strong>This server, {escape(name)}</strong>",
                 store,
                 "measured in this run",
                 f"growth of RSS per envelope in the store alone; in the whole server"
-                f" {_plus_minus(part['bytes_per_envelope'], part['bytes_per_envelope_stderr'])}",
+                f" {plus_minus(part['bytes_per_envelope'], part['bytes_per_envelope_stderr'])}",
                 "testbed.footprint, samples.csv",
             ]
         )
@@ -192,7 +197,7 @@ def _peers(summary: Mapping[str, Any]) -> str:
         ]
         for p in PEERS
     ]
-    table = _table(
+    shown = table(
         ["System", "Bytes", "How it is known", "What it counts", "Source"],
         rows,
         text_columns=5,
@@ -204,8 +209,8 @@ def _peers(summary: Mapping[str, Any]) -> str:
             "<p>Numbers of others were not measured in this run unless it says so, and count different things: sizes of C"
             " structures are without the allocator's and the strings' share where it says <em>structures</em>, and Python"
             " objects can't be that small. The comparison that holds is the ratio between the rows of one server.</p>",
-            table,
-            _picture(
+            shown,
+            picture(
                 plots.bytes_beside_peers(summary),
                 "Filled marks: the whole server, with standard error; hollow: the store alone; crosses: other servers.",
             ),
@@ -255,7 +260,7 @@ def _model(run: Run, summary: Mapping[str, Any]) -> str:
             " things cost (CPU, commits, connections, memory) is calibrated. <strong>The errors are in-sample</strong>: its"
             " costs and its arrivals come from the run that it predicts. They show that the mechanism is right, not how well another limit or"
             " machine is predicted.</p>",
-            _table(
+            table(
                 [
                     "",
                     "Peak queue: run / model",
@@ -299,7 +304,7 @@ def _flow(run: Run, summary: Mapping[str, Any]) -> str:
                 "delivery_latency",
                 "Share that was served within so many seconds, counted from the instant at which a message was due.",
             ),
-            _table(
+            table(
                 [
                     "",
                     "Accepted, p50, ms",
@@ -336,20 +341,20 @@ def _ledger(run: Run, summary: Mapping[str, Any]) -> str:
     rows = [
         [
             f"<strong>{key.replace('_', ' ')}</strong>",
-            *(_number(account[key]) for account in ledgers.values()),
-            _number(sum(account[key] for account in ledgers.values())),
+            *(number(account[key]) for account in ledgers.values()),
+            number(sum(account[key] for account in ledgers.values())),
         ]
         for key in keys
     ]
     deferred = [parts[name]["attempts_deferred"] for name in parts]
     rows.append(
-        ["<strong>attempts deferred</strong>", *map(_number, deferred), _number(sum(deferred))]
+        ["<strong>attempts deferred</strong>", *map(number, deferred), number(sum(deferred))]
     )
     heads = ["", *ledgers, "sum"]
     return "\n".join(
         [
             "<h2>Ledger</h2>",
-            _table(heads, rows),
+            table(heads, rows),
             "<p>Recipients, unless it says messages. Accepted: the final dot was answered with 250. Delivered: the world's"
             " hosts have it in their records. Lost: accepted, and neither delivered nor bounced nor queued at the end. Altered:"
             " its bytes without the trace fields in front are not those that were sent. Reordered: it came after one that was accepted"
@@ -384,7 +389,8 @@ def _reproduce(run: Run, scenario: Scenario, summary: Mapping[str, Any]) -> str:
 # ---- bits
 
 
-def _notes(kind: str, lines: Sequence[str]) -> str:
+def notes_list(kind: str, lines: Sequence[str]) -> str:
+    """Return a list of lines, or nothing; ``kind`` is bad, warn or good."""
     if not lines:
         return ""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
@@ -392,10 +398,11 @@ def _notes(kind: str, lines: Sequence[str]) -> str:
 
 
 def _figure(run: Run, name: str, caption: str) -> str:
-    return _picture(plots.draw(name, run), caption)
+    return picture(plots.draw(name, run), caption)
 
 
-def _picture(figure: "Figure", caption: str) -> str:
+def picture(figure: "Figure", caption: str) -> str:
+    """Return a figure for light and dark pages, with its caption."""
     drawn = plots.svg(figure)
     light, dark = (
         "data:image/svg+xml;base64," + base64.b64encode(each).decode("ascii")
@@ -408,7 +415,7 @@ def _picture(figure: "Figure", caption: str) -> str:
     )
 
 
-def _table(
+def table(
     heads: Sequence[str],
     rows: Iterable[Sequence[str]],
     *,
@@ -425,11 +432,13 @@ def _table(
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def _number(value: float | None, digits: int = 0) -> str:
+def number(value: float | None, digits: int = 0) -> str:
+    """Return a number with commas, or a dash."""
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
-def _plus_minus(value: float | None, error: float | None) -> str:
+def plus_minus(value: float | None, error: float | None) -> str:
+    """Return a number with its standard error, or a dash."""
     return NONE if value is None else f"{value:,.0f} ± {error or 0:,.0f}"
 
 
@@ -448,4 +457,4 @@ def _percent(value: float | None) -> str:
 def _pair(
     real: float | None, model: float | None, error: float | None, digits: int = 0
 ) -> tuple[str, str]:
-    return f"{_number(real, digits)} / {_number(model, digits)}", _percent(error)
+    return f"{number(real, digits)} / {number(model, digits)}", _percent(error)

@@ -40,6 +40,8 @@ class Options:
     """The run directory; None for one of its own below `RUNS`."""
     model: bool = True
     keep_queue: bool = False
+    is_part: bool = False
+    """The run belongs to a larger one, which is what ``latest`` should lead to."""
     footprint: int = COUNT
     """Envelopes with which the store alone is measured; 0 to leave that out."""
 
@@ -53,7 +55,7 @@ def execute(options: Options, display: Display) -> Run:
         RunError: a child failed. What was measured until then is in the directory.
     """
     scenario = load(options.scenario, options.overrides)
-    directory = _directory(options, scenario)
+    directory = new_directory(options.out, scenario.name)
     display.say(f"{scenario.name}: {scenario.title or 'a run'}; in {directory}")
     scenario_file = directory / "scenario.toml"
     scenario_file.write_text(to_toml(scenario), encoding="utf-8")
@@ -95,7 +97,8 @@ def execute(options: Options, display: Display) -> Run:
     with display.part("report") as part:
         part.show("drawing")
         render(found)
-    rundir.link_latest(directory)
+    if not options.is_part:
+        rundir.link_latest(directory)
     return found
 
 
@@ -136,16 +139,16 @@ def _read(found: Run, name: str) -> dict[str, Any]:
     return content
 
 
-def _directory(options: Options, scenario: Scenario) -> Path:
-    """Make the run's directory.
+def new_directory(out: Path | None, name: str) -> Path:
+    """Make a run's directory: the one that was asked for, or one below `RUNS` with a name of its own.
 
     Raises:
         UsageError: it is there already and not empty, or can't be made.
     """
-    directory = options.out
+    directory = out
     if directory is None:
         stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-        directory = RUNS / f"{scenario.name}-{stamp}"
+        directory = RUNS / f"{name}-{stamp}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):

@@ -17,6 +17,7 @@ p { max-width: 46rem; }
 .good strong:first-child { color: var(--good); }
 .bad strong:first-child, ul.bad { color: var(--bad); }
 ul.warn { color: var(--warn); }
+.model { opacity: .65; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--faint); vertical-align: top; }

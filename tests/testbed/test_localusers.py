@@ -12,6 +12,7 @@ from mta.core.settings import build
 from sim.scenario import Scenario, parse
 from sim.workload import Schedule, digest, draw, message_bytes
 from testbed.children import RunError, UsageError
+from testbed.ledger import read_lines
 from testbed.localusers import LocalUsers
 
 needs_perl = pytest.mark.skipif(shutil.which("perl") is None, reason="no perl")
@@ -110,6 +111,8 @@ def test_a_command_records_what_arrived(tmp_path: Path) -> None:
 
     assert deliver(users, mail_of(schedule, i, recipient), recipient) == 0
     (arrival,) = users.arrivals()
+    users.keep(tmp_path / "local.jsonl")
+    assert list(read_lines(tmp_path / "local.jsonl")) == [arrival]
 
     assert (arrival["run"], arrival["seq"], arrival["rcpts"]) == (RUN, i, [recipient])
     assert arrival["digest"] == digest(message_bytes(schedule, i, RUN))

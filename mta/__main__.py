@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +70,7 @@ def serve(config: ConfigFile = None, overrides: Overrides = None) -> None:
 
 def _serve(settings: Config, source: str) -> None:
     # `mta config` need not load the server.
+    from mta.accepteffects import AcceptEffects
     from mta.server import MtaServer, ServerFailedError
 
     async def run() -> None:
@@ -78,6 +80,8 @@ def _serve(settings: Config, source: str) -> None:
             print(f"mta: {error}", file=sys.stderr)
             raise typer.Exit(EX_SOFTWARE) from None
 
+    with suppress(OSError, ValueError):
+        AcceptEffects(Effects()).raise_descriptors_max()
     # Why this? Two threads share the interpreter; the default of 5 ms is what one commit takes.
     sys.setswitchinterval(0.0005)
     try:

@@ -9,8 +9,10 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from mta.acceptor import Acceptor
 from mta.core.admission import parse_networks
 from mta.core.settings import ConfigError
 from mta.effects import Effects, NotLoopbackError
@@ -127,7 +129,8 @@ class Listeners:
         self._door = door
         self._effects = effects
         self._log = log
-        self._servers: list[asyncio.Server] = []
+        self._metrics = metrics
+        self._acceptors: list[Acceptor] = []
         self._prefaces = Prefaces(
             self._start,
             parse_networks(config.smtp.proxy_networks),
@@ -142,7 +145,7 @@ class Listeners:
         """Where the first of them listens."""
         return next(iter(self.addresses.values()), ("", 0))
 
-    async def open(self, *, seed: int) -> None:
+    def open(self, *, seed: int) -> None:
         """Listen everywhere.
 
         Args:
@@ -153,18 +156,20 @@ class Listeners:
         """
         accept = self._prefaces.accept if self._prefaces.networks else self._client
         for place in listening(self._config, self._source):
+            acceptor = Acceptor(
+                accept,
+                self._effects,
+                limits=self._config.limits.smtp,
+                log=self._log,
+                on_refused=partial(self._door.rejected, connection=True),
+                on_pause=self._count_pause,
+            )
             try:
-                server = await self._effects.create_server(
-                    accept,
-                    place.address,
-                    place.port,
-                    site="smtp",
-                )
+                acceptor.open(place.address, place.port, site="smtp")
             except OSError as error:
                 raise unusable(self._source, place.key, place.text, error) from None
-            self._servers.append(server)
-            name = server.sockets[0].getsockname()
-            self.addresses[place.name] = (name[0], name[1])
+            self._acceptors.append(acceptor)
+            self.addresses[place.name] = acceptor.name
         for listener, (address, port) in self.addresses.items():
             self._log(
                 f"smtp listening address={address} port={port} listener={listener}"
@@ -186,6 +191,14 @@ class Listeners:
         """Connections whose PROXY header is not complete."""
         return len(self._prefaces.waiting)
 
+    def _count_pause(self, paused: bool) -> None:
+        """Count listeners that let nobody in for want of descriptors."""
+        if paused:
+            self._metrics.inc("smtp.accept.paused")
+            self._metrics.inc("smtp.accept.pauses")
+        else:
+            self._metrics.dec("smtp.accept.paused")
+
     def _bind(self) -> None:
         """Bind open sessions by the limits that count now."""
         for client in list(self.clients):
@@ -199,8 +212,8 @@ class Listeners:
 
     def close(self) -> None:
         """Take no more connections. Idempotent."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         self._prefaces.close()
 
     def cut_off(self) -> None:

@@ -27,6 +27,8 @@ NO_LIMIT: Final = 2**60
 """Version 1 writes "no limit" as the largest multiple of a page below 2**63; nobody has an exbibyte."""
 TRIM_GAP_S: Final = 2.0
 """Seconds between two times that memory is given back: it locks the heap, and what was free is soon used."""
+OFF_S: Final = 1.0
+"""Seconds between two looks whether measuring was switched on again."""
 CLOSE_S: Final = 1.0
 """Seconds that `MemoryWatch.close` waits for a measurement."""
 _SITE: Final = "memory"
@@ -187,10 +189,9 @@ class MemoryWatch:
         self._is_blind = False
 
     def start(self) -> None:
-        """Look now and from now on, unless ``sample_s`` is 0."""
-        if self._limits.sample_s:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory")
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="memory")
+        """Look now and from now on, whenever ``sample_s`` is not 0."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory")
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="memory")
 
     async def close(self) -> None:
         """Look no more. Idempotent."""
@@ -206,6 +207,10 @@ class MemoryWatch:
 
     async def _run(self) -> None:
         while True:
+            if not self._limits.sample_s:
+                self._set(MemoryPressure(self._limits))
+                await asyncio.sleep(OFF_S)
+                continue
             try:
                 measures = await self._on_thread(self._meter.measure)
             except Exception as error:  # noqa: BLE001  # no thread, no memory, a mistake: look again later
@@ -223,6 +228,12 @@ class MemoryWatch:
         self._work = future
         # Shielded: a thread that is at it can't be stopped, and `close` waits for it.
         return await asyncio.shield(future)
+
+    def _set(self, pressure: MemoryPressure) -> None:
+        """Begin anew, with enough memory."""
+        before, self.pressure = self.pressure.level, pressure
+        if before is not pressure.level:
+            self._on_level(pressure.level)
 
     def take(self, measures: list[Measure]) -> None:
         """Act on a sample."""

@@ -362,7 +362,7 @@ class MtaServer:
             metrics=self.metrics,
             log=self.log.info,
         )
-        await self.listeners.open(seed=self.seed)
+        self.listeners.open(seed=self.seed)
         self.smtp_address = self.listeners.address
 
     async def _restore_until_stopped(self) -> None:

@@ -61,6 +61,9 @@ class SmtpLimits:
     min_data_rate: int = 0
     """Bytes per second that a message has to arrive with, else its connection counts as idle; 0 for any. Postfix
     ``smtpd_min_data_rate``, which counts only when ``smtpd_per_request_deadline`` does: under stress."""
+    descriptor_share: float = 0.75
+    """Share of the process's descriptors (RLIMIT_NOFILE) that inbound connections may reach; then 421, and others wait
+    in the kernel. OpenSMTPD: half of them; ours leaves 256 of the usual 1,024 for the queue and for delivery."""
     stress: Literal["auto", "yes", "no"] = "auto"
     """Stress mode: by itself, always, or never. Postfix ``smtpd -o stress=yes``."""
     stress_at: float = 0.9
@@ -90,6 +93,8 @@ class SmtpLimits:
         if self.max_bytes_in_memory < self.max_message_size:
             problem = f"must not be below max_message_size ({self.max_message_size})"
             yield "max_bytes_in_memory", self.max_bytes_in_memory, problem
+        if self.descriptor_share > 1:
+            yield "descriptor_share", self.descriptor_share, "must not be above 1"
         if self.stress_at > 1:
             yield "stress_at", self.stress_at, 'must not be above 1; stress = "no" switches it off'
         if self.stress_off_at >= self.stress_at:

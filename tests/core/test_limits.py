@@ -95,6 +95,10 @@ def test_a_cap_of_nothing_is_no_cap(cls, name):
             ("hysteresis", 0.6, "must be below low_ratio (0.6)"),
         ),
         (
+            SmtpLimits(descriptor_share=1.5),
+            ("descriptor_share", 1.5, "must not be above 1"),
+        ),
+        (
             SmtpLimits(stress_at=1.1),
             ("stress_at", 1.1, 'must not be above 1; stress = "no" switches it off'),
         ),

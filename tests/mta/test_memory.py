@@ -181,8 +181,9 @@ class Watched:
         self.shrunk = 0
         self.machine = machine
         options = {"sample_s": 0.001, "limit_bytes": 1000 * PAGE, **limits}
+        self.limits = MemoryLimits(**options)  # type: ignore[arg-type]
         self.watch = MemoryWatch(
-            MemoryLimits(**options),  # type: ignore[arg-type]
+            self.limits,
             machine.effects,
             log=self.lines.append,
             on_level=self.levels.append,
@@ -224,13 +225,29 @@ class TestWatch:
         assert ("trim", "memory") in {(point.op, point.site) for point in machine.effects.seen}
 
     async def test_it_can_be_switched_off(self, machine):
-        """sample_s 0: no thread, nothing measured."""
+        """sample_s 0: nothing is measured."""
         it = Watched(machine, sample_s=0)
         it.use(999)
         it.watch.start()
         await asyncio.sleep(0.01)
         await it.watch.close()
         assert [] == it.levels == machine.effects.seen
+
+    async def test_it_can_be_switched_off_and_on_again(self, machine, monkeypatch):
+        """While it runs, as ``mtactl set`` does: the level ends at once, and comes back."""
+        monkeypatch.setattr("mta.memory.OFF_S", 0.001)
+        it = Watched(machine)
+        it.use(950)
+        it.watch.start()
+        try:
+            await until(lambda: it.levels)
+            it.limits.sample_s = 0
+            await until(lambda: len(it.levels) == 2)
+            it.limits.sample_s = 0.001
+            await until(lambda: len(it.levels) == 3)
+        finally:
+            await it.watch.close()
+        assert [MemoryLevel.HARD, MemoryLevel.OK, MemoryLevel.HARD] == it.levels
 
     async def test_blindness_is_said_once_and_ends_the_level(self, machine):
         """The level stays for some samples, then nobody is refused any more; sight comes back by itself."""

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from mta.core.records import TraceError
 from mta.core.settings import ConfigError
+from sim import localcosts
 from sim.costs import Costs, Provenance, sha256_of
 from sim.measure import Measured, measure
 from sim.memory import fit
@@ -56,8 +57,16 @@ _REGRESSED: Final = (
     "transaction_s",
     "delivery_s",
     "deferral_s",
+    "local_s",
 )
-_GO_WITH: Final = {"session_s": "message_s", "byte_s": "message_s", "connect_s": "transaction_s"}
+_GO_WITH: Final = {
+    "session_s": "message_s",
+    "byte_s": "message_s",
+    "connect_s": "transaction_s",
+    "local_rcpt_s": "local_s",
+    "fork_s": "local_s",
+    "local_done_s": "local_s",
+}
 """Costs that keep their ratio to one that is regressed, because runs do both in step."""
 
 
@@ -114,10 +123,13 @@ def _one(directory: Path, run: Path, defaults: Costs) -> Costs:
         raise ConfigError(str(trace), problem=str(error)) from None
     notes: list[str] = []
     samples = _samples(directory / "samples.csv", notes)
-    costs, explained = _cpu(defaults, measured, samples, notes)
-    costs = _commits(costs, measured, notes)
     scenario = _scenario(directory, notes)
+    methods = localcosts.methods(scenario)
+    costs, explained = _cpu(defaults, measured, samples, methods, notes)
+    costs = _commits(costs, measured, notes)
     costs = _waits(costs, measured, build_hosts(scenario) if scenario else {}, notes)
+    if scenario is not None and scenario.local:
+        costs = localcosts.waits(costs, measured, scenario, notes)
     sessions = scenario.load.sessions if scenario else 0
     costs = _clients(costs, directory / "load.jsonl", sessions, notes)
     memory = fit(samples)
@@ -199,7 +211,11 @@ def _scenario(directory: Path, notes: list[str]) -> Scenario | None:
 
 
 def _cpu(
-    defaults: Costs, measured: Measured, samples: Mapping[str, Floats], notes: list[str]
+    defaults: Costs,
+    measured: Measured,
+    samples: Mapping[str, Floats],
+    methods: Mapping[str, str],
+    notes: list[str],
 ) -> tuple[Costs, float]:
     """Regress CPU time per window on what was done in it; return costs and R squared.
 
@@ -209,7 +225,7 @@ def _cpu(
     if len(samples.get("t", ())) < SAMPLES_MIN:
         notes.append("too few samples: CPU costs are defaults")
         return defaults, 0.0
-    done, spent = _windows(measured, samples, defaults)
+    done, spent = _windows(measured, samples, defaults, methods)
     prior = np.array(
         [IDLE_PRIOR, *(getattr(defaults, name) for name in _REGRESSED[1:])], dtype=float
     )
@@ -237,7 +253,10 @@ def _cpu(
 
 
 def _windows(
-    measured: Measured, samples: Mapping[str, Floats], defaults: Costs
+    measured: Measured,
+    samples: Mapping[str, Floats],
+    defaults: Costs,
+    methods: Mapping[str, str],
 ) -> tuple[Floats, Floats]:
     """Return float64[window, cost] of what was done, and float64[window] of CPU seconds."""
     t, cpu_s = samples["t"], samples["cpu_s"]
@@ -269,6 +288,10 @@ def _windows(
         per_window(finished) + connect * per_window(measured.connects),
         per_window(finished, [count for _, count in measured.finished]),
         per_window(measured.deferrals),
+        per_window(
+            [at for at, _, _ in measured.delivered],
+            [localcosts.units(defaults, methods, user) for _, _, user in measured.delivered],
+        ),
     )
     return np.column_stack(columns), np.diff(cpu_s)
 

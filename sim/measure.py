@@ -1,7 +1,7 @@
 """What a trace says about durations and amounts: every answer beside what it answers.
 
 A trace has stimuli only. A core that hears them again says what it asked for and when, so that the time
-from the question to the answer is known: of transactions, connections and look-ups.
+from the question to the answer is known: of transactions, connections, look-ups and local deliveries.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import Any
 from mta.core import records
 from mta.core.instructions import (
     DeferEnvelope,
+    DeliverLocally,
     OpenConnection,
     ResolveDomain,
     StartTransaction,
@@ -22,6 +23,7 @@ from mta.core.stimuli import (
     ConnectionReady,
     DomainResolved,
     EnvelopeRestored,
+    LocalDeliveryDone,
     MessageSubmitted,
     TransactionDone,
 )
@@ -48,6 +50,8 @@ class Measured:
     """Instant of each."""
     commits: list[tuple[int, int, float]] = field(default_factory=list)
     """(submissions, removals and deferrals, seconds) of each."""
+    delivered: list[tuple[float, float, str]] = field(default_factory=list)
+    """(end, seconds, user) of each local delivery, however it ended."""
     restored: int = 0
     """Envelopes that the queue held at the start."""
 
@@ -61,6 +65,7 @@ class _Matcher:
         self._opening: dict[int, float] = {}
         self._address: dict[int, str] = {}
         self._asked: dict[str, float] = {}
+        self._delivering: dict[int, tuple[float, str]] = {}
 
     def take(self, t: float, stimulus: Any, instructions: Sequence[Any]) -> None:
         """Take one stimulus and what the core said to it.
@@ -85,12 +90,17 @@ class _Matcher:
         elif kind is DomainResolved:
             began = self._asked.pop(stimulus.domain)
             found.lookups.append(t - began)
+        elif kind is LocalDeliveryDone:
+            began, user = self._delivering.pop(stimulus.evpid)
+            found.delivered.append((t, t - began, user))
         elif kind is EnvelopeRestored:
             found.restored += 1
         for instruction in instructions:
             asks = type(instruction)
             if asks is StartTransaction:
                 self._running[instruction.session] = (t, len(instruction.evpids))
+            elif asks is DeliverLocally:
+                self._delivering[instruction.evpid] = (t, instruction.user)
             elif asks is DeferEnvelope:
                 found.deferrals.append(t)
             elif asks is OpenConnection:

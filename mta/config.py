@@ -57,11 +57,47 @@ class ListenerConfig:
     """For logs and metrics, as ``submission``."""
     address: str
     """``address:port``."""
+    tls: Literal["auto", "none", "starttls", "required", "implicit"] = "auto"
+    """``starttls``: offered; ``required``: no mail without (RFC 3207 4); ``implicit``: from the first byte on
+    (RFC 8314 3.3); ``auto``: offered if there is ``tls.certificate``. OpenSMTPD ``tls``, ``tls-require``, ``smtps``."""
+    auth: Literal["none", "optional", "required"] = "none"
+    """``optional``: AUTH is offered; ``required``: no mail without (RFC 6409 4.3). OpenSMTPD ``auth-optional``, ``auth``."""
+    auth_requires_tls: bool = True
+    """AUTH only under TLS. Postfix ``smtpd_tls_auth_only``."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield values that can't be used."""
         if not _LISTENER_NAME.fullmatch(self.name):
             yield "name", self.name, "must be 1 to 32 lower-case letters, digits or _"
+
+
+@dataclass(slots=True)
+class TlsConfig:
+    """The certificate of all listeners. Read again on SIGHUP and by ``mtactl update tls``."""
+
+    certificate: Path | None = None
+    """PEM file: the certificate, then its chain. None: there is no TLS for clients."""
+    key: Path | None = None
+    """PEM file of its private key, without a password, mode rw-r----- at most. May be the same file."""
+    minimum: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"
+    """Lowest version. RFC 8996: older ones must not be used."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is missing."""
+        if self.certificate is not None and self.key is None:
+            yield "key", "", "is missing for tls.certificate"
+        if self.key is not None and self.certificate is None:
+            yield "certificate", "", "is missing for tls.key"
+
+
+@dataclass(slots=True)
+class AuthConfig:
+    """Who may log in. ``mtactl encrypt`` makes the hashes."""
+
+    file: Path | None = None
+    """``name hash`` a line, mode rw-r----- at most. Read again when it has changed, and on SIGHUP."""
+    users: dict[str, str] = field(default_factory=dict)
+    """Name to argon2id hash; the file's come on top."""
 
 
 @dataclass(slots=True)
@@ -87,6 +123,11 @@ class RelayConfig:
     """Which line of ``credentials`` the smart host wants, if it is not the one of its name."""
     auth_without_tls: bool = False
     """Send passwords in clear to hosts without TLS. Postfix: ``smtp_sasl_security_options``."""
+    mta_sts: bool = False
+    """Do as the MTA-STS policies of domains say (RFC 8461); DANE goes before. Off, because a test-bed's domains have
+    none and each would be asked."""
+    mta_sts_port: int = 443
+    """Port of their HTTPS servers; a test-bed's world listens on an unprivileged one."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield values that can't be used."""
@@ -94,6 +135,8 @@ class RelayConfig:
             yield "auth", self.auth, "needs relay.credentials"
         if self.auth and not self.smart_host:
             yield "auth", self.auth, "needs relay.smart_host: any host would be sent the password"
+        if not 0 < self.mta_sts_port < 65536:
+            yield "mta_sts_port", self.mta_sts_port, "must be a port"
 
 
 @dataclass(slots=True)
@@ -155,6 +198,9 @@ class DnsConfig:
     """A failure is kept so long."""
     cname_max: int = 8
     """Aliases followed in one look-up. Ours; see also limits.mta.max_mx and max_addresses."""
+    trust_ad: bool = False
+    """Believe name servers that are not on loopback when they say that DNSSEC has validated an answer: for DANE.
+    resolv.conf's ``trust-ad``."""
 
 
 @dataclass(slots=True)
@@ -204,6 +250,8 @@ class Config:
     smtp: SmtpConfig = field(default_factory=SmtpConfig)
     listeners: list[ListenerConfig] = field(default_factory=list)
     """Places to accept SMTP on besides ``smtp.listen``."""
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
     relays: list[RelayRule] = field(default_factory=list)
     """How mail for which destination is sent, the first that matches; without any, all as in ``relay``."""
@@ -245,3 +293,14 @@ class Config:
             if listener.name in names:
                 yield f"listeners.{number}.name", listener.name, "is the name of a listener before"
             names.add(listener.name)
+            yield from self._tls_problems(f"listeners.{number}", listener)
+
+    def _tls_problems(self, key: str, listener: ListenerConfig) -> Iterator[Problem]:
+        encrypted = self.tls.certificate is not None and listener.tls != "none"
+        if not encrypted and listener.tls not in ("auto", "none"):
+            yield f"{key}.tls", listener.tls, "needs tls.certificate and tls.key"
+        if listener.auth != "none":
+            if not self.auth.file and not self.auth.users:
+                yield f"{key}.auth", listener.auth, "needs auth.file or auth.users"
+            if listener.auth_requires_tls and not encrypted:
+                yield f"{key}.auth", listener.auth, "needs TLS, or auth_requires_tls = false"

@@ -117,6 +117,14 @@ class ControlTarget(Protocol):
         """Return what is left alone one by one: agent, only, source."""
         ...
 
+    def hoststats(self) -> list[Row]:
+        """Return destinations of the last four hours: domain, at, seconds, transactions, last_status."""
+        ...
+
+    def top(self) -> Row:
+        """Return t, stats, memory (agent, what, count, bytes) and slowest (domain, queued, seconds, ...)."""
+        ...
+
     def users(self) -> list[Row]:
         """Return users with local mail to do: user, state, pending, running, held."""
         ...
@@ -348,6 +356,10 @@ def _shape(target: ControlTarget, request: Request, end: Row) -> Answer:
     yield from shape.rows()
 
 
+def _top(target: ControlTarget, request: Request, end: Row) -> Answer:
+    yield target.top()
+
+
 def _discover(target: ControlTarget, request: Request, end: Row) -> Answer:
     chosen = parse_id(request.id)
     if chosen == Selector():
@@ -424,6 +436,8 @@ VERBS: Final[Mapping[str, tuple[frozenset[str], Verb]]] = {
         ("show limits", "pattern", _limits),
         ("show shape", "", _shape),
         ("show users", "", _rows_of("users")),
+        ("show hoststats", "", _rows_of("hoststats")),
+        ("top", "", _top),
         ("show profile", "", _rows_of("profile_rows")),
         ("show mta paused", "", _rows_of("paused")),
         ("discover", "id", _discover),
@@ -453,7 +467,7 @@ STREAMS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Verbs whose answer goes on, and their fields: ``trace`` with ``follow``, and ``monitor``."""
 
-_SILENT: Final = ("show ", "monitor", "expand")
+_SILENT: Final = ("show ", "monitor", "expand", "top")
 
 
 def changes(verb: str) -> bool:

@@ -58,6 +58,7 @@ VERBS: Final = (
     Verb("show relays", "", "", "destinations, and what they wait for"),
     Verb("show routes", "", "", "pairs of source and host, and their penalties"),
     Verb("show hosts", "", "", "hosts that were connected to"),
+    Verb("show hoststats", "", "", "what each destination said last, of four hours"),
     Verb("show users", "", "", "users with local mail to do"),
     Verb("show shape", "", "", "age of queued mail by destination, minutes (as qshape)"),
     Verb("show limits", "[PATTERN]", "pattern", "limits, and which can change now"),
@@ -66,6 +67,7 @@ VERBS: Final = (
     Verb("show sessions", "", "", "open connections, both ways"),
     Verb("show status", "", "", "what runs and what is paused"),
     Verb("monitor", "", "", "a line of counters each second (-n COUNT, -i SECONDS)"),
+    Verb("top", "", "", "rates, queue, memory, slowest destinations, live (--once)"),
     Verb("schedule", "EVPID|MSGID|all", "id", "try envelopes now"),
     Verb("remove", "EVPID|MSGID|all", "id", "delete envelopes; nobody is told"),
     Verb("pause envelope", "EVPID|MSGID|all", "id", "leave envelopes alone until they are resumed"),
@@ -260,7 +262,8 @@ class _Parser(argparse.ArgumentParser):
             f"  {'-s, --socket PATH':<{width}} the server's control socket (default {SOCKET},",
             f"  {'':<{width}} or what MTA_CONTROL says)",
             f"  {'--json':<{width}} JSON, one object a line",
-            f"  {'-n COUNT, -i SECONDS':<{width}} monitor: lines to print, and time between them",
+            f"  {'-n COUNT, -i SECONDS':<{width}} monitor, top: how often, and time between them",
+            f"  {'--once':<{width}} top: once, rates since the server's start",
             f"  {'-f, --follow':<{width}} trace: show the lines here until interrupted; not in the log",
             "",
             "An EVPID has 16 hexadecimal digits, a MSGID 8; ABOUT is an address or one of these. Exit status: 0 done; 1 no such thing, or it",
@@ -277,6 +280,7 @@ def _parser() -> _Parser:
     parser.add_argument("-n", "--count", type=int)
     parser.add_argument("-i", "--interval", type=float)
     parser.add_argument("-f", "--follow", action="store_true")
+    parser.add_argument("--once", action="store_true")
     parser.add_argument("words", nargs="*")
     return parser
 
@@ -284,13 +288,18 @@ def _parser() -> _Parser:
 def _request(options: argparse.Namespace) -> tuple[Verb, dict[str, Any]]:
     verb, rest = find_verb(options.words)
     request: dict[str, Any] = {"verb": verb.words, **read_argument(verb, rest)}
+    if options.once and verb.words != "top":
+        raise CtlError(f"{verb.words}: --once is for top", 2)
+    if options.count is not None and options.count < 1:
+        raise CtlError(f"-n {options.count}: at least 1", 2)
     if verb.words == "monitor":
-        if options.count is not None and options.count < 1:
-            raise CtlError(f"-n {options.count}: at least 1", 2)
         request["count"] = options.count or 0
         request["interval_s"] = 1.0 if options.interval is None else options.interval
+    elif verb.words == "top":
+        if options.interval is not None and not 0.1 <= options.interval <= 3600:
+            raise CtlError(f"-i {options.interval:g}: 0.1 to 3600", 2)
     elif options.count is not None or options.interval is not None:
-        raise CtlError(f"{verb.words}: -n and -i are for monitor", 2)
+        raise CtlError(f"{verb.words}: -n and -i are for monitor and top", 2)
     if options.follow:
         if verb.words != "trace":
             raise CtlError(f"{verb.words}: --follow is for trace", 2)
@@ -314,6 +323,17 @@ def run(arguments: Sequence[str], out: TextIO) -> int:
         rows = client.ask(request, patient=verb.words == "monitor" or options.follow)
         mode: Literal["json", "terminal", "pipe"]
         mode = "json" if options.json else "terminal" if out.isatty() else "pipe"
+        if verb.words == "top":
+            from mta.ctltop import show_top
+
+            def poll() -> dict[str, Any]:
+                (row,) = client.ask(request)
+                return row
+
+            count = 1 if options.once else options.count
+            interval_s = 1.0 if options.interval is None else options.interval
+            show_top(poll, out, mode, count=count, interval_s=interval_s, sleep=time.sleep)
+            return 0
         show(verb.words, rows, out=out, mode=mode, now=time.time(), end=lambda: client.end)
     except KeyError as error:
         raise CtlError(f"{verb.words}: the server's answer has no {error}", 1) from error
@@ -333,7 +353,7 @@ def main() -> None:
         print(f"mtactl: {error}", file=sys.stderr)
         status = error.status
     except KeyboardInterrupt:
-        status = 0  # how monitor and trace --follow end
+        status = 0  # how monitor, top and trace --follow end
     except BrokenPipeError:
         # Whoever read (head, a pager) has enough. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -133,6 +133,11 @@ def _session_line(row: Row, now: float) -> str:
     return f"{plain(row.get('session'))} {_key_values(row, without=('session',))}\n"
 
 
+def _hoststat_line(row: Row, now: float) -> str:
+    """Return a line of ``smtpctl show hoststats``: domain, time, last status."""
+    return f"{plain(row['domain'])}|{int(row['at'])}|{plain(row.get('last_status'))}\n"
+
+
 def _user_line(row: Row, now: float) -> str:
     return f"{plain(row.get('user'))} {_key_values(row, without=('user',))}\n"
 
@@ -173,6 +178,7 @@ _PLAIN: Final[Mapping[str, Callable[[Row, float], str]]] = {
     "show hosts": _host_line,
     "show sessions": _session_line,
     "show users": _user_line,
+    "show hoststats": _hoststat_line,
     "show shape": _shape_line,
     "show limits": _limit_line,
     "show profile": _profile_line,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 from mta.core.shape import COLUMNS
-from mta.ctlwords import Row, duration, escaped, plain, size
+from mta.ctlwords import Row, duration, escaped, plain, short_time, size
 
 if TYPE_CHECKING:
     from rich.console import Console  # only a terminal needs it, and it takes longest to load
@@ -62,14 +62,7 @@ def _age(number: int) -> Callable[[Row, float], str]:
 
 
 def _seconds(name: str) -> Callable[[Row, float], str]:
-    def value(row: Row, now: float) -> str:
-        seconds = row[name]
-        for unit, scale in (("s", 1.0), ("ms", 1e3)):
-            if seconds * scale >= 1:
-                return f"{seconds * scale:.3g} {unit}"
-        return f"{seconds * 1e6:.3g} us"
-
-    return value
+    return lambda row, now: short_time(row.get(name))
 
 
 TABLES: dict[str, tuple[_Column, ...]] = {
@@ -121,6 +114,13 @@ TABLES: dict[str, tuple[_Column, ...]] = {
 }
 
 TABLES |= {
+    "show hoststats": (
+        _Column("domain", _field("domain"), ratio=4),
+        _Column("heard of", _ago("at"), 8, right=True),
+        _Column("messages", _field("transactions"), 8, right=True),
+        _Column("time", lambda row, now: short_time(row.get("seconds")), 7, right=True),
+        _Column("last status", _field("last_status"), ratio=5),
+    ),
     "show users": (
         _Column("user", _field("user"), ratio=3),
         _Column("state", _field("state"), 10),

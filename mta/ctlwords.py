@@ -21,6 +21,18 @@ def duration(seconds: float) -> str:
     return sign + ("".join(parts) or "0s")
 
 
+def short_time(seconds: float | None) -> str:
+    """Return a short time with the unit that fits: ``12.3 ms``; ``-`` for none."""
+    if seconds is None:
+        return "-"
+    if seconds >= 99.5:
+        return duration(seconds)
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
 def size(count: float) -> str:
     """Return a number of bytes in words: ``512 B``, ``4.0 KiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):

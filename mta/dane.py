@@ -79,10 +79,10 @@ def _chain_failure(
     whole = _parse([each.data for each in anchors if (each.selector, each.matching) == (0, 0)])
     candidates = [*certificates[1 : DEPTH_MAX + 1], *whole]
     current = certificates[0]
-    for _ in range(DEPTH_MAX):
+    for below in range(DEPTH_MAX):
         if not _is_current(current, now):
             return "certificate has expired or is not yet valid"
-        issuer = next((each for each in candidates if _has_issued(each, current)), None)
+        issuer = next((each for each in candidates if _has_issued(each, current, below)), None)
         if issuer is None:
             return "certificate does not match TLSA records"
         if any(_matches(record, issuer) for record in anchors):
@@ -125,10 +125,15 @@ def _is_current(certificate: x509.Certificate, now: float) -> bool:
     return certificate.not_valid_before_utc <= instant <= certificate.not_valid_after_utc
 
 
-def _has_issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+def _has_issued(issuer: x509.Certificate, certificate: x509.Certificate, below: int) -> bool:
+    """Whether an authority that may have so many others ``below`` it signed a certificate (RFC 5280 4.2.1.9)."""
     try:
-        basic = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
-        if not basic.ca:
+        extensions = issuer.extensions
+        basic = extensions.get_extension_for_class(x509.BasicConstraints).value
+        if not basic.ca or (basic.path_length is not None and basic.path_length < below):
+            return False
+        usages = [each.value for each in extensions if isinstance(each.value, x509.KeyUsage)]
+        if not all(usage.key_cert_sign for usage in usages):
             return False
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound):

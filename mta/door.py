@@ -18,13 +18,17 @@ from mta.core.stress import Stress
 from mta.queue.base import QueueUnavailableError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
+    from mta.authentication import Authenticator
+    from mta.certificates import Certificates
     from mta.config import Config
     from mta.core.limits import SmtpLimits
     from mta.core.metrics import Metrics
     from mta.core.rules import Client
     from mta.driver import Driver
+    from mta.inbound_door import Verdict
     from mta.log import Log
     from mta.queue.sqlite import SqliteQueue
     from mta.trace import Tracer
@@ -46,6 +50,8 @@ class ServerDoor:
         tracer: "Tracer",
         metrics: "Metrics",
         first_session: SessionId,
+        certificates: "Certificates | None" = None,
+        authenticator: "Authenticator | None" = None,
     ) -> None:
         self.hostname = config.hostname
         self.stress = Stress(config.limits.smtp)
@@ -66,6 +72,8 @@ class ServerDoor:
         self._log = log
         self._tracer = tracer
         self._metrics = metrics
+        self._certificates = certificates
+        self._authenticator = authenticator
         metrics.set("smtp.stress", self.stress.active)
         metrics.set("smtp.stress.entered", self.stress.entered)
         self._next_session = int(first_session)
@@ -187,6 +195,28 @@ class ServerDoor:
     def may_say_xclient(self, peer: str) -> bool:
         """Say whether a client is in one of ``smtp.xclient_networks``."""
         return admission.is_in(peer, self._xclient_networks)
+
+    def tls_context(self) -> "ssl.SSLContext":
+        """Return what one more connection is encrypted with."""
+        assert self._certificates is not None, "no listener has TLS without a certificate"
+        return self._certificates.context()
+
+    def tls_began(self, *, implicit: bool) -> None:
+        """Count a connection with TLS."""
+        self._metrics.inc("smtp.smtps" if implicit else "smtp.tls")
+
+    def tls_ended(self, *, implicit: bool) -> None:
+        """Uncount a connection with TLS."""
+        self._metrics.dec("smtp.smtps" if implicit else "smtp.tls")
+
+    def tls_failed(self) -> None:
+        """Count a handshake that came to nothing."""
+        self._metrics.inc("smtp.tls.failed")
+
+    def authenticate(self, user: str, password: str) -> "asyncio.Future[Verdict]":
+        """Check credentials."""
+        assert self._authenticator is not None, "no listener has AUTH without users"
+        return self._authenticator.authenticate(user, password)
 
     def begin(self, declared_size: int, messages: int) -> Reply | None:
         """Say at MAIL whether a message can be taken now."""

@@ -25,7 +25,7 @@ from mta.core.ids import MsgId, evpid, show_evpid, show_msgid
 from mta.core.reply import Reply
 from mta.inbound_chunks import ChunkedSession
 from mta.inbound_data import ChunkReader, MessageReader, count_hops
-from mta.inbound_door import Door
+from mta.inbound_door import PLAIN, Door, Listener
 from mta.inbound_session import Phase, reply_to_fault
 from mta.inbound_xclient import XclientSession
 from mta.xclient import ATTRIBUTES as XCLIENT
@@ -57,9 +57,15 @@ def _ehlo(hostname: str, size_max: int, *more: str) -> bytes:
 class Inbound(ChunkedSession, XclientSession):
     """One session with one client. Make one per connection: ``lambda: Inbound(door)``."""
 
-    def __init__(self, door: Door, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self,
+        door: Door,
+        listener: Listener = PLAIN,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         """Prepare a session; `connection_made` starts it."""
-        super().__init__(door, loop=loop)
+        super().__init__(door, listener, loop=loop)
         self._mail: Transaction | None = None
         self._recipients: dict[str, tuple[Recipient, ...]] = {}
         """The envelopes of each address that RCPT named."""
@@ -100,7 +106,9 @@ class Inbound(ChunkedSession, XclientSession):
         if self._greet(hostname):
             self.esmtp = True
             more = (f"XCLIENT {XCLIENT}",) if self._may_say_xclient() else ()
-            self._output.append(_ehlo(self.hostname, self.limits.max_message_size, *more))
+            self._output.append(
+                _ehlo(self.hostname, self.limits.max_message_size, *more, *self.secure_extensions())
+            )
 
     def _greet(self, name: str) -> bool:
         if not is_helo_name(name):
@@ -142,6 +150,7 @@ class Inbound(ChunkedSession, XclientSession):
             self.helo,
             self.peer,
             self._name(),
+            tls=self.tls,
             auth_user=self.login,
             smtputf8=mail.smtputf8,
             body_type=mail.body_type,
@@ -245,14 +254,6 @@ class Inbound(ChunkedSession, XclientSession):
         """Not here."""
         self.fail(_NOT_IMPLEMENTED)
 
-    async def smtp_STARTTLS(self, arg: str) -> None:
-        """Not here, and not offered."""
-        self.fail(_NOT_IMPLEMENTED)
-
-    async def smtp_AUTH(self, arg: str) -> None:
-        """Not here, and not offered."""
-        self.fail(_NOT_IMPLEMENTED)
-
     # -- the message -------------------------------------------------------------------------------
 
     def _begin_message(self, mail: Transaction) -> bytes:
@@ -284,10 +285,14 @@ class Inbound(ChunkedSession, XclientSession):
     def _received_field(self, mail: Transaction) -> bytes:
         """Return the trace field of RFC 5321 4.4; ``with`` from RFC 3848 and RFC 6531 3.7.3."""
         protocol = "UTF8SMTP" if mail.smtputf8 else "ESMTP" if mail.esmtp else "SMTP"
+        if mail.esmtp:
+            protocol += ("S" if mail.tls else "") + ("A" if mail.auth_user else "")
+        # In the comment, as OpenSMTPD has it: version, cipher, bits, and that the client showed no certificate.
+        tls = f" ({mail.tls}:NO)" if mail.tls else ""
         address = f"IPv6:{self.peer}" if ":" in self.peer else self.peer
         return (
             f"Received: from {mail.helo} ({mail.peer_name} [{address}])\r\n"
-            f"\tby {self.hostname} with {protocol} id {show_msgid(self._msgid)};\r\n"
+            f"\tby {self.hostname} with {protocol} id {show_msgid(self._msgid)}{tls};\r\n"
             f"\t{_date(int(self.door.now()))}\r\n"
         ).encode()
 

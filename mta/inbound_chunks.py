@@ -7,10 +7,11 @@ can't be read ends the session (`mta.inbound_session`).
 
 from mta.core.reply import Reply
 from mta.inbound_data import DRAIN_MAX, ChunkReader, MessageReader
-from mta.inbound_session import BDAT, Phase, Session, reply_to_fault
+from mta.inbound_secure import SecureSession
+from mta.inbound_session import BDAT, Phase, reply_to_fault
 
 
-class ChunkedSession(Session):
+class ChunkedSession(SecureSession):
     """A session that takes chunks; `mta.inbound.Inbound` knows the transaction that they belong to."""
 
     _chunk_left = 0

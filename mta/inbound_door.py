@@ -5,12 +5,43 @@ all sessions share. None of these may block. A `Reply` that a method returns is 
 """
 
 import asyncio
-from typing import Protocol
+import enum
+import ssl
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.ids import MsgId, SessionId
 from mta.core.limits import SmtpLimits
 from mta.core.reply import Reply
+
+TlsMode: TypeAlias = Literal["none", "starttls", "required", "implicit"]
+AuthMode: TypeAlias = Literal["none", "optional", "required"]
+
+
+class Listener(NamedTuple):
+    """What a session knows of the place where its client came in."""
+
+    name: str = "smtp"
+    tls: TlsMode = "none"
+    """``starttls``: offered; ``required``: nothing goes without; ``implicit``: from the first byte on."""
+    auth: AuthMode = "none"
+    """``optional``: offered; ``required``: no mail without."""
+    auth_requires_tls: bool = True
+    """No login in clear."""
+
+
+PLAIN: Final = Listener()
+"""A place where everybody speaks in clear and nobody says who he is."""
+
+
+class Verdict(enum.Enum):
+    """What came of a login."""
+
+    OK = "ok"
+    PERMFAIL = "permfail"
+    """No such user, or another password: nobody is told which."""
+    TEMPFAIL = "tempfail"
+    """It can't be said now."""
 
 
 class Door(Protocol):
@@ -108,6 +139,29 @@ class Door(Protocol):
             recipients: envelopes that it becomes.
             received: its Received fields, without ours.
         """
+        ...
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return certificate, key and versions for one more connection.
+
+        Asked only on listeners that have TLS; what it raises makes STARTTLS a 454.
+        """
+        ...
+
+    def tls_began(self, *, implicit: bool) -> None:
+        """Count a connection whose handshake went well."""
+        ...
+
+    def tls_ended(self, *, implicit: bool) -> None:
+        """Uncount it; exactly once for each `tls_began`."""
+        ...
+
+    def tls_failed(self) -> None:
+        """Count a handshake that failed, took too long, or lost its client."""
+        ...
+
+    def authenticate(self, user: str, password: str) -> "asyncio.Future[Verdict]":
+        """Check credentials. The future is decided within the limits, also if the client goes away."""
         ...
 
     def reserve(self, size: int) -> bool:

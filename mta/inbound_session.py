@@ -21,8 +21,10 @@ from mta.core import admission
 from mta.core.ids import SessionId, show_session
 from mta.core.limits import SmtpLimits
 from mta.core.reply import Reply
+from mta.core.sasl import MECHANISMS
+from mta.core.sasl import TOO_LONG as AUTH_TOO_LONG
 from mta.inbound_data import BARE
-from mta.inbound_door import Door
+from mta.inbound_door import PLAIN, Door, Listener
 from mta.queue.base import QueueUnavailableError
 
 LINGER_S: Final = 1.0
@@ -31,14 +33,15 @@ LINGER_BYTES: Final = 1024 * 1024
 """How much it may still send meanwhile."""
 
 _GOODBYE: Final = Reply(421, *admission.LOCAL_ERROR[1:])
-_OUT_OF_STEP: Final = Reply(554, "5.5.0", "SMTP protocol synchronization")
+OUT_OF_STEP: Final = Reply(554, "5.5.0", "SMTP protocol synchronization")
 BDAT: Final = re.compile(rb"BDAT +([0-9]{1,20})( +LAST)? *", re.IGNORECASE)
 """RFC 3030 2; as many digits as SIZE may have."""
+_LINE_TOO_LONG: Final = Reply(500, "5.5.2", "Line too long")
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LAST_OF_GROUP: Final = frozenset(
-    {b"EHLO", b"HELO", b"DATA", b"VRFY", b"HELP", b"QUIT", b"XCLIENT"}
+    {b"EHLO", b"HELO", b"DATA", b"VRFY", b"HELP", b"QUIT", b"XCLIENT", b"STARTTLS", b"AUTH"}
 )
-"""Commands that nothing may follow unasked. RFC 2920 3.1, with Postfix's leniency for NOOP and EXPN."""
+"""Commands that nothing may follow unasked. RFC 2920 3.1, with Postfix's leniency for NOOP and EXPN; RFC 3207 4."""
 _OTHER_PROTOCOLS: Final = frozenset({b"GET", b"POST", b"CONNECT", b"HEAD", b"PUT", b"OPTIONS"})
 """Postfix ``smtpd_forbidden_commands``: a browser that was talked into talking to a mail server."""
 _LOGGED_MAX: Final = 200
@@ -51,10 +54,20 @@ class Phase(enum.Enum):
     MESSAGE = "message"
     CHUNK = "chunk"
     """An octet of BDAT: so many of them follow, then a command."""
+    HANDSHAKE = "handshake"
+    """TLS, not yet ours to read."""
+    AUTH = "auth"
+    """The answer to a challenge."""
+    VERIFY = "verify"
+    """Nothing is read: a password is being checked."""
     COMMIT = "commit"
     """Nothing is read: the last message is being made durable."""
     CLOSING = "closing"
     """Whatever comes is thrown away."""
+
+
+_WAITING: Final = (Phase.CLOSING, Phase.COMMIT, Phase.VERIFY, Phase.HANDSHAKE)
+"""Phases in which no command is obeyed."""
 
 
 def quote_for_log(text: str) -> str:
@@ -68,8 +81,13 @@ def quote_for_log(text: str) -> str:
 
 def _line_for_log(line: bytes) -> str:
     """Return a command for the log, without what may be a password."""
-    if line[:4].upper() == b"AUTH":
-        return "AUTH"
+    word, _, rest = line.strip(b" ").partition(b" ")
+    if word[:4].upper() == b"AUTH":
+        mechanism, _, initial = rest.partition(b" ")
+        shown = mechanism.upper().decode("ascii", "replace")
+        if shown not in MECHANISMS:
+            return "AUTH ****" if len(line) > 4 else "AUTH"
+        return f"AUTH {shown}{' ****' if initial else ''}"
     return quote_for_log(line.decode("utf-8", "backslashreplace"))
 
 
@@ -98,7 +116,13 @@ class Session(SMTP):
             if name.startswith("smtp_")
         }
 
-    def __init__(self, door: Door, *, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self,
+        door: Door,
+        listener: Listener = PLAIN,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         """Prepare a session; `connection_made` starts it.
 
         aiosmtpd's constructor is not called: it inspects the whole class for every connection and makes
@@ -110,6 +134,7 @@ class Session(SMTP):
         self.transport = None
         self.hostname = door.hostname
         self.door = door
+        self.listener = listener
         self.limits = door.limits
         self.session_id = SessionId(0)
         self.peer = "unknown"
@@ -121,6 +146,8 @@ class Session(SMTP):
         self.login = ""
         """As whom it has logged in."""
         self.helo = ""
+        self.tls = ""
+        """Protocol, cipher and bits; empty in clear."""
         self.esmtp = False
         self.phase = Phase.COMMAND
         self.messages = 0
@@ -135,6 +162,10 @@ class Session(SMTP):
         self._input = b""
         self._output: list[bytes] = []
         self._line = b""
+        self._secret = False
+        """The line may be a password: whoever was refused AUTH may send it all the same."""
+        self._locked = False
+        """Some commands are refused until there is TLS, or a login."""
         self._ended = False
         self._draining = False
         self._obeying = False
@@ -154,6 +185,30 @@ class Session(SMTP):
         """Take what is the chunk's of ``data[at:]``; return where it ended. The phase says if there is more."""
         raise NotImplementedError
 
+    def _open_secure(self) -> None:
+        """Begin with TLS."""
+        raise NotImplementedError
+
+    def _tls_over(self) -> None:
+        """Account for TLS that ended with its connection."""
+        raise NotImplementedError
+
+    def tls_failed(self, problem: str) -> None:
+        """End a connection whose handshake failed or took too long."""
+        raise NotImplementedError
+
+    def _respond(self, line: bytes, more: bool) -> None:
+        """Take the answer to a challenge; ``more`` input is waiting behind it."""
+        raise NotImplementedError
+
+    def _lock(self) -> None:
+        """See whether commands have to wait for TLS, or a login."""
+        raise NotImplementedError
+
+    def _refusal(self, verb: bytes) -> Reply | None:
+        """Return why a command has to wait, or None."""
+        raise NotImplementedError
+
     def _reset(self) -> None:
         """Drop the transaction; idempotent, and never while its message is being committed."""
         raise NotImplementedError
@@ -168,6 +223,10 @@ class Session(SMTP):
         if isinstance(peername, tuple) and peername:
             self.peer = str(peername[0]).removeprefix("::ffff:")
         self.limits = self.door.limits  # since the constructor others may have come to count
+        implicit = self.listener.tls == "implicit"
+        if implicit:
+            self.phase = Phase.HANDSHAKE
+        self._lock()
         now = self._active_at = self.loop.time()
         self._deadline = now + self.limits.max_session_s
         self._arm(self._due() - now)
@@ -187,10 +246,16 @@ class Session(SMTP):
             self._reason = "refused"
             self._abandon(refusal)
             return
-        self.door.log(f"{self._id} smtp connected address={self._address()} host={self._name()}")
+        self.door.log(
+            f"{self._id} smtp connected address={self._address()} host={self._name()}"
+            f" listener={self.listener.name}"
+        )
         if self.announced is not None:
             proxy = wire.get_extra_info("peername")
             self.door.log(f"{self._id} smtp proxied port={self.announced[1]} proxy={proxy[0]}")
+        if implicit:
+            self._open_secure()
+            return
         self._greet_client()
         self._flush()
 
@@ -207,7 +272,7 @@ class Session(SMTP):
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES and self._wire is not None:
                 self._wire.abort()
-        elif phase is Phase.COMMIT or self._write_paused:
+        elif phase in (Phase.COMMIT, Phase.VERIFY) or self._write_paused:
             # Not more than one read's worth: the client pipelines, and may wait.
             self._input += data
             self._pause_reading()
@@ -233,7 +298,7 @@ class Session(SMTP):
     def resume_writing(self) -> None:
         """Go on with what waited."""
         self._write_paused = False
-        if self.phase in (Phase.COMMAND, Phase.CHUNK):
+        if self.phase not in _WAITING:
             self._go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -241,6 +306,7 @@ class Session(SMTP):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._tls_over()
         self.transport = self._wire = None
         if self.phase is not Phase.COMMIT:
             self._reset()
@@ -267,14 +333,19 @@ class Session(SMTP):
     def drain(self) -> None:
         """End the session with 421 as soon as no message is half-way (RFC 5321 3.8). Idempotent."""
         self._draining = True
-        if self.phase is Phase.COMMAND:
+        if self.phase in (Phase.COMMAND, Phase.AUTH):
             self._shut_down()
+        elif self.phase is Phase.HANDSHAKE:
+            self.tls_failed("shutdown")
 
     # -- time -----------------------------------------------------------------------------------------
 
     def _due(self) -> float:
         """Return when the client has been idle, or here, for too long."""
-        if self.phase is Phase.COMMIT:
+        if self.phase is Phase.HANDSHAKE:
+            allowed = min(self.limits.tls_handshake_s, self.limits.timeout_s)
+            return min(self._active_at + allowed, self._deadline)
+        if self.phase in (Phase.COMMIT, Phase.VERIFY):
             # The answer to a message is worth more than a punctual end, and not the client's to hurry.
             return self._active_at + self.door.commit_timeout_s
         return min(self._active_at + self.limits.timeout_s, self._deadline)
@@ -301,7 +372,9 @@ class Session(SMTP):
             self._arm(due - now)
             return
         self._reason = "timeout"
-        if self.phase is Phase.COMMIT:
+        if self.phase is Phase.HANDSHAKE:
+            self.tls_failed("timeout")
+        elif self.phase is Phase.COMMIT:
             # The commit may still succeed; then the client's next try is a duplicate, never a loss.
             self._abandon(_GOODBYE)
         else:
@@ -329,18 +402,21 @@ class Session(SMTP):
     def _obey_each(self, data: bytes) -> int:
         """Obey; return where the first command that is not complete begins."""
         at = 0
-        line_max = self.limits.max_line
         while not self._write_paused:
             if self.phase is Phase.CHUNK:
                 at = self._take_chunk(data, at)
                 if self.phase is Phase.CHUNK:
                     break
                 continue
-            if self.phase is not Phase.COMMAND:
+            if self.phase is Phase.COMMAND:
+                line_max, too_long = self.limits.max_line, _LINE_TOO_LONG
+            elif self.phase is Phase.AUTH:
+                line_max, too_long = self.limits.max_auth_line + 1, AUTH_TOO_LONG  # and its CR
+            else:
                 break
             end = data.find(b"\n", at)
             if (end if end >= 0 else len(data)) - at > line_max:
-                self._reject_input(Reply(500, "5.5.2", "Line too long"))
+                self._reject_input(too_long)
                 break
             if end < 0:
                 break
@@ -350,22 +426,27 @@ class Session(SMTP):
                 break
             self._line = data[at : end - 1]
             at = end + 1
-            self._command(self._line, at < len(data))
+            if self.phase is Phase.AUTH:
+                self._respond(self._line, at < len(data))
+            else:
+                self._command(self._line, at < len(data))
         return at
 
     def _command(self, line: bytes, more: bool) -> None:
         """Carry out one command; ``more`` input is waiting behind it."""
         self._active_at = self.loop.time()
-        if self.door.tracing:
-            self.door.trace("smtp", f"{self._id} <<< {_line_for_log(line)}")
         verb, _, rest = line.partition(b" ")
         verb = verb.upper()
         method = self._verbs.get(verb)
+        if method is not None:
+            self._secret = verb == b"AUTH"
+        if self.door.tracing:
+            self.door.trace("smtp", f"{self._id} <<< {self._shown_line()}")
         if method is None and (verb in _OTHER_PROTOCOLS or (verb and not verb[:1].isalpha())):
             self._reject_input(Reply(421, "4.7.0", "This is a mail server, goodbye"))
             return
         if more and (verb in _LAST_OF_GROUP or not self.esmtp):
-            self._reject_input(_OUT_OF_STEP)
+            self._reject_input(OUT_OF_STEP)
             return
         if verb[:4] == b"BDAT" and BDAT.fullmatch(line) is None:
             # Nobody can know any more where the next command begins.
@@ -373,6 +454,9 @@ class Session(SMTP):
             return
         if method is None:
             self.fail(Reply(500, "5.5.1", "Command unrecognized"))
+            return
+        if self._locked and (refusal := self._refusal(verb)) is not None:
+            self.fail(refusal)
             return
         try:
             text = rest.decode()
@@ -395,6 +479,13 @@ class Session(SMTP):
         step.close()
         raise AssertionError(f"{verb!r} waited: nothing would go on with it")
 
+    def _shown_line(self) -> str:
+        """Return the last line for the log."""
+        line = self._line
+        if self._secret and line[:4].upper() != b"AUTH":
+            return "****"
+        return _line_for_log(line)
+
     def _say(self, reply: Reply) -> None:
         """Add a reply to the output."""
         self._output.append(f"{reply}\r\n".encode())
@@ -409,7 +500,7 @@ class Session(SMTP):
         Every 5xx is one; a 4xx for want of room is not, unless ``is_error`` says so.
         """
         self.door.log(
-            f'{self._id} smtp failed-command command="{_line_for_log(self._line)}" result="{reply}"'
+            f'{self._id} smtp failed-command command="{self._shown_line()}" result="{reply}"'
         )
         self.door.rejected(reply)
         if reply.code == 421:
@@ -450,19 +541,19 @@ class Session(SMTP):
         """Read and obey again after a wait."""
         if self._obeying:
             return  # a message that came in chunks: whoever obeys goes on
-        if self._draining and self.phase is Phase.COMMAND:
+        if self._draining and self.phase in (Phase.COMMAND, Phase.AUTH):
             self._shut_down()
             return
         if self._input:
             if not self.esmtp:
                 # After HELO nobody was offered PIPELINING.
-                self._reject_input(_OUT_OF_STEP)
+                self._reject_input(OUT_OF_STEP)
                 return
             data, self._input = self._input, b""
             self._obey(data)
         else:
             self._flush()
-        if self._wire is None or self.phase in (Phase.CLOSING, Phase.COMMIT) or self._write_paused:
+        if self._wire is None or self.phase in _WAITING or self._write_paused:
             return
         if self._ended:
             self._close()
@@ -480,8 +571,9 @@ class Session(SMTP):
         The connection is closed for writing first: closing it with input unread would reset it, and
         the client might never see the reply.
         """
-        self._say(reply)
-        self._flush()
+        if self.phase is not Phase.HANDSHAKE:  # a client that expects TLS would not understand
+            self._say(reply)
+            self._flush()
         if self.phase is not Phase.COMMIT:
             self._reset()
         self.phase = Phase.CLOSING
@@ -496,6 +588,14 @@ class Session(SMTP):
         if self._read_paused:
             self._read_paused = False
             wire.resume_reading()
+
+    def _hang_up(self) -> None:
+        """End a connection without a word."""
+        self.phase = Phase.CLOSING
+        self._input = b""
+        assert self._wire is not None, "closed already"
+        self._arm(LINGER_S)
+        self._wire.close()
 
     def _close(self) -> None:
         """End the session politely."""

@@ -62,6 +62,7 @@ class XclientSession(Session):
             self.peer_name = said.name or "unknown"
         if said.login is not None:
             self.login = said.login
+            self._lock()
         self._reset()
         self.helo = said.helo or ""
         self.esmtp = self.helo != "" and said.protocol == "ESMTP"

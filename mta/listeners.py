@@ -17,6 +17,7 @@ from mta.core.admission import parse_networks
 from mta.core.settings import ConfigError
 from mta.effects import Effects, NotLoopbackError
 from mta.inbound import Inbound
+from mta.inbound_door import Listener, TlsMode
 from mta.preface import Prefaces
 from mta.proxyprotocol import Announced
 
@@ -65,6 +66,8 @@ class Place(NamedTuple):
     address: str
     port: int
     """0: any that is free."""
+    listener: Listener
+    """What its sessions know of it."""
 
 
 def listening(config: "Config", source: str) -> Iterator[Place]:
@@ -73,22 +76,31 @@ def listening(config: "Config", source: str) -> Iterator[Place]:
     Raises:
         ConfigError: that is not ``address:port``.
     """
-    said = [(FIRST, "smtp.listen", config.smtp.listen)] if config.smtp.listen else []
-    said += [
-        (listener.name, f"listeners.{number}.address", listener.address)
-        for number, listener in enumerate(config.listeners)
-    ]
-    for name, key, text in said:
-        yield Place(name, key, text, *parse_address(source, key, text))
+    auto: TlsMode = "none" if config.tls.certificate is None else "starttls"
+    if config.smtp.listen:
+        # No AUTH here: a relay's port is not where users send (RFC 6409).
+        address, port = parse_address(source, "smtp.listen", config.smtp.listen)
+        first = Listener(FIRST, auto)
+        yield Place(FIRST, "smtp.listen", config.smtp.listen, address, port, first)
+    for number, one in enumerate(config.listeners):
+        key = f"listeners.{number}.address"
+        address, port = parse_address(source, key, one.address)
+        tls = auto if one.tls == "auto" else one.tls
+        known = Listener(one.name, tls, one.auth, one.auth_requires_tls)
+        yield Place(one.name, key, one.address, address, port, known)
 
 
 class Client(Inbound):
     """A session at the door that the server can find: to show it, and to send it away."""
 
     def __init__(
-        self, door: "ServerDoor", clients: "set[Client]", loop: asyncio.AbstractEventLoop
+        self,
+        door: "ServerDoor",
+        listener: Listener,
+        clients: "set[Client]",
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(door, loop=loop)
+        super().__init__(door, listener, loop=loop)
         self._clients = clients
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -129,15 +141,12 @@ class Listeners:
         self._door = door
         self._effects = effects
         self._log = log
-        self._metrics = metrics
         self._acceptors: list[Acceptor] = []
-        self._prefaces = Prefaces(
-            self._start,
-            parse_networks(config.smtp.proxy_networks),
-            config.limits.smtp,
-            metrics=metrics,
-            log=log,
-        )
+        self._places: list[Place] = []
+        self._prefaces: dict[str, Prefaces] = {}
+        """Of each listener, if there are proxies that announce their clients."""
+        self._networks = parse_networks(config.smtp.proxy_networks)
+        self._metrics = metrics
         door.on_stress = self._bind
 
     @property
@@ -154,10 +163,9 @@ class Listeners:
         Raises:
             ConfigError: one of the places can't be had.
         """
-        accept = self._prefaces.accept if self._prefaces.networks else self._client
         for place in listening(self._config, self._source):
             acceptor = Acceptor(
-                accept,
+                self._accept(place.listener),
                 self._effects,
                 limits=self._config.limits.smtp,
                 log=self._log,
@@ -170,26 +178,43 @@ class Listeners:
                 raise unusable(self._source, place.key, place.text, error) from None
             self._acceptors.append(acceptor)
             self.addresses[place.name] = acceptor.name
-        for listener, (address, port) in self.addresses.items():
+            self._places.append(place)
+        for place in self._places:
+            address, port = self.addresses[place.name]
             self._log(
-                f"smtp listening address={address} port={port} listener={listener}"
-                f" envelope={self._config.envelope} seed={seed}"
+                f"smtp listening address={address} port={port} listener={place.name}"
+                f" tls={place.listener.tls} auth={place.listener.auth} envelope={self._config.envelope} seed={seed}"
             )
 
-    def _client(self) -> Client:
-        return Client(self._door, self.clients, asyncio.get_running_loop())
+    def _accept(self, listener: Listener) -> Callable[[], asyncio.BaseProtocol]:
+        """Return what makes the first protocol of a connection."""
+        if not self._networks:
+            return partial(self._client, listener)
+        prefaces = self._prefaces[listener.name] = Prefaces(
+            partial(self._start, listener),
+            self._networks,
+            self._config.limits.smtp,
+            metrics=self._metrics,
+            log=self._log,
+        )
+        return prefaces.accept
 
-    def _start(self, wire: asyncio.Transport, announced: Announced | None) -> Client:
+    def _client(self, listener: Listener) -> Client:
+        return Client(self._door, listener, self.clients, asyncio.get_running_loop())
+
+    def _start(
+        self, listener: Listener, wire: asyncio.Transport, announced: Announced | None
+    ) -> Client:
         """Make the session of a connection whose PROXY header was read, or that needs none."""
         del wire
-        client = self._client()
+        client = self._client(listener)
         client.announced = announced
         return client
 
     @property
     def proxies_waiting(self) -> int:
         """Connections whose PROXY header is not complete."""
-        return len(self._prefaces.waiting)
+        return sum(len(prefaces.waiting) for prefaces in self._prefaces.values())
 
     def _count_pause(self, paused: bool) -> None:
         """Count listeners that let nobody in for want of descriptors."""
@@ -214,7 +239,8 @@ class Listeners:
         """Take no more connections. Idempotent."""
         for acceptor in self._acceptors:
             acceptor.close()
-        self._prefaces.close()
+        for prefaces in self._prefaces.values():
+            prefaces.close()
 
     def cut_off(self) -> None:
         """End all connections at once."""

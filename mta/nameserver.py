@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mta.config import DnsConfig
-from mta.effects import Effects
+from mta.effects import Effects, is_loopback
 
 if TYPE_CHECKING:
     import dns.message
@@ -49,6 +49,8 @@ class Answer(NamedTuple):
     ttl_s: float = 0.0
     text: str = ""
     """Why, for RETRY."""
+    secure: bool = False
+    """DNSSEC has validated all of it, and whoever says so is trusted (``dns.trust_ad``)."""
 
 
 def parse_nameserver(text: str) -> tuple[str, int]:
@@ -90,6 +92,14 @@ class NameServers:
         self._servers: list[tuple[str, int]] = []
         self._slots = asyncio.Semaphore(QUERIES_MAX)
 
+    @property
+    def trusted(self) -> bool:
+        """There is a name server whose word on DNSSEC counts."""
+        return any(self._trusts(server) for server in self._server_list())
+
+    def _trusts(self, server: tuple[str, int]) -> bool:
+        return self._config.trust_ad or is_loopback(server[0])
+
     def forget(self) -> None:
         """Read the system's configuration again before the next question."""
         self._servers = []
@@ -99,7 +109,7 @@ class NameServers:
 
         Args:
             name: a domain name, A-labels.
-            rdtype: ``MX``, ``A`` or ``AAAA``.
+            rdtype: ``MX``, ``A``, ``AAAA``, ``TLSA`` or ``TXT``.
             deadline: instant on the event loop's clock after which the answer is RETRY.
         """
         import dns.exception
@@ -117,35 +127,39 @@ class NameServers:
 
     async def _follow(self, name: "dns.name.Name", rdtype: str, deadline: float) -> Answer:
         """Ask until there are records, or too many aliases."""
+        import dns.flags
         import dns.rdataclass
         import dns.rdatatype
 
         wanted = dns.rdatatype.from_text(rdtype)
         seen = {name}
         ttl_s = float("inf")
+        secure = True
         while True:
-            response, text = await self._query(name, rdtype, deadline)
+            response, text, trusted = await self._query(name, rdtype, deadline)
             if response is None:
                 return _retry(text)
+            secure = secure and trusted and bool(response.flags & dns.flags.AD)
             end, ttl = _end_of_aliases(response, name, wanted, seen, self._config.cname_max)
             if end is None:
                 return _retry("Too many aliases")
             ttl_s = min(ttl_s, ttl)
             if response.rcode() == 3:
-                return Answer(AnswerStatus.NO_NAME)
+                return Answer(AnswerStatus.NO_NAME, secure=secure)
             records = response.get_rrset(response.answer, end, dns.rdataclass.IN, wanted)
             if records:
-                return Answer(AnswerStatus.OK, tuple(records), min(ttl_s, records.ttl))
+                ttl_s = min(ttl_s, records.ttl)
+                return Answer(AnswerStatus.OK, tuple(records), ttl_s, secure=secure)
             if end == name:
-                return Answer(AnswerStatus.NO_DATA)
+                return Answer(AnswerStatus.NO_DATA, secure=secure)
             # The server gave the alias but not what it stands for: an authoritative server that
             # does not recurse.
             name = end
 
     async def _query(
         self, name: "dns.name.Name", rdtype: str, deadline: float
-    ) -> "tuple[dns.message.Message | None, str]":
-        """Return a response that is NOERROR or NXDOMAIN, or None with the reason.
+    ) -> "tuple[dns.message.Message | None, str, bool]":
+        """Return a response that is NOERROR or NXDOMAIN, or None with the reason; and whether to trust its AD.
 
         Goes on while a server may still answer. Why look at the deadline, when the caller cancels
         us at it? It does so once, and dnspython waits with asyncio.wait_for, which before Python
@@ -166,14 +180,14 @@ class NameServers:
                     continue
                 rcode = int(response.rcode())
                 if rcode in (0, 3):
-                    return response, ""
+                    return response, "", self._trusts(server)
                 if rcode in (1, 4) and edns is not False:
                     edns = False  # FORMERR, NOTIMP: older than EDNS (RFC 6891 7)
                     again = True
                     continue
                 reason = f"Name server said {_RCODES.get(rcode, str(rcode))}"
             if not again or loop.time() >= deadline:
-                return None, reason
+                return None, reason, False
 
     async def _query_one(
         self, server: tuple[str, int], name: "dns.name.Name", rdtype: str, edns: int | bool
@@ -181,12 +195,14 @@ class NameServers:
         import dns.asyncbackend
         import dns.asyncquery
         import dns.exception
+        import dns.flags
         import dns.message
 
         address, port = server
         timeout_s = self._config.timeout_s
         payload = UDP_PAYLOAD if edns is not False else 0
         query = dns.message.make_query(name, rdtype, use_edns=edns, payload=payload)
+        query.flags |= dns.flags.AD  # RFC 6840 5.7: tell us whether it was validated
         loop = asyncio.get_running_loop()
         started = loop.time()
 

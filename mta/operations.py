@@ -5,6 +5,7 @@ Rows are made from the core, the durable queue and the connections; nothing here
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from heapq import nlargest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from mta.core.stimuli import (
     RouteEnabled,
     Selector,
 )
+from mta.footprint import estimate_bytes
 from mta.queue.base import QueueUnavailableError, StoredEnvelope
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ Row = dict[str, Any]
 
 PAUSED_MAX = 1000
 """Domains and users that may be paused one by one. Ours."""
+
+
+SLOWEST = 20
+"""Destinations that `mtactl top` is told of."""
 
 
 class Operations:
@@ -271,6 +277,78 @@ class Operations:
             {"agent": "mda", "only": key[:-1], "source": None}
             for key in sorted(engine.local.paused_users)
         ]
+
+    def hoststats(self) -> list[Row]:
+        """Return the latest news of each destination of the last four hours, the latest first."""
+        now = self.now()
+        return [
+            {
+                "domain": domain,
+                "at": stat.at,
+                "seconds": round(stat.seconds, 6) if stat.transactions else None,
+                "transactions": stat.transactions,
+                "last_status": stat.status or None,
+            }
+            for domain, stat in self._server.engine.agent.hoststats.items(now)
+        ][::-1]
+
+    def top(self) -> Row:
+        """Return what `mtactl top` shows: counters, memory by who has it, the slowest destinations."""
+        server = self._server
+        store = server.engine.store
+        stats = self.stats()
+        return {
+            "t": self.now(),
+            "hostname": server.config.hostname,
+            "stats": dict(stats),
+            "memory": [
+                {
+                    "agent": "scheduler",
+                    "what": f"envelopes, {store.name}",
+                    "count": len(store),
+                    "bytes": estimate_bytes(store),
+                },
+                {
+                    "agent": "queue",
+                    "what": "messages ready for a first attempt",
+                    "count": stats["queue.evpcache.size"],
+                    "bytes": stats["queue.evpcache.bytes"],
+                },
+                {
+                    "agent": "smtp",
+                    "what": "messages being received",
+                    "count": stats["smtp.session"],
+                    "bytes": stats["smtp.bytes"],
+                },
+            ],
+            "slowest": self._slowest(),
+        }
+
+    def _slowest(self) -> list[Row]:
+        """Return destinations: those at rest first, then by how long their transactions take."""
+        now = self.now()
+        agent = self._server.engine.agent
+        stats = dict(agent.hoststats.items(now))
+        rows = []
+        for domain in stats.keys() | agent.relays.keys():
+            relay, stat = agent.relays.get(domain), stats.get(domain)
+            dead = relay is not None and relay.is_dead(now)
+            queued = relay.waiting_envelopes + relay.running_envelopes if relay else 0
+            seconds = stat.seconds if stat else 0.0
+            rows.append(
+                {
+                    "domain": domain,
+                    "dead": dead,
+                    "queued": queued,
+                    "held": len(relay.held) if relay else 0,
+                    "connections": len(relay.sessions) if relay else 0,
+                    "seconds": seconds if stat and stat.transactions else None,
+                    "last_status": stat.status if stat else None,
+                }
+            )
+        return nlargest(
+            SLOWEST, rows, key=lambda row: (row["dead"], row["seconds"] or 0.0, row["queued"])
+        )
 
     def ages(self) -> Iterator[tuple[str, float]]:
         """Iterate over (destination, when it was accepted) of all envelopes."""

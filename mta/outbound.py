@@ -179,6 +179,7 @@ class Outbound:
         self.log(
             f"{show_session(instruction.session)} mta connecting"
             f" address={plan.scheme}://{shown}:{self.port} host={instruction.host}"
+            f"{f' tls-policy={plan.policy}' if plan.policy else ''}"
         )
 
     def _connect_ended(self, task: asyncio.Task[None]) -> None:

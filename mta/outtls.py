@@ -6,6 +6,7 @@ is tried again in clear. See `mta.tlsplan` for the levels.
 
 import ssl
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from mta.core.instructions import OpenConnection
@@ -13,14 +14,25 @@ from mta.core.settings import ConfigError
 from mta.credentials import read_credentials
 from mta.resolver import address_literal
 from mta.smtphello import Login, TlsLevel
+from mta.tlsa import TlsaLookups
 from mta.tlspipe import TlsPipe
-from mta.tlsplan import TlsPlan, plan_for
+from mta.tlsplan import (
+    NOT_ALLOWED,
+    TESTED,
+    TlsPlan,
+    dane_plan,
+    enforced_plan,
+    plan_for,
+    tested_plan,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mta.config import Config
     from mta.effects import Effects
+    from mta.resolver import Resolver
+    from mta.stspolicies import StsPolicies
 
 BAD_CERTIFICATE = "454 4.7.5 Server certificate not trusted"
 NO_HANDSHAKE = "454 4.7.5 Cannot start TLS"
@@ -57,13 +69,29 @@ class _Wanted(NamedTuple):
 class OutboundTls:
     """What outbound connections know of TLS and passwords."""
 
-    def __init__(self, config: "Config", effects: "Effects", *, source: str) -> None:
+    def __init__(
+        self,
+        config: "Config",
+        effects: "Effects",
+        *,
+        source: str,
+        resolver: "Resolver | None" = None,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
         """Read certificates of authorities and passwords.
+
+        Args:
+            config: what the operator wants.
+            effects: to read files and to connect to policy hosts.
+            source: the configuration's file, for errors.
+            resolver: for DANE and MTA-STS; without one there is neither.
+            log: takes one line.
 
         Raises:
             ConfigError: one of the files can't be used.
         """
         self.stats = OutboundTlsStats()
+        self._log = log
         self._relay = config.relay
         self._port = config.relay.port
         self._limits = config.limits.mta
@@ -74,6 +102,13 @@ class OutboundTls:
         self._trusting.verify_mode = ssl.CERT_NONE
         for context in (self._verifying, self._trusting):
             context.minimum_version = ssl.TLSVersion[config.relay.tls_minimum.replace(".", "_")]
+        self._resolver = resolver
+        self._tlsa: TlsaLookups | None = None
+        self._sts: StsPolicies | None = None
+        if resolver is not None:
+            self._tlsa = TlsaLookups(resolver.servers, config.dns, effects)
+        if resolver is not None and config.relay.mta_sts:
+            self._sts = _policies(config, effects, resolver, self._verifying, log)
         self._logins: Mapping[str, Login] = {}
         if config.relay.credentials is not None:
             self._logins = read_credentials(
@@ -87,11 +122,67 @@ class OutboundTls:
         """Return how many sessions are kept."""
         return len(self._sessions)
 
+    def policy_stats(self) -> dict[str, int]:
+        """Return what was counted of look-ups, by the names of `mta.core.metrics`."""
+        sts, tlsa = self._sts, self._tlsa
+        return {
+            "mta.dane.cache.size": len(tlsa) if tlsa else 0,
+            "mta.sts.cache.size": len(sts) if sts else 0,
+            "mta.sts.fetched": sts.stats.fetched if sts else 0,
+            "mta.sts.failed": sts.stats.failed if sts else 0,
+        }
+
     async def plan(self, instruction: OpenConnection) -> TlsPlan:
         """Return what is to happen on a connection; takes as long as the look-ups that it needs."""
         level, login = self._wanted(instruction)
         name = server_name(instruction.host)
-        return plan_for(level, name, login, login_in_clear=self._relay.auth_without_tls)
+        plan = plan_for(level, name, login, login_in_clear=self._relay.auth_without_tls)
+        if level == "dane":
+            plan = await self._dane(plan, instruction)
+        if self._sts is not None and level in ("may", "encrypt", "dane") and not plan.tlsa:
+            plan = await self._mta_sts(self._sts, plan, instruction)
+        self.stats.refused += bool(plan.refusal)
+        return plan
+
+    async def _dane(self, plan: TlsPlan, instruction: OpenConnection) -> TlsPlan:
+        """Return what a host's TLSA records make of an opportunistic plan (RFC 7672 2.2)."""
+        resolver, lookups = self._resolver, self._tlsa
+        host, domain = plan.server_name, instruction.domain
+        if resolver is None or lookups is None or address_literal(host) is not None:
+            return plan
+        # Without a validated way to the host its records prove nothing, and asking for them would meet the
+        # name servers that fail on names like these.
+        if not await resolver.is_secure(domain, host):
+            return plan
+        answer = await lookups.look_up(host, self._port)
+        if answer.failure:
+            text = f"454 4.7.5 TLSA lookup error for {host}:{self._port}: {answer.failure}"
+            return plan._replace(refusal=text)
+        if not answer.records:
+            return plan
+        from mta.dane import usable
+
+        return dane_plan(plan, usable(answer.records), names=(host, bare(domain)))
+
+    async def _mta_sts(
+        self, policies: "StsPolicies", plan: TlsPlan, instruction: OpenConnection
+    ) -> TlsPlan:
+        """Return what a domain's policy makes of a plan (RFC 8461 5)."""
+        domain = instruction.domain
+        if plan.refusal or domain.startswith("[") or address_literal(domain) is not None:
+            return plan
+        policy = await policies.policy(domain)
+        if policy is None:
+            return plan
+        allowed = policy.allows(plan.server_name)
+        if policy.mode.value == "enforce":
+            if not allowed:
+                return plan._replace(refusal=NOT_ALLOWED)
+            return enforced_plan(plan)
+        if not allowed:
+            self._log(f"mta-sts: {TESTED} domain={domain} host={plan.server_name}: {NOT_ALLOWED}")
+            return plan
+        return tested_plan(plan)
 
     def _wanted(self, instruction: OpenConnection) -> _Wanted:
         relay = self._relay
@@ -139,6 +230,26 @@ class OutboundTls:
 
     def _key(self, plan: TlsPlan, instruction: OpenConnection) -> _SessionKey:
         return instruction.address, self._port, plan.server_name, plan.verify
+
+
+def _policies(
+    config: "Config",
+    effects: "Effects",
+    resolver: "Resolver",
+    context: ssl.SSLContext,
+    log: Callable[[str], None],
+) -> "StsPolicies":
+    from mta.stspolicies import StsPolicies  # with an HTTP library that is rarely wanted
+
+    return StsPolicies(
+        resolver.servers,
+        config.dns,
+        effects,
+        context,
+        port=config.relay.mta_sts_port,
+        limits=config.limits.mta,
+        log=log,
+    )
 
 
 def server_name(host: str) -> str:

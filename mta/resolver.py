@@ -48,6 +48,8 @@ class ResolverStats:
 class _Kept(NamedTuple):
     resolution: Resolution
     expires_at: float
+    secure: frozenset[str]
+    """Hosts that DNSSEC leads to: the domain's MX records and the host's addresses are validated."""
 
 
 class Resolver:
@@ -81,6 +83,20 @@ class Resolver:
     def __len__(self) -> int:
         """Return how many domains are kept."""
         return len(self._cache)
+
+    @property
+    def servers(self) -> NameServers:
+        """The name servers, for other questions."""
+        return self._servers
+
+    async def is_secure(self, domain: str, host: str) -> bool:
+        """Say whether DNSSEC has validated the way from a domain to one of its hosts (RFC 7672 2.2).
+
+        Asks as `resolve` does if the answer is not kept any more.
+        """
+        await self.resolve(domain)
+        kept = self._cache.get(domain.lower().rstrip("."))
+        return kept is not None and host.lower() in kept.secure
 
     @property
     def pending(self) -> int:
@@ -153,18 +169,18 @@ class Resolver:
             del self._running[key]
 
     async def _look_up_and_keep(self, key: str, generation: int) -> Resolution:
-        resolution = await self._look_up(key)
+        resolution, secure = await self._look_up(key)
         if resolution.status is ResolutionStatus.RETRY:
             self.stats.failures += 1
         if generation == self._generation:
             expires_at = self._effects.monotonic() + resolution.ttl_s
-            self._cache[key] = _Kept(resolution, expires_at)
+            self._cache[key] = _Kept(resolution, expires_at, secure)
             self._cache.move_to_end(key)
             while len(self._cache) > self._config.cache_max:
                 self._cache.popitem(last=False)
         return resolution
 
-    async def _look_up(self, key: str) -> Resolution:
+    async def _look_up(self, key: str) -> tuple[Resolution, frozenset[str]]:
         """Wait for a slot, then ask; each of the two takes at most ``lifetime_s``."""
         lifetime_s = self._config.lifetime_s
         try:
@@ -175,10 +191,12 @@ class Resolver:
             # behind them would only make the answer late.
             # That says nothing about the domain, so it is not kept as long as a failure of its own.
             busy = self._temporary("Too many look-ups are waiting")
-            return busy._replace(ttl_s=self._config.ttl_min_s)
+            return busy._replace(ttl_s=self._config.ttl_min_s), frozenset()
         try:
             deadline = asyncio.get_running_loop().time() + lifetime_s
-            return await _Lookup(self, deadline).run(key)
+            lookup = _Lookup(self, deadline)
+            resolution = await lookup.run(key)
+            return resolution, frozenset(lookup.secure if lookup.way_is_secure else ())
         finally:
             self._slots.release()
 
@@ -193,9 +211,21 @@ class Resolver:
 class _Lookup:
     """One look-up of one domain."""
 
-    __slots__ = ("_config", "_deadline", "_resolver", "_servers", "_slots")
+    __slots__ = (
+        "_config",
+        "_deadline",
+        "_resolver",
+        "_servers",
+        "_slots",
+        "secure",
+        "way_is_secure",
+    )
 
     def __init__(self, resolver: Resolver, deadline: float) -> None:
+        self.secure: set[str] = set()
+        """Hosts whose addresses are validated."""
+        self.way_is_secure = True
+        """What names them is validated, or the operator has named them."""
         self._resolver = resolver
         self._config = resolver._config
         self._servers = resolver._servers
@@ -208,6 +238,7 @@ class _Lookup:
         if key.startswith("[") and key.endswith("]"):
             return await self._addresses_only(key[1:-1])
         answer = await self._servers.ask(key, "MX", deadline=self._deadline)
+        self.way_is_secure = answer.secure
         match answer.status:
             case AnswerStatus.RETRY:
                 return resolver._temporary(answer.text)
@@ -273,6 +304,9 @@ class _Lookup:
         texts = sorted({str(record.address) for record in four.records})
         texts += sorted({str(record.address) for record in six.records})
         ttls = [answer.ttl_s for answer in (four, six) if answer.status is AnswerStatus.OK]
+        with_addresses = [each for each in (four, six) if each.records]
+        if with_addresses and all(each.secure for each in with_addresses):
+            self.secure.add(name)
         retry = [answer.text for answer in (four, six) if answer.status is AnswerStatus.RETRY]
         return _Addresses(
             tuple(texts),

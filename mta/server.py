@@ -9,7 +9,8 @@ already taken, the envelopes that the queue held before. Stop, on the first SIGT
 3. what is left is cut off: it is tried again after the next start;
 4. control socket and metrics end, the queue is flushed and unlocked, the log is closed.
 
-A second signal skips the wait. Stopping twice is harmless. SIGHUP opens the log file anew.
+A second signal skips the wait. Stopping twice is harmless. SIGHUP opens the log file anew, and
+reads the certificate and the users again.
 """
 
 import asyncio
@@ -20,11 +21,14 @@ import signal
 import sqlite3
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mta.addressing import Addressing
+from mta.authentication import Authenticator
+from mta.certificates import Certificates
 from mta.control import ControlServer, ControlSocketBusyError
 from mta.core import records
 from mta.core.engine import Engine
@@ -41,6 +45,7 @@ from mta.log import Log
 from mta.memory import MemoryWatch
 from mta.operations import Operations
 from mta.outtls import OutboundTls
+from mta.passwords import Passwords
 from mta.profile import EffectProbe, Profile
 from mta.queue.base import QueueUnavailableError
 from mta.queue.database import QueueCorruptError
@@ -95,6 +100,9 @@ class MtaServer:
         self._resolver: Resolver
         self._outbound_tls: OutboundTls
         self._addressing: Addressing | None = None
+        self._certificates: Certificates | None = None
+        self._passwords: Passwords | None = None
+        self._authenticator: Authenticator | None = None
         self._started_at = self.effects.now()
         self._failure = ""
         self._stop = asyncio.Event()
@@ -111,7 +119,7 @@ class MtaServer:
         loop.set_exception_handler(self._fault)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reopen_log)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             await self._start()
             await self._restore_until_stopped()
@@ -141,9 +149,14 @@ class MtaServer:
             self._stop_now.set()
         self._stop.set()
 
-    def _reopen_log(self) -> None:
+    def _reload(self) -> None:
+        """Open the log anew, read certificate and users again; what can't be read is in the log."""
         if hasattr(self, "log"):
             self.log.reopen()
+            for part in (self._certificates, self._passwords):
+                with suppress(ValueError):
+                    if part is not None:
+                        part.update()
 
     def _fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log what nobody foresaw: one line for the operator, the rest for us."""
@@ -189,7 +202,9 @@ class MtaServer:
             raise ConfigError(
                 self.source, "dns.nameserver", config.dns.nameserver, str(error)
             ) from None
-        self._outbound_tls = OutboundTls(config, effects, source=self.source)
+        self._outbound_tls = OutboundTls(
+            config, effects, source=self.source, resolver=self._resolver, log=self.log.info
+        )
         networks = config.smtp.relay_networks
         addressing: Addressing | None = None
         if config.rules:
@@ -216,6 +231,7 @@ class MtaServer:
             addressing=addressing,
             tls=self._outbound_tls,
         )
+        self._open_security()
         try:
             self.door = ServerDoor(
                 config,
@@ -225,6 +241,8 @@ class MtaServer:
                 tracer=self.tracer,
                 metrics=self.metrics,
                 first_session=SessionId(sessions),
+                certificates=self._certificates,
+                authenticator=self._authenticator,
             )
         except ValueError as error:
             raise ConfigError(self.source, "smtp.relay_networks", networks, str(error)) from None
@@ -262,6 +280,38 @@ class MtaServer:
         port = self.config.relay.port
         places = listening(self.config, self.source)
         return tuple({place.address: None for place in places if place.port == port})
+
+    def _open_security(self) -> None:
+        """Read certificate and users.
+
+        Raises:
+            ConfigError: they can't be used.
+        """
+        config, warn = self.config, self.log.warn
+        if config.tls.certificate is not None:
+            self._certificates = Certificates(
+                config.tls, effects=self.effects, source=self.source, log=warn
+            )
+        if config.auth.file is not None or config.auth.users:
+            self._passwords = Passwords(
+                config.auth, effects=self.effects, source=self.source, log=warn
+            )
+            self._authenticator = Authenticator(
+                self._passwords,
+                effects=self.effects,
+                limits=config.limits.smtp,
+                metrics=self.metrics,
+                log=warn,
+            )
+
+    def update_security(self) -> list[str]:
+        """Read certificate and users again; return in a line each what came of it.
+
+        Raises:
+            ValueError: one of them can't be used; what was read before still counts. One line.
+        """
+        parts = [part for part in (self._certificates, self._passwords) if part is not None]
+        return [part.update() for part in parts]
 
     def _open_log(self) -> None:
         config = self.config
@@ -468,6 +518,7 @@ class MtaServer:
             "mta.tls.downgraded": tls.downgraded,
             "mta.tls.refused": tls.refused,
             "mta.tls.session": len(self._outbound_tls),
+            **self._outbound_tls.policy_stats(),
             "dns.pending": self._resolver.pending,
             "dns.cache.size": len(self._resolver),
             "dns.cache.hit": resolver.hits,
@@ -518,6 +569,8 @@ class MtaServer:
             await self._resolver.close()
         if self._addressing is not None:
             self._addressing.close()
+        if self._authenticator is not None:
+            self._authenticator.close()
         if self._control is not None:
             await self._control.close()
         if self._exposition is not None:

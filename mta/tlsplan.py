@@ -40,11 +40,14 @@ class TlsPlan(NamedTuple):
     """What the log says when that happens."""
     refusal: str = ""
     """Do not connect at all, for this reason."""
+    policy: str = ""
+    """Whose wish this is, if not the operator's: for the log."""
 
 
 DOWNGRADE: Final = "opportunistic TLS failed, downgrading to plain"
 """OpenSMTPD mta_session.c."""
 TESTED: Final = "MTA-STS policy in testing would have refused"
+NOT_ALLOWED: Final = "454 4.7.5 Host is not in the MTA-STS policy of the domain"
 
 
 def plan_for(
@@ -67,3 +70,31 @@ def plan_for(
             hello = clear._replace(starttls=True)
             plain = TlsPlan(clear, "smtp+notls", server_name)
             return TlsPlan(hello, "smtp", server_name, fallback=plain, notice=DOWNGRADE)
+
+
+def dane_plan(plan: TlsPlan, records: tuple[Tlsa, ...], *, names: tuple[str, ...]) -> TlsPlan:
+    """Return an opportunistic plan as a host with TLSA records makes it: mandatory (RFC 7672 2.2).
+
+    Args:
+        plan: without DANE.
+        records: those that are usable; without any, encryption is all that can be had (RFC 7672 2.2.1).
+        names: see `TlsPlan.names`.
+    """
+    hello = plan.hello._replace(starttls=True, must=True)
+    policy = "dane" if records else "dane-unusable"
+    return plan._replace(
+        hello=hello, tlsa=records, names=names, fallback=None, notice="", policy=policy
+    )
+
+
+def enforced_plan(plan: TlsPlan) -> TlsPlan:
+    """Return a plan as an MTA-STS policy in mode ``enforce`` makes it (RFC 8461 5)."""
+    hello = plan.hello._replace(starttls=True, must=True)
+    return plan._replace(
+        hello=hello, verify=True, fallback=None, notice="", policy="mta-sts-enforce"
+    )
+
+
+def tested_plan(plan: TlsPlan) -> TlsPlan:
+    """Return a plan as an MTA-STS policy in mode ``testing`` makes it: as strict, and if that fails, as before."""
+    return plan._replace(verify=True, fallback=plan, notice=TESTED, policy="mta-sts-testing")

@@ -14,7 +14,7 @@ import typer
 
 from mta.core.settings import ConfigError
 from sim import scenario as scenarios
-from sim.settings import ModelConfig, model_config
+from sim.settings import server_config
 
 app = typer.Typer(
     add_completion=False,
@@ -120,7 +120,7 @@ def _run(
         raise ConfigError("--backend", value=backend, problem="must be simpy or heapq")
     scenario = scenarios.load(name, overrides)
     source = name if "/" in name or name.endswith(".toml") else f"{name}.toml"
-    config = _server_config(scenario, source, overrides)
+    config = server_config(scenario.server, source, overrides)
     costs = costing.load(costs_file) if costs_file is not None else costing.Costs()
     layout = layouts.load(layout_name) if layout_name else None
     if out is not None:
@@ -154,22 +154,6 @@ def _run(
         _write(out / "summary.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
         _write(out / "scenario.toml", scenarios.to_toml(scenario))
     return summaries
-
-
-def _server_config(scenario: scenarios.Scenario, source: str, overrides: list[str]) -> ModelConfig:
-    """Return the scenario's settings of the server.
-
-    Raises:
-        ConfigError: one of them is wrong; it names the option or the file, whichever said it.
-    """
-    try:
-        return model_config(scenario.server, source=source)
-    except ConfigError as error:
-        key = f"server.{error.key}"
-        said = [override.partition("=")[0].strip() for override in overrides]
-        if any(key == one or key.startswith(f"{one}.") for one in said):
-            source = "--set"
-        raise ConfigError(source, key, error.value, error.problem) from None
 
 
 def _make(out: Path) -> None:
@@ -312,6 +296,41 @@ def _number(value: float) -> str:
 
 
 @app.command()
+def compare(
+    name: Annotated[str, typer.Argument(metavar="SCENARIO", help="A name, or a file.")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B", help="Values of a key, or of `layout`; may be repeated."),
+    ] = None,
+    overrides: Overrides = None,
+    costs: CostsFile = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the scenario's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario under every combination of settings, over the same messages, and print a row for each.
+
+    Without --vary, a scenario with local users compares the policies for pending deliveries by representation.
+    """
+    from sim import compare as comparing
+    from sim import costs as costing
+
+    said = list(overrides or [])
+    if seed is not None:
+        said.append(f"seed={seed}")
+    try:
+        wanted = comparing.variations(vary or [], scenarios.load(name, said))
+        found = costing.load(costs) if costs is not None else costing.Costs()
+        with _progress(comparing.messages(name, said, wanted)) as advance:
+            rows = list(comparing.compare(name, said, wanted, costs=found, progress=advance))
+    except ConfigError as error:
+        raise _fail(error) from None
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows], allow_nan=False))
+    else:
+        comparing.table(rows)
+
+
+@app.command()
 def replay(
     run_name: Annotated[
         str, typer.Argument(metavar="RUN", help="A run directory, or `latest`.")
@@ -366,6 +385,35 @@ def calibrate_run(
     else:
         report(costs)
         print(f"written to {path}")
+
+
+@app.command("perfetto")
+def export_timeline(
+    run_name: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory, a trace.jsonl, or `latest`.")
+    ] = "latest",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="By default timeline.json.gz beside the trace."),
+    ] = None,
+    envelopes: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Envelopes drawn, the first ones.")
+    ] = 2000,
+    representation: Annotated[
+        str, typer.Option(help="Which of the run's servers; the first by default.")
+    ] = "",
+) -> None:
+    """Draw a run as a timeline that ui.perfetto.dev opens: connections, transactions, envelopes, gauges."""
+    from sim.perfetto import export
+    from sim.replay import trace_of
+
+    try:
+        trace = trace_of(run_name, representation)
+        path = out or trace.with_name("timeline.json.gz")
+        count = export(trace, path, envelopes_max=envelopes)
+    except ConfigError as error:
+        raise _fail(error) from None
+    print(f"{count:,} events written to {path}; open it at https://ui.perfetto.dev")
 
 
 @app.command("scenarios")

@@ -84,6 +84,20 @@ def find_run(name: str, runs: Path = RUNS) -> Path:
     raise ConfigError("run", value=name, problem="there is no such directory")
 
 
+def trace_of(name: str, representation: str = "") -> Path:
+    """Return the trace that a name means: the file itself, or that of a run's server.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    found = find_run(name)
+    if (found / "trace.jsonl").is_file() and not representation:
+        return found / "trace.jsonl"
+    return _server(found, representation)[1] / "trace.jsonl"
+
+
 def replay(
     run_name: str, overrides: Sequence[str] = (), *, representation: str = ""
 ) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class DnsSettings:
     ttl_max_s: float = 86_400.0
     negative_ttl_s: float = 60.0
     cname_max: int = 8
+    trust_ad: bool = False
 
 
 class Resolver:

@@ -99,6 +99,9 @@ class SimResult:
     """See `sim.records.Fingerprint`; empty if the run was not fingerprinted."""
     local: LocalResult | None = None
     """Of local mail; None if the scenario has none."""
+    census: tuple[tuple[Census, int], ...] = ()
+    """What was there at each sample, and messages accepted so far, if that was asked for: `sim.compare` counts memory
+    again from it."""
     layout: str = ""
     """Whose bytes ``rss_bytes`` and ``live_bytes`` are; empty for those of our representation."""
 
@@ -235,6 +238,8 @@ class Model:
             start=start,
         )
         self.layout = layout
+        self.census: list[tuple[Census, int]] | None = None
+        """What was there at each sample, and messages accepted by then; None if nobody asks."""
         self.memory = Memory(costs.memory_of(config.envelope))
         self.start_at = start
         self.replication = replication
@@ -314,13 +319,17 @@ class Model:
     def _bytes(self) -> tuple[int, int]:
         """Return resident memory now, and what of it is the queue."""
         driver, memory, fill = self.driver, self.memory, self.driver.fill
+        if self.census is not None:
+            self.census.append((self._census(), driver.inbound.accepted))
         if self.layout is not None:
             live = self.layout.live_bytes(self._census())
             return live, live
         local = self._local_standing() if driver.ledger is not None else NO_LOCAL
         envelopes = len(self.engine.store) - fill.local
         in_flight = self.engine.scheduler.in_flight - local.in_flight
-        live_bytes = memory.live_bytes(envelopes=envelopes, body_bytes=fill.size_bytes, local=local)
+        live_bytes = memory.live_bytes(
+            envelopes=envelopes, body_bytes=fill.size_bytes, in_flight=in_flight, local=local
+        )
         rss_bytes = memory.rss_bytes(
             envelopes=envelopes,
             body_bytes=fill.size_bytes,
@@ -399,6 +408,7 @@ class Model:
             local=None
             if driver.ledger is None
             else driver.ledger.result(now=self.kernel.now, attempts=driver.local.started),
+            census=tuple(self.census or ()),
             layout=self.layout.name if self.layout is not None else "",
         )
 
@@ -416,6 +426,7 @@ def simulate(
     fingerprint: bool = True,
     backend: Backend = "simpy",
     layout: Layout | None = None,
+    census: bool = False,
     progress: Callable[[float, int, int], None] | None = None,
     source: str = "scenario",
 ) -> SimResult:
@@ -435,6 +446,7 @@ def simulate(
         fingerprint: reckon the fingerprint; costs about half a microsecond per stimulus.
         backend: what the clock runs on.
         layout: whose bytes memory is reckoned in; by default those of the representation.
+        census: keep what was there at each sample.
         progress: told at each sample: seconds, messages settled, queued envelopes.
         source: the scenario's file, for errors.
 
@@ -458,6 +470,7 @@ def simulate(
         source=source,
     )
     model.progress = progress
+    model.census = [] if census else None
     observers: list[Observer] = []
     print_ = Fingerprint() if fingerprint else None
     if print_ is not None:

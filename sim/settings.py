@@ -14,7 +14,7 @@ from mta.core.settings import ConfigError, build
 from sim.resolver import DnsSettings
 
 IGNORED: Final = (
-    "hostname", "drain_s", "smtp", "listeners", "relay", "relays", "local", "rules", "tables", "userbases",
+    "hostname", "drain_s", "smtp", "listeners", "tls", "auth", "relay", "relays", "local", "rules", "tables", "userbases",
     "expansion", "queue",
     "control", "log",
 )  # fmt: skip
@@ -56,3 +56,24 @@ def model_config(
             problem = "says where things are, which a model does not ask"
             raise ConfigError("--set", key, problem=problem)
     return build(ModelConfig, wanted, source=source, overrides=overrides)
+
+
+def server_config(server: Mapping[str, Any], source: str, overrides: Sequence[str]) -> ModelConfig:
+    """Return a scenario's settings of the server.
+
+    Args:
+        server: its table of the same name.
+        source: the scenario's file.
+        overrides: what was said of the scenario beside it; the error names whichever said it.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    try:
+        return model_config(server, source=source)
+    except ConfigError as error:
+        key = f"server.{error.key}"
+        said = [override.partition("=")[0].strip() for override in overrides]
+        if any(key == one or key.startswith(f"{one}.") for one in said):
+            source = "--set"
+        raise ConfigError(source, key, error.value, error.problem) from None

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from mta.core.envelopes.base import Handle
+from mta.core.hoststats import HostStats
 from mta.core.ids import SessionId
 from mta.core.instructions import (
     Instruction,
@@ -71,6 +72,7 @@ class MtaAgent:
         self.doom = self.outcomes.doom
         self.suspend_later = self.outcomes.suspend_later
         self._waiting = Waiting(scheduler, self.limits)
+        self.hoststats = HostStats()
         self._rng = rng
         self._next_session = int(first_session)
         self._own_names = own_names
@@ -122,6 +124,7 @@ class MtaAgent:
                 return
             failure = (Outcome.PERMFAIL, "554 5.4.6 Mail loops back to myself")
         outcome, status = failure
+        self.hoststats.note(relay.domain, status, now)
         out.append(Note(f"smtp-out: Failed to resolve MX for [relay:{relay.domain}]: {status}"))
         if outcome is Outcome.TEMPFAIL:
             self._fail_relay(relay, status, now + self.limits.route_delay_base_s, now, out)
@@ -163,6 +166,7 @@ class MtaAgent:
         relay.connecting -= 1
         self.places.gone(session, now)
         relay.status = reason
+        self.hoststats.note(relay.domain, reason, now)
         relay.policy.failed(busy=relay.busy)
         limits = self.limits
         if relay.busy or relay.idle:
@@ -198,6 +202,7 @@ class MtaAgent:
             task = self._end_task(session)
             for handle in task.handles:
                 self.outcomes.tempfail(relay, handle, reason, now, out)
+            self.hoststats.note(relay.domain, reason, now, now - session.busy_since)
         self.places.gone(session, now)
         self._revive_or_rest(relay, reason, now, out)
         # Why the others first? They have waited for this place longer than its last owner.
@@ -213,6 +218,9 @@ class MtaAgent:
         relay = session.relay
         task = self._end_task(session)
         any_ok = self.outcomes.settle(session, task, done.results, now, out)
+        if done.results:
+            status = done.results[-1].status
+            self.hoststats.note(relay.domain, status, now, now - session.busy_since)
         session.messages += 1
         if done.usable:
             relay.policy.succeeded(busy=relay.busy + 1)
@@ -260,6 +268,7 @@ class MtaAgent:
         handles = task.handles
         del self.places.idle[session]
         session.state = SessionState.BUSY
+        session.busy_since = now
         session.task = task
         relay.busy += 1
         relay.running_envelopes += len(handles)

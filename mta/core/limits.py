@@ -58,6 +58,19 @@ class SmtpLimits:
     """Bytes of a PROXY header with its TLVs. Ours; the protocol's own limit is 65,551."""
     max_bytes_in_memory: int = 256 * 1024 * 1024
     """Bytes of all messages that are being received and are not durable yet; over it 452 4.3.1."""
+    tls_handshake_s: float = 30.0
+    """Time for TLS to begin, after which the connection is closed. Ours; Postfix ``smtpd_starttls_timeout`` 300 s,
+    10 s under stress."""
+    max_auth_line: int = 12_288
+    """Bytes of a client's answer in AUTH. RFC 4954 4."""
+    max_auth_failures: int = 3
+    """Logins refused per connection, after which it is closed. Dovecot and sshd do so too, after 3 and 6."""
+    max_auth_pending: int = 32
+    """Passwords being checked or waiting for that; over it 454 4.7.0. Ours."""
+    auth_threads: int = 2
+    """Passwords checked at a time, each in a thread with the memory that its hash asks for (19 MiB). Ours."""
+    auth_timeout_s: float = 10.0
+    """Longest wait for a password to be checked; then 454 4.7.0. Ours."""
     min_data_rate: int = 0
     """Bytes per second that a message has to arrive with, else its connection counts as idle; 0 for any. Postfix
     ``smtpd_min_data_rate``, which counts only when ``smtpd_per_request_deadline`` does: under stress."""
@@ -171,6 +184,8 @@ class MtaLimits:
     """Addresses considered per domain. Ours; Postfix ``smtp_mx_address_limit`` 5."""
     tls_sessions_max: int = 1000
     """TLS sessions kept, to be resumed. Ours; about 5 KiB each. Postfix keeps any number for an hour."""
+    sts_policies_max: int = 10_000
+    """Domains whose MTA-STS policy, or want of one, is remembered. Ours."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield every value that contradicts itself or another."""

@@ -62,6 +62,13 @@ _ALL = (
     _gauge("smtp.accept.paused", "Listeners that let nobody in for want of descriptors"),
     _counter("smtp.accept.pauses", "How often a listener stopped letting clients in"),
     _gauge("smtp.bytes", "Bytes of messages that are being received and are not durable yet"),
+    _gauge("smtp.tls", "Open inbound connections that said STARTTLS"),
+    _gauge("smtp.smtps", "Open inbound connections with TLS from the first byte on"),
+    _counter("smtp.tls.failed", "Handshakes that failed, took too long, or lost their client"),
+    _counter("smtp.auth.ok", "Logins"),
+    _counter("smtp.auth.permfail", "Logins refused: no such user, or another password"),
+    _counter("smtp.auth.tempfail", "Logins that could not be checked"),
+    _gauge("smtp.auth.pending", "Passwords being checked, or waiting for that"),
     # The durable queue
     _gauge("queue.message", "Messages in the durable queue"),
     _gauge("queue.envelope", "Envelopes in the durable queue"),
@@ -117,6 +124,14 @@ _ALL = (
     _counter("mta.tls.failed", "Outbound TLS handshakes that failed, bad certificates included"),
     _counter("mta.tls.downgraded", "Outbound connections tried again with less TLS or none"),
     _counter("mta.tls.refused", "Outbound connections not made because of a policy"),
+    _gauge("mta.dane.cache.size", "Answers about TLSA records kept", drains=False),
+    _gauge(
+        "mta.sts.cache.size",
+        "Domains whose MTA-STS policy is known or known to be none",
+        drains=False,
+    ),
+    _counter("mta.sts.fetched", "MTA-STS policies fetched"),
+    _counter("mta.sts.failed", "MTA-STS policies announced that could not be had"),
     _gauge("mta.tls.session", "TLS sessions kept to be resumed", drains=False),
     # Local delivery
     _gauge("mda.envelope", "Envelopes that local delivery has"),

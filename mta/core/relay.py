@@ -99,6 +99,7 @@ class Session:
     """One outbound connection."""
 
     __slots__ = (
+        "busy_since",
         "failures",
         "host",
         "id",
@@ -121,6 +122,8 @@ class Session:
         self.failures = 0
         """Rejected recipients in a row."""
         self.idle_since = NEVER
+        self.busy_since = NEVER
+        """When its transaction started."""
 
 
 class Relay:

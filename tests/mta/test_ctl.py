@@ -100,7 +100,9 @@ def _wide(monkeypatch):
         ("sh q", "show queue"),
         ("sh rel", "show relays"),
         ("sh ro", "show routes"),
-        ("sh h", "show hosts"),
+        ("sh hosts", "show hosts"),
+        ("sh hostst", "show hoststats"),
+        ("to", "top"),
         ("sh stats", "show stats"),
         ("sh statu", "show status"),
         ("sh se", "show sessions"),
@@ -116,7 +118,7 @@ def _wide(monkeypatch):
         ("pa s", "pause smtp"),
         ("res r", "resume route"),
         ("res e", "resume envelope"),
-        ("t", "trace"),
+        ("tr", "trace"),
         ("unt", "untrace"),
         ("l b", "log brief"),
         ("sh sh", "show shape"),
@@ -170,7 +172,7 @@ def test_unclear_words_are_told_in_one_line(typed, told):
         (["show", "stats", "x"], "show stats: unexpected 'x'"),
         (["trace", "smpt"], "trace: no 'smpt'; there are smtp, mta"),
         (["trace", "s"], "trace: 's' may be smtp or scheduler"),
-        (["show", "queue", "-n", "3"], "show queue: -n and -i are for monitor"),
+        (["show", "queue", "-n", "3"], "show queue: -n and -i are for monitor and top"),
         (["show", "queue", "-f"], "show queue: --follow is for trace"),
         (["monitor", "-n", "0"], "-n 0: at least 1"),
         (["monitor", "-n", "x"], "argument -n/--count: invalid int value: 'x'"),
@@ -360,6 +362,23 @@ def test_discover_tables_users_and_profile(server):
     server.ctl("unprofile")
     assert not server.target.is_profiled
     assert server.ctl("show", "profile").startswith("effect.fsync:queue count=3 total_s=0.0123 ")
+
+
+def test_hoststats(server):
+    """smtpctl's three fields in a pipe."""
+    expected = f"flaky.test|{int(NOW - 60)}|450 4.2.1 Mailbox busy\n"
+    assert expected == server.ctl("show", "hoststats")
+
+
+def test_top(server):
+    """Once, or as often as is said; rates, and JSON on demand."""
+    assert "mx.test" in server.ctl("top", "--once")
+    lines = server.ctl("--json", "top", "-n", "2", "-i", "0.1").splitlines()
+    assert [50.0] == [json.loads(line)["rates"]["messages"] for line in lines[1:]]
+    for words in (["top", "-i", "0"], ["top", "-n", "0"], ["show", "queue", "--once"]):
+        with pytest.raises(CtlError) as caught:
+            server.ctl(*words)
+        assert 2 == caught.value.status
 
 
 def test_a_trace_of_one_address(server):

@@ -33,7 +33,7 @@ async def test_each_listener_accepts(tmp_path):
             writer.close()
         await until(lambda: not server.listeners.clients)
     log = (tmp_path / "log").read_text()
-    assert f"port={addresses['two'][1]} listener=two envelope=slim" in log
+    assert f"port={addresses['two'][1]} listener=two tls=none auth=none envelope=slim" in log
 
 
 async def test_listeners_alone_will_do(tmp_path):

@@ -243,3 +243,16 @@ async def test_a_queue_has_a_shape(shown):
     ages = list(shown.ages())
     assert [NOBODY, NOBODY] == [domain for domain, _ in ages]
     assert all(abs(shown.now() - created_at) < 60 for _, created_at in ages)
+
+
+async def test_the_latest_news_and_the_slowest(shown):
+    """Of the host that refuses; memory by who has it."""
+    (news,) = shown.hoststats()
+    assert (NOBODY, None, 0) == (news["domain"], news["seconds"], news["transactions"])
+    assert "refused" in news["last_status"]
+    row = shown.top()
+    (slow,) = row["slowest"]
+    assert (NOBODY, True, None) == (slow["domain"], slow["dead"], slow["seconds"])
+    assert ["scheduler", "queue", "smtp"] == [part["agent"] for part in row["memory"]]
+    assert 2 == row["memory"][0]["count"]
+    assert 500 < row["memory"][0]["bytes"] < 50_000

@@ -173,12 +173,11 @@ class TestFailures:
     """What goes wrong with TLS costs the host its connection, never anybody's mail or a descriptor."""
 
     @pytest.mark.parametrize("loop", LOOPS)
-    @pytest.mark.parametrize("failure", FAILURES)
     @pytest.mark.parametrize("level", ["may", "encrypt", "verify"])
     def test_each_failure_has_its_outcome_and_leaves_nothing(
-        self, loop: LoopFactory, failure: str, level: str, ca_file: Path, fds: Any
+        self, loop: LoopFactory, level: str, ca_file: Path, fds: Any
     ) -> None:
-        async def main() -> None:
+        async def main(failure: str) -> None:
             tls = tls_of(ca_file, tls=level)
             async with TlsMx(**FAILURES[failure]).running() as mx:
                 recorder = Recorder(mx.port, tls=tls, timeouts=SHORT)
@@ -218,7 +217,8 @@ class TestFailures:
                 assert await deliver(recorder) is Outcome.OK
                 assert [under for under, _ in mx.messages] == [True]
 
-        run(main(), loop)
+        for failure in FAILURES:
+            run(main(failure), loop)
 
     @pytest.mark.parametrize("failure", ["garbage", "close", "hang", "expired", "wrong-name"])
     def test_implicit_tls_that_fails_is_temporary(self, failure: str, ca_file: Path) -> None:

@@ -55,6 +55,8 @@ class NameServer(asyncio.DatagramProtocol):
         self.hold = False
         """Collect the answers until `release`."""
         self.close_tcp = False
+        self.unsigned: set[str] | None = None
+        """Names without DNSSEC; None if none has it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
@@ -88,6 +90,8 @@ class NameServer(asyncio.DatagramProtocol):
 
     def from_zone(self, query: dns.message.Message, name: str, rdtype: str) -> dns.message.Message:
         response = dns.message.make_response(query)
+        if self.unsigned is not None and name not in self.unsigned and query.flags & dns.flags.AD:
+            response.flags |= dns.flags.AD
         for _ in range(20):
             records = self.zone.get((name, rdtype))
             alias = self.zone.get((name, "CNAME"))

@@ -35,6 +35,7 @@ class FakeTarget:
         """Envelopes that only `discover` finds."""
         self.limits = Limits()
         self.is_profiled = False
+        self.clock = NOW
         self.pages = 0
 
     def put(self, message: int, recipients: int = 1, **fields: object) -> None:
@@ -179,6 +180,41 @@ class FakeTarget:
 
     def users(self):
         return [{"user": "alice", "state": "onhold", "pending": 50, "running": 7, "held": 943}]
+
+    def hoststats(self):
+        return [
+            {
+                "domain": "flaky.test",
+                "at": NOW - 60,
+                "seconds": 0.0123,
+                "transactions": 4,
+                "last_status": "450 4.2.1 Mailbox busy",
+            }
+        ]
+
+    def top(self):
+        self.values["smtp.message"] += 50
+        self.clock += 1.0
+        return {
+            "t": self.clock,
+            "hostname": "mx.test",
+            "stats": dict(self.stats()),
+            "memory": [
+                {"agent": "scheduler", "what": "envelopes, slim", "count": 9, "bytes": 2048}
+            ],
+            "slowest": [
+                {
+                    "domain": f"d{number}.test",
+                    "dead": number == 0,
+                    "queued": 5,
+                    "held": 1234,
+                    "connections": 2,
+                    "seconds": None if number == 0 else 1.5,
+                    "last_status": "451 4.4.1 Connection\x1b refused",
+                }
+                for number in range(20)
+            ],
+        }
 
     def ages(self):
         for row in self.queue.values():

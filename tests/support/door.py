@@ -8,8 +8,10 @@ from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.ids import MsgId, SessionId
 from mta.core.limits import QueueLimits, SmtpLimits
 from mta.core.reply import Reply
+from mta.inbound_door import Verdict
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
 
@@ -51,6 +53,13 @@ class FakeDoor:
         self.lines: list[str] = []
         self.traced: list[str] = []
         self.connections: dict[str, int] = {}
+        self.context: ssl.SSLContext | None = None
+        self.encrypted = {False: 0, True: 0}
+        """Connections with TLS; True: from the first byte on."""
+        self.handshakes_failed = 0
+        self.users: dict[str, str] = {}
+        self.hold_logins = False
+        self.logins: list[tuple[str, str, asyncio.Future[Verdict]]] = []
         self.reserved = 0
         self.reserved_peak = 0
         self.all_gone = asyncio.Event()
@@ -144,6 +153,30 @@ class FakeDoor:
             limits=self.limits,
             queue=self.queue_limits,
         )
+
+    def tls_context(self) -> "ssl.SSLContext":
+        self._point("tls_context")
+        assert self.context is not None
+        return self.context
+
+    def tls_began(self, *, implicit: bool) -> None:
+        self.encrypted[implicit] += 1
+
+    def tls_ended(self, *, implicit: bool) -> None:
+        self.encrypted[implicit] -= 1
+        assert self.encrypted[implicit] >= 0, "ended twice"
+
+    def tls_failed(self) -> None:
+        self.handshakes_failed += 1
+
+    def authenticate(self, user: str, password: str) -> "asyncio.Future[Verdict]":
+        self._point("authenticate")
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self.logins.append((user, password, future))
+        if not self.hold_logins:
+            right = self.users.get(user) == password
+            future.set_result(Verdict.OK if right else Verdict.PERMFAIL)
+        return future
 
     def reserve(self, size: int) -> bool:
         self._point("reserve")

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mta.inbound import Inbound
+    from mta.inbound_door import Listener
     from tests.support.door import FakeDoor
 
 
@@ -58,6 +59,8 @@ class MemoryWire(asyncio.Transport):
     def __init__(self, session: "Inbound", peer: str) -> None:
         super().__init__({"peername": (peer, 40000)})
         self.session = session
+        self.protocol: asyncio.BaseProtocol = session
+        """Who gets what comes: the session, or TLS below it."""
         self.writes: list[bytes] = []
         self.reading = True
         self.stuck = False
@@ -65,12 +68,18 @@ class MemoryWire(asyncio.Transport):
         self.closing = False
         self.lost = False
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self.protocol
+
     def write(self, data: Any) -> None:
         assert not self.eof_written, "written after the end"
         if not self.closing:
             self.writes.append(bytes(data))
             if self.stuck:
-                self.session.pause_writing()
+                self.protocol.pause_writing()
 
     def pause_reading(self) -> None:
         assert self.reading
@@ -100,36 +109,52 @@ class MemoryWire(asyncio.Transport):
         """The connection is gone; a real transport says so once, from the loop."""
         if not self.lost:
             self.lost = True
-            self.session.connection_lost(error)
+            self.protocol.connection_lost(error)
 
 
 class Client:
     """Speaks with one session; `send` returns what it answers at once."""
 
     def __init__(
-        self, door: "FakeDoor", *, peer: str = "127.0.0.1", loop: ManualLoop | None = None
+        self,
+        door: "FakeDoor",
+        *,
+        peer: str = "127.0.0.1",
+        loop: ManualLoop | None = None,
+        listener: "Listener | None" = None,
     ) -> None:
         from mta.inbound import Inbound
+        from mta.inbound_door import PLAIN
 
         self.clock = loop or ManualLoop()
-        self.session = Inbound(door, loop=cast("asyncio.AbstractEventLoop", self.clock))
+        self.session = Inbound(
+            door, listener or PLAIN, loop=cast("asyncio.AbstractEventLoop", self.clock)
+        )
         self.wire = MemoryWire(self.session, peer)
         self.session.connection_made(self.wire)
         self.greeting = self.take()
 
     def take(self) -> str:
         """Return what was written since the last call; a connection closed by the server is gone then."""
-        text = b"".join(self.wire.writes).decode()
+        return self.take_bytes().decode()
+
+    def take_bytes(self) -> bytes:
+        """Return it as it is."""
+        data = b"".join(self.wire.writes)
         self.wire.writes.clear()
         if self.wire.closing:
             self.wire.lose(None)
-        return text
+        return data
 
     def send(self, data: bytes | str) -> str:
         assert self.wire.reading, "the server doesn't read now"
         if not self.wire.closing:
-            self.session.data_received(data.encode() if isinstance(data, str) else data)
+            self.feed(data.encode() if isinstance(data, str) else data)
         return self.take()
+
+    def feed(self, data: bytes) -> None:
+        """Give the server what was read from the socket."""
+        cast("asyncio.Protocol", self.wire.protocol).data_received(data)
 
     def say(self, *lines: str) -> str:
         """Send lines one after another, each after the answer to the last; return the last answer."""
@@ -140,7 +165,7 @@ class Client:
 
     def shut(self) -> None:
         """Half-close: nothing more will be sent."""
-        if not self.session.eof_received():
+        if not cast("asyncio.Protocol", self.wire.protocol).eof_received():
             self.wire.close()
 
     @property

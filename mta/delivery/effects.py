@@ -7,6 +7,7 @@ followed: what was checked is what is used, whoever renames things meanwhile.
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -357,6 +358,7 @@ class DeliveryEffects:
         # Why copies? A caller that is cancelled closes its descriptors, and the thread must not find
         # somebody else's file under their numbers.
         ours: list[int] = []
+        fork = _Fork()
 
         def close_ours() -> None:
             while ours:
@@ -364,18 +366,20 @@ class DeliveryEffects:
 
         def start() -> "subprocess.Popen[bytes]":
             try:
-                return subprocess.Popen(  # noqa: S603  # a list, never a shell
-                    list(arguments),
-                    stdin=ours[0],
-                    stdout=ours[1],
-                    stderr=ours[1],
-                    cwd=directory,
-                    env=dict(environment),
-                    process_group=0,
-                    user=uid,
-                    group=gid,
-                    extra_groups=None if uid is None else [],
-                    umask=0o077,
+                return fork.start(
+                    lambda: subprocess.Popen(  # noqa: S603  # a list, never a shell
+                        list(arguments),
+                        stdin=ours[0],
+                        stdout=ours[1],
+                        stderr=ours[1],
+                        cwd=directory,
+                        env=dict(environment),
+                        process_group=0,
+                        user=uid,
+                        group=gid,
+                        extra_groups=None if uid is None else [],
+                        umask=0o077,
+                    )
                 )
             finally:
                 close_ours()
@@ -392,7 +396,9 @@ class DeliveryEffects:
         except asyncio.CancelledError:
             if future.cancelled():  # the executor was shut down before it came to us
                 close_ours()
-            future.add_done_callback(self._forget)
+            fork.forget()
+            # Somebody has to look at it, or asyncio complains.
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
         child = Child(process, self._effects)
         try:
@@ -403,13 +409,49 @@ class DeliveryEffects:
             raise
         return child
 
-    def _forget(self, future: "asyncio.Future[subprocess.Popen[bytes]]") -> None:
-        """Do away with a command that started after nobody wanted it any more."""
-        if future.cancelled() or future.exception() is not None:
-            return
-        child = Child(future.result(), self._effects)
-        child.watch()
-        child.abandon()
+
+class _Fork:
+    """A command that a thread starts and that may not be wanted any more by then.
+
+    What nobody wants is killed and reaped by threads: the event loop may have ended meanwhile.
+    """
+
+    __slots__ = ("_mutex", "_process", "_unwanted")
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unwanted = False
+
+    def start(self, popen: "Callable[[], subprocess.Popen[bytes]]") -> "subprocess.Popen[bytes]":
+        """Start the command, on the thread.
+
+        Raises:
+            OSError: it can't be started, or it was not wanted any more.
+        """
+        if not self._unwanted:
+            process = popen()
+            with self._mutex:
+                self._process = process
+                if not self._unwanted:
+                    return process
+            _end(process)
+        raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+
+    def forget(self) -> None:
+        """Let there be no command, whether it has started or not."""
+        with self._mutex:
+            self._unwanted = True
+            process = self._process
+        if process is not None:
+            threading.Thread(target=_end, args=(process,), daemon=True, name="mda end").start()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a command with its group, and reap it."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def is_plain_file(found: os.stat_result) -> bool:

@@ -5,11 +5,14 @@ import fcntl
 import os
 import signal
 import stat
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mta.delivery.effects import Child, DeliveryEffects, is_plain_file
+from mta.delivery.effects import Child, DeliveryEffects, _Fork, is_plain_file
 from mta.delivery.files import remove
 from mta.delivery.maildir import MaildirDeliverer
 from mta.delivery.mbox import MboxDeliverer
@@ -198,3 +201,71 @@ async def test_a_signal_is_sent_whatever_fails(tmp_path, fds):
         await child.exited
         child.reap()
         assert 1 == len(effects.failed)
+
+
+def test_a_command_that_nobody_wants_outlives_no_loop(tmp_path):
+    """Cancelled while a thread forks, and the loop is closed before the fork is done: it is killed and reaped.
+
+    Otherwise it would run on with nobody to stop it, and Python would warn of a "subprocess still running".
+    """
+    forking, go = threading.Event(), threading.Event()
+    pids: list[int] = []
+    popen = subprocess.Popen
+
+    def slow(*args, **options):
+        forking.set()
+        assert go.wait(10)
+        process = popen(*args, **options)
+        pids.append(process.pid)
+        return process
+
+    pool = ThreadPoolExecutor(1)
+
+    async def main() -> None:
+        with open(os.devnull, "r+b") as null:  # noqa: ASYNC230  # as a descriptor
+            task = asyncio.ensure_future(
+                DeliveryEffects(FaultyEffects()).spawn(
+                    ["/bin/sleep", "60"],
+                    environment={},
+                    directory=tmp_path,
+                    stdin=null.fileno(),
+                    stdout=null.fileno(),
+                    identity=None,
+                    executor=pool,
+                    site="test",
+                )
+            )
+            while not forking.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mta.delivery.effects.subprocess.Popen", slow)
+        asyncio.run(main())
+        go.set()
+        pool.shutdown()
+    (pid,) = pids
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_fork_that_is_forgotten(started):
+    """Before it began nothing is started; afterwards it is ended."""
+    fork = _Fork()
+    made: list[subprocess.Popen[bytes]] = []
+
+    def popen() -> "subprocess.Popen[bytes]":
+        made.append(subprocess.Popen(["/bin/sleep", "60"], process_group=0))
+        return made[-1]
+
+    if started:
+        assert fork.start(popen) is made[0]
+        fork.forget()
+        assert made[0].wait(10) == -signal.SIGKILL
+    else:
+        fork.forget()
+        with pytest.raises(OSError, match="cancel"):
+            fork.start(popen)
+        assert [] == made

@@ -222,7 +222,7 @@ def test_a_command_that_nobody_wants_outlives_no_loop(tmp_path):
     pool = ThreadPoolExecutor(1)
 
     async def main() -> None:
-        with open(os.devnull, "r+b") as null:  # noqa: ASYNC230  # as a descriptor
+        with Path(os.devnull).open("r+b") as null:  # noqa: ASYNC230  # as a descriptor
             task = asyncio.ensure_future(
                 DeliveryEffects(FaultyEffects()).spawn(
                     ["/bin/sleep", "60"],

@@ -90,9 +90,10 @@ class Certificates:
         context.minimum_version = self._minimum
         # A client could make us work for nothing: CVE-2011-1473.
         context.options |= ssl.OP_NO_RENEGOTIATION
-        self._effects.point("read", "certificate")
         try:
+            self._effects.point("read", "openssl")
             context.load_cert_chain(self._certificate, self._key, password=_no_password)
+            self._effects.done("read", "openssl")
         except _EncryptedKeyError:
             raise self._error("key", self._key, "is encrypted, and nobody is asked") from None
         except ssl.SSLError as error:
@@ -102,7 +103,6 @@ class Certificates:
             raise self._unusable(error) from None
         except OSError as error:
             raise self._error("certificate", self._certificate, _why(error)) from None
-        self._effects.done("read", "certificate")
         return context
 
     def _check(self, name: str, path: Path, check: Check) -> None:
@@ -118,8 +118,9 @@ class Certificates:
             context.load_verify_locations(self._certificate)
         except (ssl.SSLError, OSError):
             return self._error("certificate", self._certificate, "is no certificate in PEM")
-        why = describe(error)
-        return self._error("key", self._key, f"can't be used: {why}")
+        if error.reason in (None, "NO_START_LINE"):
+            return self._error("key", self._key, "is no private key in PEM")
+        return self._error("certificate", self._certificate, f"can't be used: {describe(error)}")
 
     def _error(self, name: str, path: Path, problem: str) -> ConfigError:
         return ConfigError(self._source, f"tls.{name}", str(path), problem)

@@ -169,6 +169,14 @@ class ControlTarget(Protocol):
         """
         ...
 
+    def update_security(self, what: str) -> str:
+        """Read ``tls`` (the certificate) or ``auth`` (the users) again; return in one line what came of it.
+
+        Raises:
+            ValueError: there is none, or it can't be used, and the one before still counts. One line.
+        """
+        ...
+
     def enable_route(self, address: str) -> bool:
         """Let a route that rests be used again, its penalty forgotten; False: there is no such route."""
         ...
@@ -391,6 +399,16 @@ def _update_table(target: ControlTarget, request: Request, end: Row) -> Answer:
         raise RequestError(f"no table {name[:60]!r}") from None
 
 
+def _update_security(what: str) -> Verb:
+    def answer(target: ControlTarget, request: Request, end: Row) -> Answer:
+        try:
+            yield {"line": target.update_security(what)}
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    return answer
+
+
 def _route(target: ControlTarget, request: Request, end: Row) -> Answer:
     address = request.address or ""
     if not target.enable_route(address):
@@ -443,6 +461,8 @@ VERBS: Final[Mapping[str, tuple[frozenset[str], Verb]]] = {
         ("discover", "id", _discover),
         ("set", "assignment", _set),
         ("update table", "table", _update_table),
+        ("update tls", "", _update_security("tls")),
+        ("update auth", "", _update_security("auth")),
         ("profile", "", _call("profile", True)),
         ("unprofile", "", _call("profile", False)),
         ("pause mta", "only source", _agent("pause", "mta")),

@@ -87,6 +87,9 @@ VERBS: Final = (
     Verb("expand", "ADDRESS", "address", "what an address becomes, as a tree; no mail is sent"),
     Verb("set", "limits.KEY=VALUE", "assignment", "change a limit until the next start"),
     Verb("update table", "NAME", "table", "read a table again now"),
+    Verb("update tls", "", "", "read the certificate again now"),
+    Verb("update auth", "", "", "read the users who may log in again now"),
+    Verb("encrypt", "", "", "hash a password, asked for or from stdin"),
     Verb("profile", "", "", "measure time per stimulus, instruction and effect"),
     Verb("unprofile", "", "", "stop that"),
     Verb(
@@ -99,6 +102,10 @@ VERBS: Final = (
     Verb("log brief", "", "", "no debug lines in the log"),
     Verb("log verbose", "", "", "debug lines in the log"),
 )
+
+
+LOCAL: Final = frozenset({"encrypt"})
+"""Verbs that no server is asked for."""
 
 
 def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
@@ -315,6 +322,14 @@ def run(arguments: Sequence[str], out: TextIO) -> int:
     """
     options = _parser().parse_intermixed_args(arguments)
     verb, request = _request(options)
+    if verb.words == "encrypt":
+        from mta.ctlencrypt import hashes
+
+        try:
+            out.writelines(f"{line}\n" for line in hashes(sys.stdin))
+        except ValueError as error:  # UnicodeDecodeError is one
+            raise CtlError(f"encrypt: {error}", 2) from None
+        return 0
     # Why so late? Rendering loads rich, and a wrong word should be told at once.
     from mta.ctlshow import show
 

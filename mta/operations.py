@@ -222,6 +222,9 @@ class Operations:
                 "name": client.helo,
                 "domain": "",
                 "state": client.phase.value,
+                "listener": client.listener.name,
+                "tls": client.tls or None,
+                "user": client.login or None,
                 "messages": client.messages,
                 "since": client.started_at,
             }
@@ -451,6 +454,10 @@ class Operations:
         if addressing is None:
             raise KeyError(name)
         return addressing.tables.update(name)
+
+    def update_security(self, what: str) -> str:
+        """Read the certificate or the users again."""
+        return self._server.update_security(what)
 
     def verbose(self, on: bool) -> None:
         """Switch debug lines."""

@@ -304,14 +304,16 @@ class MtaServer:
                 log=warn,
             )
 
-    def update_security(self) -> list[str]:
-        """Read certificate and users again; return in a line each what came of it.
+    def update_security(self, what: str) -> str:
+        """Read the certificate (``tls``) or the users (``auth``) again; return in one line what came of it.
 
         Raises:
-            ValueError: one of them can't be used; what was read before still counts. One line.
+            ValueError: there is none, or it can't be used; what was read before still counts. One line.
         """
-        parts = [part for part in (self._certificates, self._passwords) if part is not None]
-        return [part.update() for part in parts]
+        part = self._certificates if what == "tls" else self._passwords
+        if part is None:
+            raise ValueError(f"the configuration has no [{what}]")
+        return part.update()
 
     def _open_log(self) -> None:
         config = self.config

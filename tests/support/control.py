@@ -254,6 +254,11 @@ class FakeTarget:
     def update_table(self, name: str) -> str:
         return {"aliases": "/etc/aliases: 3 keys"}[name]
 
+    def update_security(self, what: str) -> str:
+        if what == "tls":
+            raise ValueError("the configuration has no [tls]")
+        return "2 users"
+
     def enable_route(self, address: str) -> bool:
         with contextlib.suppress(KeyError):
             self.resting.remove(address)

@@ -16,6 +16,7 @@ from tests.support.faults import FaultyEffects
 from tests.support.inprocess import serving, until
 from tests.support.tls import authority, write_pair
 
+uvloop.new_event_loop().close()  # the first one opens a pipe for the whole process
 SECRET = "correct horse"
 TEXT = "Subject: x\r\n\r\nhello\r\n"
 

@@ -167,6 +167,13 @@ class Destination:
     """MX hosts, all with the same preference."""
     behaviours: list[dict[str, Any]] = field(default_factory=list)
     """Each a ``kind`` with its parameters, for `sim.remote`; none for a host that accepts at once."""
+    tls: Literal[
+        "none", "offered", "required", "broken", "expired", "wrong-name", "self-signed"
+    ] = "none"
+    """How the hosts do STARTTLS; see `testbed.world.tlssession`. The model sends in clear."""
+    dane: Literal["none", "valid", "wrong"] = "none"
+    """Whether the hosts have TLSA records, and whether those mean their keys. The world's answers about these
+    names are said to be validated then."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what has the right type and makes no sense; see `mta.core.settings`."""
@@ -179,6 +186,8 @@ class Destination:
             ("share", self.share, 0, 1_000_000),
             ("hosts", self.hosts, 1, HOSTS_MAX),
         )
+        if self.dane != "none" and self.tls == "none":
+            yield "dane", self.dane, "needs tls"
         for n, behaviour in enumerate(self.behaviours):
             if not isinstance(behaviour.get("kind"), str):
                 yield f"behaviours.{n}", behaviour, "must have a kind"

@@ -11,7 +11,7 @@ import errno
 import socket
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self, cast
 
@@ -58,6 +58,7 @@ class DnsServer:
         address: str = "127.0.0.1",
         destinations: Mapping[str, int] | None = None,
         servers: Sequence[NameServer] = (),
+        signed: Container[int] = (),
     ) -> None:
         """Set up; `__aenter__` opens.
 
@@ -68,6 +69,7 @@ class DnsServer:
             address: On loopback.
             destinations: Index into ``servers`` of each name that belongs to one.
             servers: What decides about their answers.
+            signed: Destinations whose answers are said to be validated (AD), to those who ask.
         """
         self.zone = zone
         self.port = port
@@ -78,6 +80,7 @@ class DnsServer:
         self._clock = clock
         self._destinations = destinations or {}
         self._servers = servers
+        self._signed = signed
         self._delayed: set[asyncio.TimerHandle] = set()
         self._udp: asyncio.DatagramTransport | None = None
         self._tcp: asyncio.Server | None = None
@@ -217,6 +220,8 @@ class DnsServer:
         verdict = TRUTH
         if destination is not None and self._servers:
             verdict = self._servers[destination].decide(self._clock.now())
+        if destination in self._signed and query.flags & dns.flags.AD:
+            response.flags |= dns.flags.AD
         label = dns.rdatatype.to_text(kind)
         if verdict.answer is DnsAnswer.TIMEOUT:
             self.queries[f"{label} timeout"] += 1

@@ -128,6 +128,8 @@ class Tally:
         "recipients",
         "refused",
         "resets",
+        "tls",
+        "tls_failed",
     )
 
     def __init__(self) -> None:
@@ -152,6 +154,10 @@ class Tally:
         mail is smuggled; our load sends none."""
         self.eight_bit = 0
         """Messages with bytes above 127 that were not declared 8BITMIME (RFC 6152)."""
+        self.tls = 0
+        """TLS handshakes that were completed."""
+        self.tls_failed = 0
+        """TLS handshakes that were not, and TLS that broke later."""
 
     def snapshot(self) -> dict[str, object]:
         """Return all counts, for JSON."""

@@ -112,6 +112,7 @@ class SinkSession(asyncio.Protocol):
         self._deaf = False
         """Nothing that comes is looked at any more."""
         self._errors = 0
+        self._ehlo = listener.ehlo
         self._out: list[bytes] = []
         self._waiting: deque[_Waiting] = deque()
         self._left_at = float("-inf")
@@ -283,7 +284,7 @@ class SinkSession(asyncio.Protocol):
                 self._wrong("UNKNOWN", reply, now)
                 return
             elif verb == "EHLO" and reply.code == 250:
-                self._enqueue(verdict, self._listener.ehlo, now)
+                self._enqueue(verdict, self._ehlo, now)
                 return
             elif verb == "HELO" and reply.code == 250:
                 verdict = verdict._replace(reply=reply._replace(text=self._listener.name))

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import itertools
 import socket
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ from sim.remote import SIZE_MAX, RemoteHost
 from testbed.world.clock import WorldClock
 from testbed.world.records import Records, Tally
 from testbed.world.session import SinkSession
+from testbed.world.tls import Authority
+from testbed.world.tlssession import TlsSinkSession
 
 BACKLOG: Final = 1024
 """Connections that the kernel keeps for us; short backlogs lose SYNs and make seconds of nothing."""
@@ -80,6 +83,14 @@ def reserve(
     raise AssertionError("the last try raises")
 
 
+def _ehlo(name: str, *more: str) -> bytes:
+    lines = (
+        name, "PIPELINING", f"SIZE {SIZE_MAX}", "8BITMIME", "ENHANCEDSTATUSCODES", *more, "SMTPUTF8"
+    )  # fmt: skip
+    heads = ["250-"] * (len(lines) - 1) + ["250 "]
+    return "".join(f"{h}{line}\r\n" for h, line in zip(heads, lines, strict=True)).encode("ascii")
+
+
 def _bound(address: str, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -95,26 +106,31 @@ def _bound(address: str, port: int) -> socket.socket:
 class Listener:
     """One address: opens and closes its socket as its host says."""
 
-    def __init__(self, sink: "Sink", address: str, name: str, host: RemoteHost) -> None:
+    def __init__(
+        self, sink: "Sink", address: str, name: str, host: RemoteHost, tls: str = "none"
+    ) -> None:
         self.sink = sink
+        self.tls = tls
+        """How it does TLS; see `testbed.world.tlssession`."""
+        self._tls_context: ssl.SSLContext | None = None
+        self._session = SinkSession if tls == "none" else TlsSinkSession
         self.address = address
         self.name = name
         """In greetings."""
         self.host = host
         self.sessions: set[SinkSession] = set()
-        self.ehlo = "".join(
-            f"250{'-' if more else ' '}{line}\r\n"
-            for more, line in (
-                (True, name),
-                (True, "PIPELINING"),
-                (True, f"SIZE {SIZE_MAX}"),
-                (True, "8BITMIME"),
-                (True, "ENHANCEDSTATUSCODES"),
-                (False, "SMTPUTF8"),
-            )
-        ).encode("ascii")
+        self.ehlo = _ehlo(name)
+        self.ehlo_with_tls = _ehlo(name, "STARTTLS")
         self._server: asyncio.Server | None = None
         self._changed = asyncio.Event()
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return what the host needs to speak TLS; made when it is first wanted."""
+        if self._tls_context is None:
+            authority = self.sink.authority
+            assert authority is not None
+            self._tls_context = authority.context(self.name, self.address, self.tls)
+        return self._tls_context
 
     def clock_changed(self) -> None:
         """Look again when the host goes away: the start was set."""
@@ -164,7 +180,7 @@ class Listener:
                 sock = _bound(self.address, self.sink.port)
                 try:
                     self._server = await loop.create_server(
-                        lambda: SinkSession(self), sock=sock, backlog=BACKLOG
+                        lambda: self._session(self), sock=sock, backlog=BACKLOG
                     )
                 except BaseException:
                     sock.close()
@@ -197,6 +213,8 @@ class Sink:
         port: int = 0,
         names: Mapping[str, str] | None = None,
         record: Path | None = None,
+        tls: Mapping[str, str] | None = None,
+        authority: Authority | None = None,
         label: str = "0",
         idle_s: float = IDLE_S,
         connections_max: int = CONNECTIONS_MAX,
@@ -210,6 +228,8 @@ class Sink:
             port: The same for all addresses; 0 chooses one.
             names: Of hosts by address, for greetings.
             record: File to append records to; None for none.
+            tls: How hosts do TLS, by name; the others do not.
+            authority: Of their certificates.
             label: Tells the session ids of several processes apart.
             idle_s: See `IDLE_S`.
             connections_max: See `CONNECTIONS_MAX`.
@@ -217,6 +237,8 @@ class Sink:
         """
         self.clock = clock
         self.port = port
+        self.authority = authority
+        modes = tls or {}
         self.tally = Tally()
         self.connections_max = connections_max
         self.bytes_max = bytes_max
@@ -233,10 +255,10 @@ class Sink:
         self._tasks = asyncio.TaskGroup()
         self._stopping: list[asyncio.Task[None]] = []
         self._all_ended = asyncio.Event()
-        self.listeners = [
-            Listener(self, address, (names or {}).get(address, "testbed"), host)
-            for address, host in hosts.items()
-        ]
+        self.listeners = []
+        for address, host in hosts.items():
+            name = (names or {}).get(address, "testbed")
+            self.listeners.append(Listener(self, address, name, host, modes.get(name, "none")))
 
     async def __aenter__(self) -> Self:
         """Bind, open the records, listen.

@@ -32,6 +32,7 @@ from testbed.world.clock import WorldClock
 from testbed.world.dns import DnsServer
 from testbed.world.records import merge
 from testbed.world.sink import Sink, reserve
+from testbed.world.tls import Authority, tls_modes, tlsa_records
 from testbed.world.zone import destinations_of, zone_of
 
 LINE_MAX: Final = 65_536
@@ -68,6 +69,8 @@ class Options:
     """Which of the processes this is; 0 is the one that starts the others."""
     watch_input: bool = True
     """Stop when standard input ends."""
+    ca_file: Path | None = None
+    """Where to write the certificate of the authority that vouches for the hosts; None writes none."""
 
 
 class WorldFailedError(Exception):
@@ -202,6 +205,9 @@ class _World:
                 raise ConfigError(
                     "--record-dir", value=str(options.record_dir), problem=str(error.strerror)
                 ) from None
+        authority = Authority(scenario.seed, self._clock.wall())
+        if options.ca_file is not None and options.worker == 0:
+            _write(options.ca_file, authority.pem())
         async with contextlib.AsyncExitStack() as stack:
             smtp_port = options.smtp_port
             if options.worker == 0:
@@ -215,16 +221,23 @@ class _World:
                 port=smtp_port,
                 names=names,
                 record=record,
+                tls=tls_modes(scenario),
+                authority=authority,
                 label=str(options.worker),
             )
             if options.worker == 0:
+                zone, destinations = zone_of(scenario), destinations_of(scenario)
+                for name, tlsa in tlsa_records(scenario, authority, smtp_port).items():
+                    zone[name] = {"TLSA": [tlsa]}
+                    destinations[name] = destinations[name.split(".", 2)[2]]
                 self._dns = await stack.enter_async_context(
                     DnsServer(
-                        zone_of(scenario),
+                        zone,
                         self._clock,
                         port=options.dns_port,
-                        destinations=destinations_of(scenario),
+                        destinations=destinations,
                         servers=build_name_servers(scenario, source=options.scenario),
+                        signed={n for n, d in enumerate(scenario.destinations) if d.dane != "none"},
                     )
                 )
                 self._workers = await stack.enter_async_context(_workers(options, smtp_port))
@@ -344,6 +357,13 @@ class _World:
         threading.Thread(target=read, name="standard input", daemon=True).start()
 
 
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ConfigError("--ca-file", value=str(path), problem=str(error.strerror)) from None
+
+
 def _hand_over(loop: asyncio.AbstractEventLoop, put: Any, line: bytes | None) -> None:
     # The loop may be closed already; then nobody wants the line.
     with contextlib.suppress(RuntimeError):
@@ -419,6 +439,9 @@ def _parser() -> argparse.ArgumentParser:
         "--record-dir", type=Path, metavar="DIR", help="write what arrives to DIR/sink-N.jsonl"
     )
     parser.add_argument(
+        "--ca-file", type=Path, metavar="FILE", help="write the certificate of the hosts' authority"
+    )
+    parser.add_argument(
         "--start-at",
         metavar="EPOCH",
         help='when outages count from, seconds since the epoch or "now" (later: set_start)',
@@ -468,6 +491,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         processes=arguments.processes,
         worker=arguments.worker,
         watch_input=not arguments.ignore_input,
+        ca_file=arguments.ca_file,
     )
 
 

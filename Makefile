@@ -8,7 +8,7 @@ JOBS ?= auto
 .DEFAULT_GOAL := help
 # One after the other and in the order written, also under `make -j`; pytest is parallel by itself.
 .NOTPARALLEL:
-.PHONY: help setup demo test check format lint types imports unit system bench notebooks cover clean
+.PHONY: help setup demo test check format reference lint types imports unit system bench notebooks cover clean
 
 help:
 	@echo 'make demo       run the experiment: load, outage, recovery, memory, model, report'
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench      measure: speed beside Postfix, memory per envelope, the model, the load'
 	@echo 'make notebooks  run every notebook'
 	@echo 'make cover      branch coverage; mta.core must have all of it'
+	@echo 'make reference docs/reference, from the code'
 	@echo 'make setup      only install into .venv'
 
 # ---- set-up
@@ -68,6 +69,9 @@ demo: setup
 # All four, also when one fails: whoever mends one wants to see the others.
 check: setup
 	@$(MAKE) --no-print-directory --keep-going format lint types imports
+
+reference: setup
+	$(PY) -m mta.reference docs/reference
 
 format: setup
 	@echo '--- format'

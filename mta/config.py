@@ -185,17 +185,17 @@ class DnsConfig:
     nameserver: str = ""
     """``address:port``; empty to use the system's."""
     timeout_s: float = 5.0
-    """Longest wait for one query."""
+    """Longest wait for one query. Linux resolv.conf(5) ``timeout``: 5."""
     lifetime_s: float = 15.0
-    """Longest wait for one look-up with its retries."""
+    """Longest wait for one look-up with its retries. Ours."""
     cache_max: int = 10_000
-    """Domains kept."""
+    """Domains kept. Ours."""
     ttl_min_s: float = 5.0
-    """An answer is kept at least so long."""
+    """An answer is kept at least so long. Ours."""
     ttl_max_s: float = 86_400.0
-    """An answer is kept at most so long."""
+    """An answer is kept at most so long. Ours; BIND ``max-cache-ttl`` is a week."""
     negative_ttl_s: float = 60.0
-    """A failure is kept so long."""
+    """A failure is kept so long. Ours; RFC 2308 7.1 allows 5 minutes."""
     cname_max: int = 8
     """Aliases followed in one look-up. Ours; see also limits.mta.max_mx and max_addresses."""
     trust_ad: bool = False
@@ -246,7 +246,7 @@ class Config:
     seed: int = 0
     """Seed of all random choices (MX order, jitter); 0 draws one and logs it."""
     drain_s: float = 30.0
-    """How long SIGTERM waits for transactions to end."""
+    """How long SIGTERM waits for transactions to end, seconds. Ours."""
     smtp: SmtpConfig = field(default_factory=SmtpConfig)
     listeners: list[ListenerConfig] = field(default_factory=list)
     """Places to accept SMTP on besides ``smtp.listen``."""

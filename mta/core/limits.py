@@ -45,19 +45,19 @@ class SmtpLimits:
     max_errors: int = 20
     """Rejected commands per connection. Postfix ``smtpd_hard_error_limit``."""
     max_junk: int = 100
-    """NOOP, RSET, VRFY and EHLO per connection between messages. Postfix ``smtpd_junk_command_limit``."""
+    """Idle commands (NOOP, RSET, VRFY, EHLO) per connection between messages. Postfix ``smtpd_junk_command_limit``."""
     max_hops: int = 100
     """Received headers. RFC 5321 6.3; OpenSMTPD MAX_HOPS_COUNT."""
     timeout_s: float = 300.0
     """Idle time before an inbound connection is closed. RFC 5321 4.5.3.2.7, OpenSMTPD, Postfix."""
     max_session_s: float = 3600.0
-    """Lifetime of an inbound connection, whatever it does; stops a client that says NOOP for ever."""
+    """Lifetime of an inbound connection, whatever it does; stops a client that says NOOP for ever. Ours."""
     proxy_timeout_s: float = 5.0
     """Longest wait for the PROXY header of a trusted proxy. Postfix ``smtpd_upstream_proxy_timeout``."""
     max_proxy_header: int = 4096
     """Bytes of a PROXY header with its TLVs. Ours; the protocol's own limit is 65,551."""
     max_bytes_in_memory: int = 256 * 1024 * 1024
-    """Bytes of all messages that are being received and are not durable yet; over it 452 4.3.1."""
+    """Bytes of all messages that are being received and are not durable yet; over it 452 4.3.1. Ours."""
     tls_handshake_s: float = 30.0
     """Time for TLS to begin, after which the connection is closed. Ours; Postfix ``smtpd_starttls_timeout`` 300 s,
     10 s under stress."""
@@ -86,9 +86,9 @@ class SmtpLimits:
     stress_timeout_s: float = 10.0
     """``timeout_s`` under stress. Postfix ``smtpd_timeout = ${stress?{10}:{300}}s``."""
     stress_max_errors: int = 1
-    """``max_errors`` under stress. Postfix ``smtpd_hard_error_limit = ${stress?{1}:{20}}``."""
+    """Rejected commands: ``max_errors`` under stress. Postfix ``smtpd_hard_error_limit = ${stress?{1}:{20}}``."""
     stress_max_junk: int = 1
-    """``max_junk`` under stress. Postfix ``smtpd_junk_command_limit = ${stress?{1}:{100}}``."""
+    """Idle commands: ``max_junk`` under stress. Postfix ``smtpd_junk_command_limit = ${stress?{1}:{100}}``."""
     stress_min_data_rate: int = 500
     """``min_data_rate`` under stress, bytes per second. Postfix ``smtpd_min_data_rate``."""
 
@@ -219,11 +219,11 @@ class MdaLimits:
     tempfail_max_pending: int = 5000
     """tempfail: envelopes that the agent has. MDA_MAXEVP of October 2012 (commit 55882885)."""
     tempfail_max_pending_per_user: int = 500
-    """tempfail: the same of one user. MDA_MAXEVPUSER of October 2012."""
+    """tempfail: envelopes of one user that it has. MDA_MAXEVPUSER of October 2012."""
     raised_max_pending: int = 200_000
     """raised: envelopes that the agent has. MDA_MAXEVP of January 2013 (commit d23d33f8)."""
     raised_max_pending_per_user: int = 15_000
-    """raised: the same of one user. MDA_MAXEVPUSER of January 2013."""
+    """raised: envelopes of one user that it has. MDA_MAXEVPUSER of January 2013."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield every value that contradicts itself or another."""
@@ -266,23 +266,24 @@ class QueueLimits:
     """What the durable queue may take."""
 
     max_envelopes: int = 10_000_000
-    """Envelopes in the queue; over it 452 4.3.1."""
+    """Envelopes in the queue; over it 452 4.3.1. Ours."""
     max_bytes: int = 64 * 1024 * 1024 * 1024
-    """Bytes of messages in the queue; over it 452 4.3.1."""
+    """Bytes of messages in the queue; over it 452 4.3.1. Ours."""
     min_free_bytes: int = 64 * 1024 * 1024
     """Free space that must remain on the queue's file system. Exim ``check_spool_space`` 10 MiB."""
     min_free_ratio: float = 0.0
     """The same as a share of the file system. OpenSMTPD: 0.05, on OpenBSD only."""
     commit_batch_max: int = 256
-    """Submissions and removals per commit."""
+    """Submissions and removals per commit. Ours."""
     max_waiting: int = 4096
-    """Submissions that wait for a commit; over it 452 4.3.1."""
+    """Submissions that wait for a commit; over it 452 4.3.1. Ours."""
     body_file_bytes: int = 64 * 1024
-    """Messages from this size on go to a file of their own, not into the database."""
+    """Messages from this size on go to a file of their own, not into the database. Ours; SQLite's own
+    measurements ("Internal versus external BLOBs") cross at 100 kB."""
     cache_envelopes: int = 1024
     """Envelopes kept ready for their first attempt. OpenSMTPD's envelope cache (queue.c)."""
     cache_bytes: int = 64 * 1024 * 1024
-    """Bytes of messages kept ready for their first attempt."""
+    """Bytes of messages kept ready for their first attempt. Ours."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield every value that contradicts itself."""

@@ -72,33 +72,29 @@ class _TracedRules(RuleSet):
 
     __slots__ = ("_tracer",)
 
-    def __init__(self, configs: Sequence[RuleConfig], networks: Sequence[Network]) -> None:
+    def __init__(
+        self, configs: Sequence[RuleConfig], networks: Sequence[Network], tracer: "Tracer"
+    ) -> None:
         super().__init__(configs, networks=networks)
-        self._tracer: Tracer | None = None
-
-    def told(self, tracer: "Tracer") -> "_TracedRules":
-        """Say it to ``tracer`` from now on."""
         self._tracer = tracer
-        return self
 
     def match(
         self, domain: str, words: frozenset[str], tables: Tables
     ) -> Rule | TemporaryError | None:
         found = super().match(domain, words, tables)
-        tracer = self._tracer
-        if tracer is not None and tracer.rules:
-            shown: str
-            if isinstance(found, Rule):
-                shown = f"{found} matches {found.what(domain)}: {found.config.action}"
-            elif found is None:
-                near = self.near_miss(domain, tables)
-                shown = f"no rule of {len(self.rules)} matches"
-                if near is not None:
-                    shown += f"; {near} is for {near.for_whom()}"
-            else:
-                shown = f"no answer now: {found.text}"
-            tracer.line("rules", f"{domain} for {','.join(sorted(words))}: {shown}")
+        if self._tracer.rules:
+            shown = f"{domain} for {','.join(sorted(words))}: {self._shown(found, domain, tables)}"
+            self._tracer.line("rules", shown)
         return found
+
+    def _shown(self, found: Rule | TemporaryError | None, domain: str, tables: Tables) -> str:
+        if isinstance(found, Rule):
+            return f"{found} matches {found.what(domain)}: {found.config.action}"
+        if found is not None:
+            return f"no answer now: {found.text}"
+        near = self.near_miss(domain, tables)
+        also = "" if near is None else f"; {near} is for {near.for_whom()}"
+        return f"no rule of {len(self.rules)} matches{also}"
 
 
 class Addressing:
@@ -114,7 +110,7 @@ class Addressing:
             ValueError: ``smtp.relay_networks`` has what is no network.
         """
         networks = parse_networks(config.smtp.relay_networks)
-        self.rules = _TracedRules(config.rules, networks).told(tracer)
+        self.rules = RuleSet(config.rules, networks=networks)
         self.tables = ServerTables(
             config.tables,
             config.userbases,
@@ -126,7 +122,13 @@ class Addressing:
         self._smart_host = config.relay.smart_host.lower()
         self._log = log
         self._tracer = tracer
-        self._expander = Expander(self.rules, _TracedTables(self.tables, tracer), config.expansion)
+        # Why two? What is never traced need not even ask whether it is.
+        self._expander = Expander(self.rules, self.tables, config.expansion)
+        self._traced = Expander(
+            _TracedRules(config.rules, networks, tracer),
+            _TracedTables(self.tables, tracer),
+            config.expansion,
+        )
         local = self.rules.client()
         self._inside = local._replace(words=local.internal)
 
@@ -136,20 +138,26 @@ class Addressing:
 
     def expand(self, recipient: Path, client: Client) -> Expansion:
         """Return what a recipient becomes."""
-        trace: Trace | None = None
-        if self._tracer.expand:
-            trace = self._trace
-        self._tracer.about = recipient.address
-        try:
-            expansion = self._expander.expand(recipient, client=client, trace=trace)
-        finally:
-            self._tracer.about = ""
+        tracer = self._tracer
+        if tracer.expand or tracer.rules or tracer.lookup:
+            expansion = self._expand_traced(recipient, client)
+        else:
+            expansion = self._expander.expand(recipient, client=client)
         if expansion.reply is not None:
             self._log.info(
                 f'expand to=<{recipient.address}> result="{expansion.reply}"'
                 f' reason="{expansion.reason}"'
             )
         return expansion
+
+    def _expand_traced(self, recipient: Path, client: Client) -> Expansion:
+        tracer = self._tracer
+        trace: Trace | None = self._trace if tracer.expand else None
+        tracer.about = recipient.address
+        try:
+            return self._traced.expand(recipient, client=client, trace=trace)
+        finally:
+            tracer.about = ""
 
     def _trace(self, text: str) -> None:
         self._tracer.line("expand", text)

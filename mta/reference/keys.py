@@ -66,7 +66,8 @@ class Key:
     @property
     def is_tunable(self) -> bool:
         """Its default was chosen by somebody, and so has a source; a port or a user's number is a fact."""
-        return self.is_number and self.path.rpartition(".")[2] not in ("seed", "port", "uid", "gid")
+        name = self.path.rpartition(".")[2]
+        return self.is_number and name not in ("seed", "uid", "gid") and not name.endswith("port")
 
     @property
     def unit(self) -> str:

@@ -155,8 +155,8 @@ def test_bans_have_their_exceptions(name: str, code: str):
 # ---- effects that are methods
 
 SEAM = {"effects.py", "clock.py"}
-CLIENTS = {"ctl.py"}
-"""Not the server: `mtactl` is another process, and talks to it."""
+CLIENTS = {"ctl.py", "loglines.py"}
+"""Not the server: `mtactl` is another process, and talks to it; the reference reads the source."""
 
 PATH_METHODS = """
     read_text read_bytes write_text write_bytes unlink rmdir mkdir touch rename symlink_to hardlink_to

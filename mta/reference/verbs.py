@@ -1,6 +1,7 @@
 """`mtactl`'s verbs, what can be traced, and the metrics, from their own tables."""
 
-from mta.controlverbs import changes
+from mta.controlverbs import STREAMS, changes
+from mta.controlverbs import VERBS as ANSWERED
 from mta.core.metrics import METRICS, Kind
 from mta.ctl import VERBS
 from mta.exposition import prometheus_name
@@ -20,7 +21,10 @@ def verbs_page() -> str:
     ]
     for verb in VERBS:
         words = f"{verb.words} {verb.argument}".strip().replace("|", "\\|")
-        lines.append(f"| `{words}`{' *' if changes(verb.words) else ''} | {verb.help} |\n")
+        # What the server is never asked changes nothing there.
+        asked = verb.words in ANSWERED or verb.words in STREAMS
+        mark = " *" if asked and changes(verb.words) else ""
+        lines.append(f"| `{words}`{mark} | {verb.help} |\n")
     lines += [
         "\n`monitor` and `top` take `-n COUNT` and `-i SECONDS`, `top` also `--once`; `trace` takes `--follow` (`-f`).\n",
         "\n## Subsystems of `trace`\n\n",

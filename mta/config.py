@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from mta.core.admission import parse_networks
+from mta.core.bounce import BounceSettings
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.expansionlimits import ExpansionSettings
 from mta.core.limits import Limits, Problem
@@ -269,6 +270,7 @@ class Config:
     control: ControlConfig = field(default_factory=ControlConfig)
     log: LogConfig = field(default_factory=LogConfig)
     retry: RetrySettings = field(default_factory=RetrySettings)
+    bounce: BounceSettings = field(default_factory=BounceSettings)
     concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
     limits: Limits = field(default_factory=Limits)
 

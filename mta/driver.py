@@ -461,13 +461,22 @@ class Driver:
         self.loops += status_of(status) == _LOOP_CODE
 
     def _bounce(self, instruction: SendBounce) -> None:
+        kind = instruction.kind
         for envelope, status in instruction.failures:
-            if instruction.kind is BounceKind.EXPIRED:
+            if kind is BounceKind.DELAYED:
+                # Written down first: better no second warning than one for each start.
+                handle = self.engine.store.find(envelope)
+                assert handle is not None, instruction
+                self.queue.set_flags(envelope, self.engine.store.flags_of(handle))
+                continue
+            if kind is BounceKind.EXPIRED:
                 self.deliveries.end(envelope, "Expire", _EXPIRED)
+            elif kind.is_success:
+                self.deliveries.attempt(envelope, Outcome.OK, status)
             else:
                 self._failed(envelope, status)
             self.recent.tried(envelope)
-        self._keep(self.bouncer.send(instruction))
+        self.bouncer.send(instruction)
 
     def _suspend(self, instruction: SuspendEnvelope) -> None:
         self.queue.set_flags(instruction.evpid, instruction.flags)
@@ -476,6 +485,14 @@ class Driver:
         self.log.info(instruction.text)
 
     # Tasks, faults, and the end
+
+    def call_later(self, delay_s: float, call: "Callable[[], None]") -> asyncio.TimerHandle:
+        """Call something later, if the driver still runs then."""
+        return self._loop.call_later(delay_s, call)
+
+    def keep(self, task: "asyncio.Task[None]") -> None:
+        """Own a task: it is cancelled when the driver stops."""
+        self._keep(task)
 
     def _keep(self, task: "asyncio.Task[None]") -> None:
         self._tasks.add(task)
@@ -496,6 +513,7 @@ class Driver:
     def drain(self) -> None:
         """Start nothing new; let what is in flight end. Idempotent."""
         self.tell(DrainRequested())
+        self.bouncer.flush()
         for session in list(self.engine.agent.sessions.values()):
             if session.state is SessionState.CONNECTING:
                 self.outbound.close(session.id)  # it carries no mail yet
@@ -515,6 +533,7 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.bouncer.flush()
         self.outbound.abort_all()
         await self.local.stop()
         # Reports, too: their commits belong to the queue, and what has none is found at the next start.

@@ -1,4 +1,4 @@
-"""Compose a delivery status notification: the report that a message could not be delivered.
+"""Compose a delivery status notification: what became of a message, or did not yet.
 
 RFC 3464 in the envelope of RFC 6522: a text for people, a table for machines, and what the message was.
 The rule it keeps: everything in it that came from outside (the other host's reply, addresses, ORCPT,
@@ -22,10 +22,9 @@ from mta.core.ids import MsgId, show_msgid
 from mta.core.instructions import BounceKind
 
 HEADERS_MAX: Final = 16 * 1024
-"""Bytes of the message's header that go into a report. Ours; Postfix ``header_size_limit`` is 100 KiB."""
+"""Bytes of the message's header that go into a report by default: `BounceSettings.max_header`."""
 FULL_MAX: Final = 50_000
-"""Longest message that RET=FULL returns whole. Postfix ``bounce_size_limit``; a report must not be
-worth sending for its size (Frei, Silvestri, Ollmann 2004: 3.6 MB in, 1.2 GB out)."""
+"""Longest message that RET=FULL returns whole by default: `BounceSettings.max_size`."""
 DIAGNOSTIC_MAX: Final = 512
 """Characters of a reply: one line of RFC 5321 4.5.3.1.5."""
 ADDRESS_MAX: Final = 512
@@ -34,12 +33,35 @@ LISTED_MAX: Final = 50
 """Recipients named in the text for people; the table names all."""
 
 _LINE = 78
-_SUBJECTS: Final = {BounceKind.FAILED: "failed", BounceKind.EXPIRED: "expired"}
+_SUBJECTS: Final = {
+    BounceKind.FAILED: "failed",
+    BounceKind.EXPIRED: "expired",
+    BounceKind.DELAYED: "delayed",
+    BounceKind.DELIVERED: "success",
+    BounceKind.RELAYED: "relayed",
+}
+_ACTIONS: Final = {
+    BounceKind.FAILED: "failed",
+    BounceKind.EXPIRED: "failed",
+    BounceKind.DELAYED: "delayed",
+    BounceKind.DELIVERED: "delivered",
+    BounceKind.RELAYED: "relayed",
+}
+"""RFC 3464 2.3.3."""
 _REASONS: Final = {
     BounceKind.FAILED: "Your message could not be delivered to these recipients, and will not be tried again:",
     BounceKind.EXPIRED: (
         "Your message could not be delivered to these recipients for too long, and will not be tried\r\n"
         "again:"
+    ),
+    BounceKind.DELAYED: (
+        "Your message could not be delivered to these recipients yet. It is still being tried, and you\r\n"
+        "need not do anything:"
+    ),
+    BounceKind.DELIVERED: "Your message was delivered to these recipients:",
+    BounceKind.RELAYED: (
+        "Your message was handed to the mail system of these recipients, which does not tell whether it\r\n"
+        "delivers it:"
     ),
 }
 _UNSAFE_IN_ADDRESS = re.compile(r"[^\x21-\x7e]|[\\+=]")
@@ -56,6 +78,10 @@ def compose(
     message: bytes,
     now: float,
     msgid: MsgId,
+    arrived_at: float | None = None,
+    until: float | None = None,
+    size_max: int = FULL_MAX,
+    header_max: int = HEADERS_MAX,
 ) -> bytes:
     """Return the report, header and body with CRLF line ends, in 7-bit ASCII.
 
@@ -67,18 +93,23 @@ def compose(
         message: header and body of the message, or empty if they can't be had.
         now: seconds since the epoch.
         msgid: the report's own.
+        arrived_at: when the message came.
+        until: how long delivery is tried.
+        size_max: bytes of the longest message that is returned whole.
+        header_max: bytes of its header that are returned.
 
-    The message's header is returned, or all of it where RET=FULL asks so, it is 7-bit and at most
-    `FULL_MAX` bytes long: message/rfc822 may not be encoded (RFC 2046 5.2.1).
+    The message's header is returned, or all of it where RET=FULL asks so for a failure (RFC 3461 4.3), it
+    is 7-bit and at most ``size_max`` bytes long: message/rfc822 may not be encoded (RFC 2046 5.2.1).
     """
     assert original.sender, "a report for the null sender"
     assert failures, "a report of nothing"
     host = _printable(hostname, 255)
     text = _text(kind, failures, host)
-    table = _table(kind, original, failures, host)
-    returned_type, returned = _returned(original, message)
+    table = _table(kind, original, failures, host, arrived_at, until)
+    whole = kind.is_failure and original.ret.upper() == "FULL" and len(message) <= size_max
+    returned_type, returned = _returned(message, whole=whole, header_max=header_max)
     boundary = _boundary(f"{show_msgid(msgid)}.{int(now)}", (text, table, returned))
-    date = format_datetime(datetime.fromtimestamp(int(now), UTC))
+    date = _date(now)
     header = "\r\n".join(
         (
             f"From: Mail Delivery System <MAILER-DAEMON@{host}>",
@@ -121,6 +152,10 @@ def compose(
     )
 
 
+def _date(instant: float) -> str:
+    return format_datetime(datetime.fromtimestamp(int(instant), UTC))
+
+
 def _text(kind: BounceKind, failures: Sequence[tuple[Recipient, str]], host: str) -> bytes:
     lines = [f"This is the mail system at {host}.", "", _REASONS[kind], ""]
     for recipient, status in failures[:LISTED_MAX]:
@@ -133,13 +168,20 @@ def _text(kind: BounceKind, failures: Sequence[tuple[Recipient, str]], host: str
 
 
 def _table(
-    kind: BounceKind, original: Transaction, failures: Sequence[tuple[Recipient, str]], host: str
+    kind: BounceKind,
+    original: Transaction,
+    failures: Sequence[tuple[Recipient, str]],
+    host: str,
+    arrived_at: float | None,
+    until: float | None,
 ) -> bytes:
     """Return the fields of RFC 3464 2.2, and of 2.3 for each recipient."""
     lines = [f"Reporting-MTA: dns; {host}"]
     envid = _from_xtext(original.envid)
     if envid:
         lines[:0] = _wrapped(f"Original-Envelope-Id: {envid}", " ")
+    if arrived_at is not None:
+        lines.append(f"Arrival-Date: {_date(arrived_at)}")
     for recipient, status in failures:
         lines.append("")
         orcpt = _original_recipient(recipient.orcpt)
@@ -149,38 +191,39 @@ def _table(
         address_type = "rfc822" if recipient.address.isascii() else "utf-8"
         address = _address(recipient.address)
         lines.extend(_wrapped(f"Final-Recipient: {address_type}; {address}", " "))
-        lines.append("Action: failed")
+        lines.append(f"Action: {_ACTIONS[kind]}")
         lines.append(f"Status: {status_of(status, kind)}")
         diagnostic = _printable(status)
         if diagnostic:
             diagnostic_type = "smtp" if diagnostic[:3].isdigit() else "X-mta-testbed"
             lines.extend(_wrapped(f"Diagnostic-Code: {diagnostic_type}; {diagnostic}", " "))
+        if kind is BounceKind.DELAYED and until is not None:
+            lines.append(f"Will-Retry-Until: {_date(until)}")
     lines.append("")
     return "\r\n".join(lines).encode("ascii")
 
 
-def _returned(original: Transaction, message: bytes) -> tuple[bytes, bytes]:
+def _returned(message: bytes, *, whole: bool, header_max: int) -> tuple[bytes, bytes]:
     """Return the header and the content of the third part."""
-    whole = original.ret.upper() == "FULL" and len(message) <= FULL_MAX and message.isascii()
-    if whole and message:
+    if whole and message and message.isascii():
         return (
             b"Content-Type: message/rfc822\r\nContent-Description: Undelivered message\r\n",
             message,
         )
     end = message.find(b"\r\n\r\n")
     header = message if end < 0 else message[: end + 2]
-    if len(header) > HEADERS_MAX:
+    if len(header) > header_max:
         # Cut between lines, so that no field is cut in two.
-        end = header.rfind(b"\r\n", 0, HEADERS_MAX)
-        header = header[:HEADERS_MAX] if end < 0 else header[: end + 2]
-    head = b"Content-Type: text/rfc822-headers\r\nContent-Description: Undelivered message's header\r\n"
+        end = header.rfind(b"\r\n", 0, header_max)
+        header = header[:header_max] if end < 0 else header[: end + 2]
+    head = b"Content-Type: text/rfc822-headers\r\nContent-Description: Header of the message\r\n"
     if header.isascii():
         return head, header
     # RFC 6522 4: text/rfc822-headers may be encoded, unlike a message.
     encoded = base64.encodebytes(header).replace(b"\n", b"\r\n")
     return (
         b"Content-Type: text/rfc822-headers; charset=utf-8\r\nContent-Transfer-Encoding: base64\r\n"
-        b"Content-Description: Undelivered message's header\r\n",
+        b"Content-Description: Header of the message\r\n",
         encoded,
     )
 

@@ -439,9 +439,11 @@ class OutboundConnection(asyncio.Protocol):
         for event in events:
             match event:
                 case TransactionResult(results, usable, ambiguous):
+                    # It was told the wishes of RFC 3461, and reports what it did itself.
+                    dsn = self._session is not None and self._session.extensions.dsn
                     done = tuple(
                         [
-                            Result(evpid, outcome, status)
+                            Result(evpid, outcome, status, dsn)
                             for evpid, (outcome, status) in zip(self._evpids, results, strict=True)
                         ]
                     )

@@ -190,6 +190,7 @@ class MtaServer:
             first_session=SessionId(sessions | OUTBOUND_SESSIONS),
             own_names=(config.hostname.lower(),),
             own_addresses=self._own_addresses(),
+            warn_after_s=config.bounce.warn_interval_s,
         )
         try:
             self._resolver = Resolver(

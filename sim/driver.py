@@ -14,6 +14,7 @@ from mta.core.engine import Engine
 from mta.core.envelopes.base import Recipient, Transaction
 from mta.core.ids import EvpId, MsgId
 from mta.core.instructions import (
+    BounceKind,
     CloseConnection,
     DeferEnvelope,
     DeliverLocally,
@@ -307,17 +308,26 @@ class Driver:
         return message
 
     def _bounce(self, instruction: SendBounce) -> None:
-        """Submit a report; its commit takes the envelopes that it reports away."""
+        """Submit a report; its commit takes the envelopes that it reports away, if they left the queue."""
         message = self.messages[instruction.msgid]
-        if self.ledger is not None and message.number >= 0:
+        kind = instruction.kind
+        if self.ledger is not None and message.number >= 0 and kind is not BounceKind.DELAYED:
             self.ledger.settled_at[message.number] = self.kernel.now
-        self.failed += len(instruction.failures)
+            self.ledger.delivered[message.number] = kind.is_success
+        if kind.is_failure:
+            self.failed += len(instruction.failures)
+        elif kind.is_success:
+            self.delivered += len(instruction.failures)
+            late_s = self.kernel.now - message.due_s
+            self.latency_s.extend([late_s] * len(instruction.failures))
         self.bounces_waiting += 1
         self.loop.done_at += self._costs.message_s
         size = BOUNCE_BYTES + 256 * len(instruction.failures)
         sender = message.transaction.sender
         recipient = Recipient(sender, sender.rpartition("@")[2])
-        reports = tuple([envelope for envelope, _ in instruction.failures])
+        reports: tuple[EvpId, ...] = ()
+        if kind is not BounceKind.DELAYED:
+            reports = tuple([envelope for envelope, _ in instruction.failures])
         bounce = Message(self.kernel.now, Transaction("", size), (recipient,), reports)
         self.queue.put(bounce, max(0.0, self.loop.done_at - self.kernel.now))
 

@@ -71,7 +71,7 @@ class Fingerprint:
         if kind is TransactionDone:
             results = stimulus.results  # type: ignore[union-attr]  # the line above
             key = int(stimulus.session) << 8  # type: ignore[union-attr]
-            for _, outcome, _ in results:
+            for _, outcome, _, _ in results:
                 key = (key * 5 + outcome) & 0xFFFFFFFFFFFF
         elif kind is MessageSubmitted:
             key = stimulus.msgid  # type: ignore[union-attr]
@@ -174,6 +174,7 @@ class Retrace:
             first_session=SessionId(first),
             own_names=own_names,
             own_addresses=own_addresses,
+            warn_after_s=self.config.bounce.warn_interval_s,
         )
 
     def step(self, record: Record) -> Step | None:

@@ -295,8 +295,11 @@ def recorded(
                         case DeferEnvelope():
                             # Without a status it was sent back untried: a full hold queue.
                             counts["deferred"] += bool(instruction.status)
-                        case SendBounce():
+                        case SendBounce(msgid, kind, reported):
                             counts["bounced"] += 1
+                            if kind.is_success and msgid in began:
+                                counts["delivered"] += len(reported)
+                                latency.extend([t - began[msgid]] * len(reported))
                         case StartTransaction():
                             transactions += 1
                         case OpenConnection():

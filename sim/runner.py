@@ -213,6 +213,7 @@ class Model:
             stream=lambda concern: Random(f"{name}/{concern}"),
             now=start,
             first_session=SessionId(0),
+            warn_after_s=config.bounce.warn_interval_s,
         )
 
         def resolver(_: EventLoop) -> Resolver:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from mta.core.bounce import BounceSettings
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.limits import Limits
 from mta.core.retry import RetrySettings
@@ -32,6 +33,7 @@ class ModelConfig:
     """Of MX order and jitter; 0 takes the scenario's."""
     dns: DnsSettings = field(default_factory=DnsSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
+    bounce: BounceSettings = field(default_factory=BounceSettings)
     concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
     limits: Limits = field(default_factory=Limits)
 

@@ -5,7 +5,7 @@ the two agents, relaying or local delivery, then hands out what is due. The cloc
 never decreases.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta.core.agent import MtaAgent
@@ -63,6 +63,7 @@ class Engine:
         first_session: SessionId = _FIRST_SESSION,
         own_names: Collection[str] = (),
         own_addresses: Collection[str] = (),
+        warn_after_s: Sequence[float] = (),
     ) -> None:
         """Make an empty core.
 
@@ -77,6 +78,7 @@ class Engine:
             first_session: outbound sessions are numbered from the next one.
             own_names: host names that are us, lower case: never relayed to (RFC 5321 5.1).
             own_addresses: addresses that are us.
+            warn_after_s: when a sender is told that an envelope is late: `BounceSettings.warn_interval_s`.
         """
         self.limits = limits
         self.store: EnvelopeStore = make_store(representation, epoch=now)
@@ -86,6 +88,7 @@ class Engine:
             retry=make_retry(retry),
             overflow=overflow_policy(retry),
             rng=stream("retry"),
+            warn_after_s=warn_after_s,
         )
         self.agent = MtaAgent(
             self.scheduler,

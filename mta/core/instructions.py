@@ -82,19 +82,38 @@ class RemoveEnvelope(NamedTuple):
 
 
 class BounceKind(enum.Enum):
-    """What a bounce reports."""
+    """What a report says of its recipients."""
 
     FAILED = "failed"
     EXPIRED = "expired"
+    DELAYED = "delayed"
+    """Still waiting; the envelopes stay in the queue, and their flags have changed."""
+    DELIVERED = "delivered"
+    """In a mailbox here; asked for with NOTIFY=SUCCESS (RFC 3461 4.1)."""
+    RELAYED = "relayed"
+    """Asked for too, and taken by a host that does not know DSN (RFC 3461 5.2.2)."""
+
+    @property
+    def is_failure(self) -> bool:
+        """The sender has to do something."""
+        return self in (BounceKind.FAILED, BounceKind.EXPIRED)
+
+    @property
+    def is_success(self) -> bool:
+        """The message has arrived, as far as can be seen from here."""
+        return self in (BounceKind.DELIVERED, BounceKind.RELAYED)
 
 
 class SendBounce(NamedTuple):
-    """Submit one DSN (RFC 3464) for envelopes of one message, and delete them, in one commit."""
+    """Submit one DSN (RFC 3464) on envelopes of one message, and delete them, in one commit.
+
+    Those of `BounceKind.DELAYED` are not deleted.
+    """
 
     msgid: MsgId
     kind: BounceKind
     failures: tuple[tuple[EvpId, str], ...]
-    """(envelope, last reply in one line)."""
+    """(envelope, last reply in one line). Not all are failures."""
 
 
 class Note(NamedTuple):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mta.core.envelopes.base import EnvelopeState, Handle, local_key
 from mta.core.holdqueue import HoldQueue
-from mta.core.instructions import DeliverLocally, Instruction, Note
+from mta.core.instructions import BounceKind, DeliverLocally, Instruction, Note
 from mta.core.reply import Outcome
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class LocalAgent:
         self._doomed.discard(evpid)
         self._suspended.discard(evpid)
         if done.outcome is Outcome.OK:
-            scheduler.delivered(handle, done.status, out)
+            scheduler.delivered(handle, done.status, out, BounceKind.DELIVERED)
         elif done.outcome is not Outcome.TEMPFAIL:
             scheduler.permfailed(handle, done.status)
         elif doomed:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mta.core.envelopes.base import EnvelopeState, Handle
 from mta.core.ids import EvpId
-from mta.core.instructions import Instruction
+from mta.core.instructions import BounceKind, Instruction
 from mta.core.reply import Outcome
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mta.core.relay import Relay, Session, Task
     from mta.core.scheduler import Scheduler
     from mta.core.stimuli import Result
+
+_RELAYED = BounceKind.RELAYED
 
 
 class Outcomes:
@@ -48,7 +50,9 @@ class Outcomes:
             session.failures = 0
             self._doomed.discard(results[0].evpid)
             self._paused.discard(results[0].evpid)
-            scheduler.delivered(task.handles[0], results[0].status, out)
+            scheduler.delivered(
+                task.handles[0], results[0].status, out, None if results[0].reports else _RELAYED
+            )
             return True
         by_id = {result.evpid: result for result in results}
         for handle in task.handles:
@@ -59,7 +63,9 @@ class Outcomes:
                 session.failures = 0
                 self._doomed.discard(evpid)
                 self._paused.discard(evpid)
-                scheduler.delivered(handle, result.status, out)
+                scheduler.delivered(
+                    handle, result.status, out, None if result.reports else _RELAYED
+                )
             elif result.outcome is Outcome.TEMPFAIL:
                 session.failures += 1
                 self.tempfail(session.relay, handle, result.status, now, out)

@@ -187,8 +187,13 @@ def _done(stimulus: TransactionDone) -> Record:
     return {
         "session": f"{stimulus.session:016x}",
         "results": [
-            {"evpid": f"{evpid:016x}", "outcome": OUTCOME_WORDS[outcome], "status": status}
-            for evpid, outcome, status in stimulus.results
+            {
+                "evpid": f"{evpid:016x}",
+                "outcome": OUTCOME_WORDS[outcome],
+                "status": status,
+                **({"reports": True} if reports else {}),
+            }
+            for evpid, outcome, status, reports in stimulus.results
         ],
         "usable": stimulus.usable,
     }
@@ -196,7 +201,12 @@ def _done(stimulus: TransactionDone) -> Record:
 
 def _to_done(record: Record) -> TransactionDone:
     results = tuple(
-        Result(EvpId(int(result["evpid"], 16)), _to_outcome(result["outcome"]), result["status"])
+        Result(
+            EvpId(int(result["evpid"], 16)),
+            _to_outcome(result["outcome"]),
+            result["status"],
+            bool(result.get("reports", False)),
+        )
         for result in record["results"]
     )
     return TransactionDone(_session(record), results, record["usable"])

@@ -10,8 +10,10 @@ instructions to the list it is given. Ties are broken by evpid.
 
 from typing import TYPE_CHECKING
 
-from mta.core.bounce import Failure, flags_for, settle
+from mta.core.bounce import Failure, after_warning, flags_for, settle
 from mta.core.envelopes.base import (
+    ATTEMPTS_MAX,
+    FLAGS_MAX,
     EnvelopeList,
     EnvelopeState,
     EnvelopeStore,
@@ -32,6 +34,7 @@ from mta.core.instructions import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from random import Random
 
     from mta.core.limits import SchedulerLimits
@@ -40,9 +43,6 @@ if TYPE_CHECKING:
 
 EXPIRED_STATUS = "550 5.4.7 Envelope expired"
 """RFC 3463: delivery time expired. OpenSMTPD logs ``stat=Envelope expired``."""
-
-ATTEMPTS_MAX = 0xFFFF
-"""Attempts are counted up to here: one number for all representations, and `packed` has 16 bits."""
 
 _EXPIRED_PER_CALL = 1000
 """Envelopes that `hand_out` lets expire in one go, so that a long pause does not end in a long stall;
@@ -89,6 +89,7 @@ class Scheduler:
         retry: "RetryPolicy",
         overflow: "RetryPolicy",
         rng: "Random",
+        warn_after_s: "Sequence[float]" = (),
     ) -> None:
         self.store = store
         self.limits = limits
@@ -98,17 +99,25 @@ class Scheduler:
         self._retry = retry
         self._overflow = overflow
         self._rng = rng
+        self._warn_after_s = tuple(warn_after_s)
         self._scheduled = store.new_list(_SCHEDULED)
         self._scheduled_local = store.new_list(_SCHEDULED)
         """Why a list of their own? One agent may be paused while the other goes on."""
         self.has_local = False
         """There has been a local delivery. Until then nothing here costs anything for it."""
         self._local_first = False
+        self._has_success = False
+        """Somebody has asked to hear of a delivery. Until then nothing here costs anything for it."""
         self._suspended = store.new_list(_SUSPENDED)
         self._recipients_max = 1
         """The greatest number of a recipient seen."""
         self.failures: dict[BounceKind, list[Failure]] = {}
-        """What has left the queue undelivered and is not settled yet."""
+        """What has left the queue and is not settled yet, and what somebody has to be told of."""
+
+    @property
+    def recipients_max(self) -> int:
+        """No envelope has a recipient with a greater number."""
+        return self._recipients_max
 
     # Into the queue
 
@@ -121,14 +130,19 @@ class Scheduler:
         bounce = not transaction.sender
         ttl = limits.bounce_ttl_s if bounce else limits.envelope_ttl_s
         expires_at = to_tick(created_at + ttl)
-        plain = flags_for("") if bounce else 0
+        plain = int(flags_for("")) if bounce else 0
         self.counts.enqueued += len(message.recipients)
         if len(message.recipients) > self._recipients_max:
             self._recipients_max = len(message.recipients)
         ready = []
         for number, recipient in enumerate(message.recipients, 1):
             # Without NOTIFY, which is nearly always, only the null sender counts.
-            flags = flags_for(transaction.sender, recipient.notify) if recipient.notify else plain
+            if recipient.notify:
+                flags = int(flags_for(transaction.sender, recipient.notify))
+                if flags & Flag.SUCCESS:
+                    self._has_success = True
+            else:
+                flags = plain
             handle = add(
                 evpid(message.msgid, number),
                 recipient,
@@ -158,9 +172,11 @@ class Scheduler:
             created_at=to_tick(found.created_at),
             expires_at=to_tick(found.expires_at),
             attempts=attempts,
-            flags=found.flags,
+            flags=found.flags & FLAGS_MAX,
             body=found.body,
         )
+        if found.flags & Flag.SUCCESS:
+            self._has_success = True
         self.counts.enqueued += 1
         if is_local_key(found.recipient.domain):
             self.has_local = True
@@ -261,10 +277,26 @@ class Scheduler:
 
     # Outcomes of envelopes in flight
 
-    def delivered(self, handle: Handle, status: str, out: list[Instruction]) -> None:
-        """The remote host took the envelope over."""
+    def delivered(
+        self,
+        handle: Handle,
+        status: str,
+        out: list[Instruction],
+        kind: BounceKind | None = BounceKind.RELAYED,
+    ) -> None:
+        """The remote host took the envelope over, or it is in a mailbox.
+
+        Args:
+            handle: the envelope.
+            status: the reply.
+            out: takes instructions.
+            kind: what a sender that asks for it is told; None if the remote host does that.
+        """
         self.counts.ok += 1
         self._leave(handle)
+        if self._has_success and kind is not None and self.store.flags_of(handle) & Flag.SUCCESS:
+            self._bounce(handle, status, kind)
+            return
         out.append(RemoveEnvelope(self._forget(handle), Removal.DELIVERED, status))
 
     def tempfailed(
@@ -319,7 +351,7 @@ class Scheduler:
         self._expire(handle)
 
     def settle_failures(self, out: list[Instruction]) -> None:
-        """Report what has failed for good since the last call: one bounce for each message and kind.
+        """Report what there is to report since the last call: one bounce for each message and kind.
 
         Called once per stimulus, because what fails together is reported together.
         """
@@ -415,15 +447,29 @@ class Scheduler:
         store.defer(handle, due_at=due_at, attempts=attempts)
         if status:
             store.note(handle, status)
+            if self._warn_after_s:
+                self._warn(handle, status, now)
         self.counts.updated += 1
         out.append(DeferEnvelope(store.evpid_of(handle), attempts, due_at, status))
+
+    def _warn(self, handle: Handle, status: str, now: float) -> None:
+        """Let the sender know that an envelope which failed again is late, if it is time for that."""
+        store = self.store
+        waited_s = now - store.created_at_of(handle)
+        if waited_s < self._warn_after_s[0]:
+            return
+        flags = after_warning(store.flags_of(handle), waited_s, self._warn_after_s)
+        if flags is not None:
+            store.set_flags(handle, flags)
+            failure = Failure(store.evpid_of(handle), flags, status)
+            self.failures.setdefault(BounceKind.DELAYED, []).append(failure)
 
     def _expire(self, handle: Handle) -> None:
         self.counts.expired += 1
         self._bounce(handle, EXPIRED_STATUS, BounceKind.EXPIRED)
 
     def _bounce(self, handle: Handle, status: str, kind: BounceKind) -> None:
-        """Take a failed envelope out of the queue; `settle_failures` says who is told."""
+        """Take an envelope out of the queue for good; `settle_failures` says who is told."""
         flags = self.store.flags_of(handle)
         failure = Failure(self._forget(handle), flags, status)
         self.failures.setdefault(kind, []).append(failure)

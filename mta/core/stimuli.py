@@ -70,6 +70,8 @@ class Result(NamedTuple):
     outcome: Outcome
     status: str
     """The remote host's reply in one line."""
+    reports: bool = False
+    """The remote host offered DSN (RFC 3461): it was told the sender's wishes, and reports success itself."""
 
 
 class TransactionDone(NamedTuple):

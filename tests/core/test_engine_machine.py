@@ -123,6 +123,7 @@ class Driver(RuleBasedStateMachine):
             "retry": retry,
             "concurrency": concurrency,
             "own_addresses": [OURS],
+            "warn_after_s": (100.0, 20_000.0),
         }
         self.core = Core(**self.settings)
         self.number = 0
@@ -150,7 +151,9 @@ class Driver(RuleBasedStateMachine):
     @rule(
         domains=st.lists(st.sampled_from(DOMAINS), min_size=1, max_size=5),
         sender=st.sampled_from(["a@from.test", "a@from.test", ""]),
-        notify=st.sampled_from(["", "", "NEVER"]),
+        notify=st.sampled_from(
+            ["", "", "NEVER", "SUCCESS", "SUCCESS,FAILURE,DELAY", "FAILURE", "DELAY"]
+        ),
     )
     def submit(self, domains, sender, notify):
         self.number += 1
@@ -218,7 +221,7 @@ class Driver(RuleBasedStateMachine):
                 self.tell(regret(Selector(self.ledger.connections[session].running[0])))
             for identity in self.ledger.connections[session].running:
                 outcome = data.draw(outcomes)
-                results.append(Result(identity, outcome, STATUS[outcome]))
+                results.append(Result(identity, outcome, STATUS[outcome], identity % 2 == 0))
             self.tell(TransactionDone(session, tuple(results), usable))
 
     @precondition(lambda self: self.sessions())

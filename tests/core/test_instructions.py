@@ -18,7 +18,9 @@ def test_every_instruction_is_named_by_the_union():
 def test_the_ways_out_of_the_queue_have_distinct_words():
     """They are written to logs and traces."""
     assert ["delivered", "bounced", "expired", "removed"] == [way.value for way in Removal]
-    assert ["failed", "expired"] == [kind.value for kind in BounceKind]
+    assert ["failed", "expired", "delayed", "delivered", "relayed"] == [
+        kind.value for kind in BounceKind
+    ]
 
 
 def test_instructions_are_values():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mta.core.envelopes.base import EnvelopeState, Flag, Recipient, Transaction
+from mta.core.envelopes.base import ATTEMPTS_MAX, EnvelopeState, Flag, Recipient, Transaction
 from mta.core.instructions import (
     BounceKind,
     DeferEnvelope,
@@ -16,7 +16,7 @@ from mta.core.instructions import (
 )
 from mta.core.reply import Outcome
 from mta.core.routing import ResolutionStatus
-from mta.core.scheduler import ATTEMPTS_MAX, EXPIRED_STATUS
+from mta.core.scheduler import EXPIRED_STATUS
 from mta.core.stimuli import (
     AgentPaused,
     AgentResumed,

@@ -255,10 +255,10 @@ def reply_before_commit(patch: pytest.MonkeyPatch) -> None:
 def forget_before_report(patch: pytest.MonkeyPatch) -> None:
     submit = Bouncer._submit
 
-    async def hasty(self: Bouncer, instruction: Any, found: Any, evpids: Any) -> None:
-        for envelope in evpids:
+    async def hasty(self: Bouncer, instruction: Any, found: Any) -> None:
+        for envelope, _ in instruction.failures:
             self._driver.queue.remove(envelope)
-        await submit(self, instruction, found, evpids)
+        await submit(self, instruction, found)
 
     patch.setattr(Bouncer, "_submit", hasty)
 

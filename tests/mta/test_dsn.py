@@ -316,3 +316,33 @@ def test_nothing_that_a_host_says_adds_anything(
         b"Status",
         b"Diagnostic-Code",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "fields_wanted"),
+    [
+        (BounceKind.DELIVERED, "Delivered", ("delivered", "2.0.0")),
+        (BounceKind.RELAYED, "250 2.1.5 Ok", ("relayed", "2.1.5")),
+        (BounceKind.DELAYED, "451 4.7.1 greylisted", ("delayed", "4.7.1")),
+        (BounceKind.EXPIRED, "451 4.7.1 greylisted", ("failed", "4.7.1")),
+    ],
+)
+def test_what_is_no_failure_has_its_own_words(kind, line, fields_wanted) -> None:
+    """RFC 3464 2.3.3 and 2.3.9; only failures return a message (RFC 3461 4.3)."""
+    data = compose(
+        kind,
+        Transaction("joe@example.com", len(MESSAGE), ret="FULL"),
+        ((BOB, line),),
+        hostname="mx.example.net",
+        message=MESSAGE,
+        now=1764000000.0,
+        msgid=MsgId(1),
+        arrived_at=1763990000.0,
+        until=1764100000.0,
+    )
+    per_message, found = fields(data)
+    assert "Mon, 24 Nov 2025 13:13:20 +0000" == per_message["Arrival-Date"]
+    assert fields_wanted == (found["Action"], found["Status"])
+    late = "Tue, 25 Nov 2025 19:46:40 +0000" if kind is BounceKind.DELAYED else None
+    assert late == found.get("Will-Retry-Until")
+    assert (b"Hello." in data) == kind.is_failure

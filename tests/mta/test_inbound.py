@@ -28,7 +28,7 @@ async def test_a_message_is_taken():
     assert client.greeting == "220 mx.test ESMTP\r\n"
     assert client.say("EHLO client.test") == (
         "250-mx.test\r\n250-PIPELINING\r\n250-SIZE 36700160\r\n250-8BITMIME\r\n"
-        "250-ENHANCEDSTATUSCODES\r\n250-CHUNKING\r\n250 SMTPUTF8\r\n"
+        "250-ENHANCEDSTATUSCODES\r\n250-CHUNKING\r\n250-DSN\r\n250 SMTPUTF8\r\n"
     )
     assert client.say("MAIL FROM:<a@src.test> SIZE=100 BODY=8BITMIME") == "250 2.1.0 Ok\r\n"
     assert client.say("RCPT TO:<b@Dst.test> NOTIFY=NEVER") == "250 2.1.5 Ok\r\n"
@@ -261,7 +261,7 @@ async def test_segments_change_nothing(data):
         edges = [0, *sorted(cuts), len(raw)]
         answer = "".join(client.send(raw[start:stop]) for start, stop in itertools.pairwise(edges))
         answers += [line[:3] for line in answer.splitlines()]
-    assert answers == ["250"] * 7 + ["250", "250", "501", "354"] + ["250"] * 3 + ["354"] + [
+    assert answers == ["250"] * 8 + ["250", "250", "501", "354"] + ["250"] * 3 + ["354"] + [
         "250",
         "250",
         "221",

@@ -13,7 +13,16 @@ from typing import Any
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.engine import Engine
 from mta.core.envelopes import REPRESENTATIONS
-from mta.core.envelopes.base import EnvelopeState, Flag, Recipient, Transaction, local_key, to_tick
+from mta.core.envelopes.base import (
+    WARNED_SHIFT,
+    EnvelopeState,
+    Flag,
+    Recipient,
+    Transaction,
+    is_local_key,
+    local_key,
+    to_tick,
+)
 from mta.core.ids import EvpId, MsgId, SessionId, evpid, msgid_of
 from mta.core.instructions import (
     BounceKind,
@@ -106,6 +115,20 @@ class Connection:
     running: tuple[EvpId, ...] = ()
 
 
+def born_with(sender: str, notify: str) -> int:
+    """Return the flags of a new envelope: RFC 5321 4.5.5, RFC 3461 4.1."""
+    if not sender or notify == "NEVER":
+        return Flag.NO_BOUNCE | Flag.NO_WARNING
+    if not notify:
+        return 0
+    words = notify.split(",")
+    return (
+        Flag.NO_BOUNCE * ("FAILURE" not in words)
+        | Flag.SUCCESS * ("SUCCESS" in words)
+        | Flag.NO_WARNING * ("DELAY" not in words)
+    )
+
+
 @dataclass
 class Ledger:
     """What drivers know, and the rules that instructions keep."""
@@ -132,6 +155,9 @@ class Ledger:
     connected_at: dict[str, float] = field(default_factory=dict)
     """By address, ``@domain`` and, for the source, the empty string."""
     closed_at: dict[str, float] = field(default_factory=dict)
+    warn_after_s: tuple[float, ...] = ()
+    reporting: set[EvpId] = field(default_factory=set)
+    """Delivered by this stimulus to a host that reports itself."""
 
     # What the driver tells
 
@@ -149,9 +175,9 @@ class Ledger:
                 created_at = to_tick(now)
                 expires_at = to_tick(created_at + ttl_s)
                 for number, recipient in enumerate(recipients, 1):
-                    silent = not transaction.sender or recipient.notify == "NEVER"
+                    flags = born_with(transaction.sender, recipient.notify)
                     self.rows[evpid(msgid, number)] = Row(
-                        transaction, recipient, created_at, expires_at, 0, now, 2 * silent
+                        transaction, recipient, created_at, expires_at, 0, now, flags
                     )
             case EnvelopeRestored():
                 s = stimulus
@@ -180,6 +206,7 @@ class Ledger:
                 if (c := self.connections.get(session)) is not None:
                     assert set(c.running) == {r.evpid for r in results}
                     outcomes = {r.evpid: r.outcome for r in results}
+                    self.reporting = {r.evpid for r in results if r.reports}
                     c.running = ()
             case LocalDeliveryDone(identity, outcome):
                 if self.delivering.pop(identity, None) is not None:
@@ -265,6 +292,18 @@ class Ledger:
                     for identity, _ in failures:
                         assert msgid_of(identity) == msgid, instruction
                         row = self._free(identity)
+                        if kind is BounceKind.DELAYED:
+                            self._warned(identity, row, now)
+                            continue
+                        if kind.is_success:
+                            assert outcomes[identity] is Outcome.OK, instruction
+                            assert row.flags & Flag.SUCCESS, instruction
+                            assert identity not in self.reporting, instruction
+                            is_local = is_local_key(row.recipient.domain)
+                            assert (kind is BounceKind.DELIVERED) == is_local, instruction
+                            self._forget(identity, "delivered")
+                            settled.add(identity)
+                            continue
                         assert not row.flags & Flag.NO_BOUNCE, instruction
                         self._forget(identity, kind.value)
                         settled.add(identity)
@@ -359,12 +398,20 @@ class Ledger:
         row = self._free(identity)
         if reason is Removal.DELIVERED:
             assert outcomes[identity] is Outcome.OK
+            assert not row.flags & Flag.SUCCESS or identity in self.reporting
         elif reason is Removal.REMOVED:
             assert identity in self.doomed
         else:
             assert row.flags & Flag.NO_BOUNCE
             assert reason is not Removal.EXPIRED or row.expires_at <= now
         self._forget(identity, reason.value)
+
+    def _warned(self, identity: EvpId, row: Row, now: float) -> None:
+        """Its latest warning is due, was not given, and is wanted; it failed again just now."""
+        assert not row.flags & Flag.NO_WARNING, row
+        passed = [after for after in self.warn_after_s if row.created_at + after <= now]
+        assert len(passed) > row.flags >> WARNED_SHIFT, row
+        row.flags = row.flags % (1 << WARNED_SHIFT) + (len(passed) << WARNED_SHIFT)
 
     def _forget(self, identity: EvpId, fate: str) -> None:
         assert identity not in self.fates, (identity, self.fates[identity], fate)
@@ -389,6 +436,7 @@ class Core:
         representations: Collection[str] = REPRESENTATIONS,
         validating: bool = True,
         now: float = EPOCH,
+        warn_after_s: tuple[float, ...] = (),
     ) -> None:
         self.limits = Limits(
             mta=MtaLimits(**(mta or {})),
@@ -407,10 +455,11 @@ class Core:
                 now=now,
                 own_names=own_names,
                 own_addresses=own_addresses,
+                warn_after_s=warn_after_s,
             )
             for name in representations
         ]
-        self.ledger = Ledger(self.limits)
+        self.ledger = Ledger(self.limits, warn_after_s=warn_after_s)
         self.now = now
         self.validating = validating
         self._messages = 0
@@ -488,12 +537,16 @@ class Core:
         return self.tell(MessageSubmitted(MsgId(self._messages), transaction, recipients, BODY))
 
     def mail(
-        self, *users: str, sender: str = "a@from.test", domains: tuple[str, ...] = ()
+        self,
+        *users: str,
+        sender: str = "a@from.test",
+        domains: tuple[str, ...] = (),
+        notify: str = "",
     ) -> list[Instruction]:
         """Submit one message for users of ours, and perhaps for others elsewhere."""
         self._messages += 1
         recipients = [
-            Recipient(f"{u}@here.test", local_key(u), delivery="local", user=u, rule="here")
+            Recipient(f"{u}@here.test", local_key(u), notify, delivery="local", user=u, rule="here")
             for u in users
         ]
         recipients += [Recipient(f"x@{domain}", domain) for domain in domains]
@@ -534,12 +587,13 @@ class Core:
         *outcomes: Outcome,
         usable: bool = True,
         status: str | None = None,
+        reports: bool = False,
     ) -> list[Instruction]:
         """End a transaction, with one outcome for each envelope or one for all; delivered by default."""
         evpids = self.ledger.connections[SessionId(session)].running
         all_outcomes = outcomes if len(outcomes) > 1 else (outcomes or (Outcome.OK,)) * len(evpids)
         results = tuple(
-            Result(e, o, STATUS[o] if status is None else status)
+            Result(e, o, STATUS[o] if status is None else status, reports)
             for e, o in zip(evpids, all_outcomes, strict=True)
         )
         return self.tell(TransactionDone(SessionId(session), results, usable))

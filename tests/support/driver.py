@@ -258,11 +258,18 @@ class Rig:
         self.faults: list[dict[str, Any]] = []
 
     def submit(
-        self, *rcpts: str, sender: str = "a@one.test", body: bytes = BODY, **options: Any
+        self,
+        *rcpts: str,
+        sender: str = "a@one.test",
+        body: bytes = BODY,
+        notify: str = "",
+        orcpt: str = "",
+        **options: Any,
     ) -> "asyncio.Future[None]":
         transaction = Transaction(sender, len(body), SessionId(7), **options)
         recipients = tuple(
-            Recipient(rcpt, rcpt.rpartition("@")[2].lower()) for rcpt in rcpts or ("b@two.test",)
+            Recipient(rcpt, rcpt.rpartition("@")[2].lower(), notify, orcpt)
+            for rcpt in rcpts or ("b@two.test",)
         )
         return self.driver.enqueue(self.queue.next_msgid(), transaction, recipients, body)
 
@@ -313,6 +320,7 @@ async def rig(
             stream=lambda name: Random(f"1/{name}"),
             now=clock.wall,
             first_session=SessionId(0x100),
+            warn_after_s=settings.bounce.warn_interval_s,
         )
         driver = Driver(
             engine,

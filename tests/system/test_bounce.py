@@ -121,3 +121,48 @@ def test_expiry_is_reported_with_the_last_failure(tmp_path):
         assert "4.2.1" == status.get_payload()[1]["Status"]
         assert "relay: Expire for " in server.log.read_text()
         assert "stat=Envelope expired" in server.log.read_text()
+
+
+def test_success_is_reported_when_asked_for(running):
+    """NOTIFY=SUCCESS to a host without DSN: one ``relayed`` for both recipients; none without it."""
+    server, host = running
+    with smtplib.SMTP("127.0.0.1", server.port, local_hostname="client.test") as smtp:
+        smtp.ehlo()
+        assert smtp.has_extn("dsn")
+        rcpts = [f"{name}@[{HOST}]" for name in ("one", "two")]
+        wishes = ["NOTIFY=SUCCESS,FAILURE", f"ORCPT=rfc822;me+2Balias@[{HOST}]"]
+        assert {} == smtp.sendmail(f"me@[{HOST}]", rcpts, TEXT, ["ENVID=QQ1"], wishes)
+        assert {} == smtp.sendmail(f"me@[{HOST}]", rcpts, TEXT)
+    drained(server)
+    (report,) = [captured for captured in host.taken if not captured.sender]
+    _, status, original = parsed(report.body).iter_parts()
+    per_message, *per_recipient = status.get_payload()
+    assert "QQ1" == per_message["Original-Envelope-Id"]
+    assert rcpts == [str(fields["Final-Recipient"]).partition("; ")[2] for fields in per_recipient]
+    for fields in per_recipient:
+        assert ("relayed", "2.0.0") == (fields["Action"], fields["Status"])
+        assert f"rfc822; me+alias@[{HOST}]" == fields["Original-Recipient"]
+    assert "text/rfc822-headers" == original.get_content_type()
+
+
+def test_a_late_message_is_reported_as_late(tmp_path):
+    """Once for each interval, then the failure."""
+    port = free_port(HOST)
+    config = {
+        "relay": {"port": port},
+        "retry": {"policy": "exponential", "base_s": 0.5, "min_s": 0.2, "max_s": 0.5},
+        "bounce": {"warn_interval_s": [0.5, 1.0]},
+        "limits": {"scheduler": {"envelope_ttl_s": 2.5, "bounce_ttl_s": 60.0}},
+    }
+    with CapturingHost(HOST, port) as host, RunningServer(tmp_path, config) as server:
+        send(server, f"me@[{HOST}]", "later", options=("RET=FULL",))
+        drained(server)
+        assert ["delayed", "delayed", "failed"] == [
+            list(parsed(captured.body).iter_parts())[1].get_payload()[1]["Action"]
+            for captured in host.taken
+        ]
+        types = [
+            list(parsed(captured.body).iter_parts())[2].get_content_type()
+            for captured in host.taken
+        ]
+        assert ["text/rfc822-headers", "text/rfc822-headers", "message/rfc822"] == types

@@ -51,6 +51,20 @@ class Flag(enum.IntFlag):
     """Parked by the operator (`mtactl pause envelope`)."""
     NO_BOUNCE = 2
     """The null sender, or NOTIFY=NEVER: nobody may be told of a failure (RFC 5321 4.5.5, RFC 3461)."""
+    SUCCESS = 4
+    """NOTIFY=SUCCESS: the sender wants to hear of the delivery too (RFC 3461 4.1)."""
+    NO_WARNING = 8
+    """The null sender, or NOTIFY without DELAY: nobody may be told that the envelope still waits."""
+
+
+WARNED_SHIFT = 5
+"""From this bit on flags say how many delay warnings were sent, up to `WARNINGS_MAX`."""
+WARNINGS_MAX = 4
+"""Delay warnings per envelope. OpenSMTPD MAX_BOUNCE_WARN."""
+FLAGS_MAX = 0xFF
+"""All flags together: as many bits as every representation has for them."""
+ATTEMPTS_MAX = 0x1FFF
+"""Attempts are counted up to here: one number for all representations, and `packed` has 13 bits."""
 
 
 class Transaction(NamedTuple):

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mta.core.envelopes.base import (
+    ATTEMPTS_MAX,
+    WARNED_SHIFT,
     EnvelopeState,
     Handle,
     MdaEnvelope,
@@ -33,6 +35,10 @@ _SLOT_MASK = _SLOTS - 1
 _LEVELS = 4
 _STATE_MASK = 0b111
 _FLAG_SHIFT = 3
+_STATE_FLAGS = 0b11111
+"""Flags that are kept with the state."""
+_ATTEMPTS_BITS = ATTEMPTS_MAX.bit_length()
+"""Of the attempts' column; above them are the flags that count warnings."""
 _FREE = 0b111
 """The state of a row that holds no envelope."""
 _HASH_MULTIPLIER = 0x9E3779B97F4A7C15
@@ -212,7 +218,8 @@ class PackedStore:
     ) -> Handle:
         created, expires = self._tick(created_at), self._tick(expires_at)
         domain = self._names.take(recipient.domain)
-        state = flags << _FLAG_SHIFT | _IN_FLIGHT
+        state = (flags & _STATE_FLAGS) << _FLAG_SHIFT | _IN_FLIGHT
+        attempts |= flags >> WARNED_SHIFT << _ATTEMPTS_BITS
         row = self._free
         if row != _NONE:
             self._free = self._next[row]
@@ -330,13 +337,17 @@ class PackedStore:
         return self._epoch + self._expires[handle] / _TICKS_PER_S
 
     def attempts_of(self, handle: Handle) -> int:
-        return self._attempts[handle]
+        return self._attempts[handle] & ATTEMPTS_MAX
 
     def flags_of(self, handle: Handle) -> int:
-        return self._state[handle] >> _FLAG_SHIFT
+        warned = self._attempts[handle] >> _ATTEMPTS_BITS
+        return self._state[handle] >> _FLAG_SHIFT | warned << WARNED_SHIFT
 
     def set_flags(self, handle: Handle, flags: int) -> None:
-        self._state[handle] = flags << _FLAG_SHIFT | self._state[handle] & _STATE_MASK
+        bits = (flags & _STATE_FLAGS) << _FLAG_SHIFT
+        self._state[handle] = bits | self._state[handle] & _STATE_MASK
+        warned = flags >> WARNED_SHIFT << _ATTEMPTS_BITS
+        self._attempts[handle] = warned | self._attempts[handle] & ATTEMPTS_MAX
 
     def due_at_of(self, handle: Handle) -> float:
         return self._epoch + self._due[handle] / _TICKS_PER_S
@@ -379,7 +390,7 @@ class PackedStore:
         self._set_state(handle, _IN_FLIGHT, _PENDING)
         tick = max(self._tick(due_at), self._cursor)
         self._due[handle] = tick
-        self._attempts[handle] = attempts
+        self._attempts[handle] = attempts | self._attempts[handle] & ~ATTEMPTS_MAX
         self._link(handle, tick)
 
     def _first_place(self) -> int | None:

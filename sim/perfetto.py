@@ -237,7 +237,7 @@ class _Drawing:
     def _done(self, stimulus: TransactionDone) -> Iterator[Event]:
         self._transactions.pop(stimulus.session, None)
         delivered = 0
-        for one, outcome, status in stimulus.results:
+        for one, outcome, status, _ in stimulus.results:
             delivered += outcome is Outcome.OK
             result = OUTCOME_WORDS[outcome]
             yield from self._end_attempt(one, result=result, stat=status)

@@ -5,6 +5,7 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +109,94 @@ def test_alias_files_that_cannot_be_used(tmp_path, fds, make, problem):
     assert str(caught.value) == f"{path}: {problem}"
     assert table.lookup("a") == TemporaryError(f"{path} was never read")
     assert table.update() == f"{path}: {problem}; what was read before still counts"
+
+
+def lines(count: int, to: str) -> str:
+    return "".join(f"user{number}: {to}\n" for number in range(count))
+
+
+def asked_until(table: FileTable, key: str, wanted: list[str]) -> int:
+    """Ask until the answer is as wanted; return how often that was."""
+    deadline = time.monotonic() + 10
+    times = 1
+    while texts(table.lookup(key)) != wanted:
+        assert time.monotonic() < deadline
+        times += 1
+        time.sleep(0.001)
+    return times
+
+
+def test_a_large_file_is_read_again_on_a_thread(tmp_path, fds):
+    """Who asks meanwhile has the old answer, at once; a thousand aliases would be 5 ms of the event loop."""
+    effects = FaultyEffects()
+    path = tmp_path / "aliases"
+    path.write_text(lines(2000, "old"))
+    table, log = file_table(path, effects, limits=TableLimits(check_s=0))
+    table.load()
+    gate = effects.gates["open", "table"] = threading.Event()
+    path.write_text(lines(2001, "new"))
+    assert [["old"]] * 3 == [texts(table.lookup("user1")) for _ in range(3)]
+    assert [] == log
+    gate.set()
+    asked_until(table, "user1", ["new"])
+    assert texts(table.lookup("user2000")) == ["new"]
+    assert log == [f"info: table {path}: read again, 2001 keys"]
+
+
+def test_a_large_file_that_went_bad(tmp_path, fds):
+    """What was read before still counts, the log says so once, and a good version is taken again."""
+    path = tmp_path / "aliases"
+    path.write_text(lines(2000, "old"))
+    table, log = file_table(path, limits=TableLimits(check_s=0))
+    table.load()
+    path.write_text(lines(2000, "new") + "user1: twice\n")
+    deadline = time.monotonic() + 10
+    while not log:
+        assert texts(table.lookup("user1")) == ["old"]
+        assert time.monotonic() < deadline
+    for _ in range(50):
+        assert texts(table.lookup("user1")) == ["old"]
+    problem = "line 2001: the key was given before; what was read before still counts"
+    assert log == [f"warn: table {path}: {problem}"]
+    path.write_text(lines(2002, "new"))
+    asked_until(table, "user1", ["new"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), MemoryError()])
+def test_a_fault_while_a_large_file_is_read(tmp_path, error):
+    """It is a file that can't be read, whatever it was; the next version is tried."""
+    effects = FaultyEffects()
+    path = tmp_path / "aliases"
+    path.write_text(lines(2000, "old"))
+    table, log = file_table(path, effects, limits=TableLimits(check_s=0))
+    table.load()
+    effects.plan = Plan(1, lambda: error, matches=lambda point: point.op == "open")
+    path.write_text(lines(2001, "new"))
+    deadline = time.monotonic() + 10
+    while not log:
+        assert texts(table.lookup("user1")) == ["old"]
+        assert time.monotonic() < deadline
+    assert type(error).__name__ in log[0]
+    path.write_text(lines(2002, "newer"))
+    asked_until(table, "user1", ["newer"])
+
+
+def test_no_thread_to_read_with(tmp_path, monkeypatch):
+    """The old content counts, and the log says why."""
+    path = tmp_path / "aliases"
+    path.write_text(lines(2000, "old"))
+    table, log = file_table(path, limits=TableLimits(check_s=0))
+    table.load()
+
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", no_thread)
+    path.write_text(lines(2001, "new"))
+    assert texts(table.lookup("user1")) == ["old"]
+    assert log == [
+        f"warn: table {path}: no thread to read it with; what was read before still counts"
+    ]
 
 
 def test_a_device_is_no_alias_file():

@@ -57,6 +57,7 @@ _LOCAL_ROWS = (
     ("jain", "over users, in the burst"),
     ("peak_agent", "envelopes, sampled"),
     ("attempts", "deliveries started"),
+    ("retries", "put back, to come again"),
     ("tempfails", "attempts and refusals"),
     ("refused", "by the agent: too many"),
     ("overflows", "of hold queues"),

@@ -172,6 +172,8 @@ class LocalResult:
             "jain": None if self.jain is None else round(self.jain, 6),
             "peak_agent": self.peak_agent,
             "attempts": self.attempts,
+            # Whatever the reason: each of them makes the scheduler hand an envelope out once more.
+            "retries": total["tempfails"] + total["overflows"],
             **total,
             "groups": {group.name: group.summary() for group in self.groups},
         }

@@ -151,7 +151,25 @@ def test_a_full_hold_queue_is_no_failure():
     _, result, found = run(of)
     assert found.groups[0].overflows > 0
     assert found.groups[0].tempfails == result.counts["deferred"] == 0
+    assert found.summary()["retries"] == found.groups[0].overflows
     assert found.groups[0].delivered == 300
+
+
+def test_a_small_hold_queue_leaves_the_agent_idle():
+    """What finds it full comes again on a timetable: deliveries could start meanwhile, and there is nothing to start."""
+    drains = [
+        run(
+            local(
+                LocalGroup("flood", messages=1500, to_s=0.0, seconds=0.05),
+                limits={"scheduler": {"max_held": held}},
+            )
+        )[2].burst_drain_s
+        for held in (50, 5000)
+    ]
+    assert drains[0] is not None
+    assert drains[1] is not None
+    assert drains[0] > 1.3 * drains[1]
+    assert drains[1] == pytest.approx(1500 * 0.0535 / 7, rel=0.1)
 
 
 def test_equals_are_treated_alike():

@@ -105,8 +105,9 @@ class OurServer:
             child.check()
             with contextlib.suppress(OSError):
                 status = next(iter(self._ask("show status")))
-                if not status["restoring"]:
-                    host, _, port = status["smtp_address"].rpartition(":")
+                host, _, port = status["smtp_address"].rpartition(":")
+                # The control socket answers before there is a door.
+                if not status["restoring"] and int(port):
                     self._address = (host, int(port))
                     return
             time.sleep(0.05)

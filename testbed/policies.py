@@ -8,6 +8,7 @@ The caps are those of history but for one: ``raised`` gave one user 15,000 place
 It gets all places, or the run would show a burst sent back instead of a burst kept.
 """
 
+import itertools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -342,6 +343,42 @@ def modelled(run: Run, representation: str, cell: Mapping[str, Any]) -> dict[str
         "others_p50_s": p50,
         "others_p99_s": p99,
     }
+
+
+def modelled_sizes(
+    scenario: str,
+    *,
+    scales: Sequence[float],
+    policies: Sequence[str] = POLICIES,
+    representations: Sequence[str] = REPRESENTATIONS,
+) -> list[dict[str, Any]]:
+    """Return what the model says of bursts of several sizes: one row for each size, policy and representation.
+
+    Returns:
+        burst (messages), policy, envelope, live_bytes (most that the queue's envelopes took), sent_back, others_p99_s.
+    """
+    rows = []
+    for scale, policy, representation in itertools.product(scales, policies, representations):
+        matrix = Matrix(overrides=(f"load.scale={scale}",), representations=(representation,))
+        of = load(scenario, matrix.overrides_of(policy))
+        result = simulate(of, representation=representation, fingerprint=False)
+        assert result.local is not None
+        local = result.local
+        burst = next(each for each in local.groups if each.name == local.burst)
+        waits = [each.latency_s for each in local.groups if each.name != local.burst]
+        rows.append(
+            {
+                "burst": burst.offered,
+                "policy": policy,
+                "envelope": representation,
+                "live_bytes": int(result.live_bytes.max()),
+                "sent_back": local.summary()["refused"],
+                "others_p99_s": float(
+                    np.percentile(np.concatenate(waits), 99, method="inverted_cdf")
+                ),
+            }
+        )
+    return rows
 
 
 # ---- the store alone

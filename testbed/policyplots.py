@@ -1,6 +1,6 @@
 """Figures of `testbed policies`: made from policies.json alone, so that a report, a notebook and a README have the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from testbed.plots import LIGHT, MIB, Theme, make_panels, rc, thousands
+from testbed.plots import LIGHT, MARKERS, MIB, Theme, make_panels, rc, thousands
 from testbed.policies import cell_of
 from testbed.rundir import Floats
 
@@ -108,7 +108,7 @@ def waiting(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
     return figure
 
 
-def delivered(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
+def progress(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
     """Messages due and delivered by then, of the burst and of the others."""
     with rc(theme):
         figure, axes_of = make_panels(2, height=3.4)
@@ -206,6 +206,35 @@ def per_envelope(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
     return figure
 
 
+def memory_by_burst(rows: Sequence[Mapping[str, Any]], theme: Theme = LIGHT) -> Figure:
+    """What the queue's envelopes take at most against the size of the burst, by the model; both axes logarithmic."""
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    with rc(theme):
+        figure, axes_of = make_panels(len(policies), height=3.4)
+        limits = [row["live_bytes"] / MIB for row in rows]
+        for axes, policy in zip(axes_of, policies, strict=True):
+            for name in dict.fromkeys(row["envelope"] for row in rows):
+                own = [row for row in rows if (row["policy"], row["envelope"]) == (policy, name)]
+                axes.plot(
+                    [row["burst"] for row in own],
+                    [row["live_bytes"] / MIB for row in own],
+                    REPRESENTATION_STYLES.get(name, "-"),
+                    marker=MARKERS.get(name, "o"),
+                    ms=4,
+                    color=theme.colour(name),
+                    label=name,
+                )
+            axes.set(
+                title=_title(policy), xlabel="messages of the burst", xscale="log", yscale="log"
+            )
+            axes.set_ylim(min(limits) * 0.6, max(limits) * 1.8)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes_of[0].set_ylabel("envelopes at most, MiB")
+        axes_of[0].legend(title="envelopes", loc="upper left")
+    return figure
+
+
 def _beside(axes: Axes, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), xytext=(8, -3), textcoords="offset points", fontsize=8)
 
@@ -223,7 +252,7 @@ FIGURES: Final = (
     ),
     ("waiting", "Where undelivered mail was, five times a second."),
     (
-        "delivered",
+        "progress",
         "Messages that were due and that had been delivered by then, burst and others apart.",
     ),
     (
@@ -240,7 +269,7 @@ def draw(name: str, result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
         "memory": memory,
         "per_envelope": per_envelope,
         "waiting": waiting,
-        "delivered": delivered,
+        "progress": progress,
         "latency": latency,
     }
     return functions[name](result, theme)

@@ -16,7 +16,7 @@ from testbed import plots, policyplots
 from testbed.__main__ import app
 from testbed.children import UsageError
 from testbed.plots import DARK, LIGHT
-from testbed.policies import LocalMail, Matrix, cell_of, read
+from testbed.policies import LocalMail, Matrix, cell_of, modelled_sizes, read
 from testbed.policyreport import html, tables, verdicts
 from testbed.rundir import Notes, Run
 from tests.testbed.test_run import bench, outside
@@ -216,7 +216,6 @@ def test_a_part_that_does_not_hold_is_said(change: dict[str, Any], words: str) -
     wrong = [said for holds, said in verdicts(result(*cells)) if holds is False]
     assert len(wrong) == 1
     assert words in wrong[0]
-    assert "<strong>No.</strong>" in html(result(*cells))
 
 
 def test_a_queue_that_was_short_tells_nothing_of_the_server() -> None:
@@ -248,7 +247,8 @@ def test_the_tables_fit_a_terminal() -> None:
 
 def test_the_page_needs_nothing_else() -> None:
     """Everything is inside, and what comes from the run is escaped."""
-    page = html(result(failures=["a < b"]))
+    page = html(result(cell("hold", "slim", lost=1), failures=["a < b"]))
+    assert "<strong>No.</strong> Nothing is lost" in page
     assert "A &lt;burst&gt;" in page
     assert "a &lt; b" in page
     assert page.count("<figure>") == len(policyplots.FIGURES)
@@ -345,3 +345,22 @@ def test_policies_for_real(tmp_path: Path) -> None:
     assert "raised" in stdout
     assert before == (directory / "report.html").read_text()
     assert [] == outside(tmp_path)
+
+
+def test_the_model_answers_for_other_sizes() -> None:
+    """With `raised` fixed envelopes grow with the burst and slim ones a tenth of that; with `hold` both are small."""
+    rows = modelled_sizes(
+        "local-burst",
+        scales=(0.002, 0.01),
+        policies=("raised", "hold"),
+        representations=("fixed", "slim"),
+    )
+    live = {(row["burst"], row["policy"], row["envelope"]): row["live_bytes"] for row in rows}
+    assert live[1000, "raised", "fixed"] > 4 * live[200, "raised", "fixed"]
+    assert live[1000, "raised", "fixed"] > 10 * live[1000, "raised", "slim"]
+    assert live[1000, "hold", "fixed"] < 2 * live[1000, "hold", "slim"]
+    assert {0} == {row["sent_back"] for row in rows}
+    figure = policyplots.memory_by_burst(rows)
+    assert ["raised (January 2013)", "hold (since November 2013)"] == [
+        axes.get_title(loc="left") for axes in figure.axes
+    ]

@@ -25,7 +25,8 @@ from mta.core.stimuli import (
 )
 from mta.effects import NotLoopbackError
 from mta.outtls import BAD_CERTIFICATE, NO_HANDSHAKE, tls_reason
-from mta.smtpclient import BEFORE_READY, CLOSED_BY_PEER, ClientSession
+from mta.smtpclient import CLOSED_BY_PEER, ClientSession
+from mta.smtpgreeting import BEFORE_READY
 from mta.smtpstates import (
     Closed,
     Event,

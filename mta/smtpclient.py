@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 from mta.core.envelopes.base import MtaEnvelope
 from mta.core.reply import Outcome
-from mta.esmtp import Extensions, read_extensions
-from mta.smtphello import CLEAR, NO_STARTTLS, REFUSED_STARTTLS, AuthDialog, Hello
+from mta.esmtp import Extensions
+from mta.smtpgreeting import BEFORE_READY, Greeting
+from mta.smtphello import CLEAR, Hello
 from mta.smtpreply import ReplyReader, status_line
 from mta.smtpstates import (
     Closed,
@@ -37,17 +38,7 @@ TIMED_OUT = "Connection timeout"
 """OpenSMTPD mta_session.c, IO_TIMEOUT."""
 TOO_MUCH_DATA = "Remote host sent too much data"
 TOO_MANY_ERRORS = "Too many consecutive errors, closing connection"
-LOOPS_BACK = "Mail loops back to myself"
-"""The peer says that it has our name: 5.4.6 in Postfix smtp_proto.c. It is the route that is wrong,
-not the recipient, so the connection fails and the mail waits."""
-
 _BARE_LINE_END = re.compile(rb"\r\n|\r|\n")
-
-
-BEFORE_READY = frozenset(
-    (State.BANNER, State.EHLO, State.HELO, State.STARTTLS, State.TLS, State.AUTH)
-)
-"""No transaction can start yet, and none has."""
 
 
 class ClientSession:
@@ -62,16 +53,13 @@ class ClientSession:
         "_accepted",
         "_active",
         "_at",
-        "_auth",
         "_body",
         "_body_at",
         "_commands",
         "_dots",
         "_events",
         "_failures",
-        "_greeted",
-        "_hello",
-        "_hostname",
+        "_greeting",
         "_lines",
         "_lmtp",
         "_mail_refused",
@@ -81,7 +69,6 @@ class ClientSession:
         "_quit_asked",
         "_reader",
         "_results",
-        "_secure",
         "_timeouts",
         "_transaction_deadline",
         "deadline",
@@ -113,19 +100,15 @@ class ClientSession:
             lmtp: speak LMTP (RFC 2033): LHLO, and after the dot a reply for each accepted recipient.
             hello: what is to happen between greeting and first transaction: TLS, AUTH.
         """
-        self.state = State.TLS if hello.implicit else State.BANNER
+        self._greeting = Greeting(hostname, hello, lmtp=lmtp)
+        self.state = self._greeting.state
         self.extensions = Extensions()
         self.messages = 0
         """Messages that the peer took."""
-        self._hostname = hostname
         self._pipelining = pipelining
         self._timeouts = timeouts or Timeouts()
         self._max_failures = max_failures
         self._lmtp = lmtp
-        self._hello = hello
-        self._greeted = False
-        self._secure = False
-        self._auth: AuthDialog | None = None
         self._dots = 0
         self.deadline: float | None = now + self._timeouts.banner
         """When `timer` is to be called; None while nothing is expected."""
@@ -230,13 +213,9 @@ class ClientSession:
 
         What the peer said before it counts for nothing (RFC 3207 4.2).
         """
-        assert self.state is State.TLS, self.state
-        self._secure = True
-        self.extensions = Extensions()
-        if self._greeted:
-            self._say_hello(now)
-        else:
-            self._wait(State.BANNER, now + self._timeouts.banner)
+        self._greeting.secured()
+        self.extensions = self._greeting.extensions
+        self._say_greeting(now)
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take bytes from the peer and return what they mean."""
@@ -297,6 +276,9 @@ class ClientSession:
             # RFC 5321 3.8: it may come in answer to anything, and the channel closes after it.
             self._break_off(self._status(), told=True)
             return
+        if state in BEFORE_READY and state is not State.TLS:
+            self._answer_greeting(code, now)
+            return
         match state:
             case State.MAIL:
                 self._answer_mail(code, now)
@@ -310,90 +292,35 @@ class ClientSession:
                 self._end_transaction(now, usable=code // 100 != 3)
             case State.RSET:
                 self._end_transaction(now, usable=code // 100 == 2)
-            case State.BANNER | State.EHLO | State.HELO:
-                self._answer_hello(code, now)
-            case State.STARTTLS:
-                self._answer_starttls(code, now)
-            case State.AUTH:
-                self._answer_auth(code, now)
             case State.QUIT:
                 self._close("quit")
             case _:
                 self._break_off(TOO_MUCH_DATA)
 
-    def _answer_hello(self, code: int, now: float) -> None:
-        accepted = code // 100 == 2
-        if self.state is State.BANNER and accepted:
-            self._greeted = True
-            self._say_hello(now)
-        elif self.state is State.EHLO and code // 100 == 5 and not self._lmtp:
-            self._lines.clear()
-            self._out = f"HELO {self._hostname}\r\n".encode()
-            self._wait(State.HELO, now + self._timeouts.hello)
-        elif not accepted:
-            self._break_off(self._status())
-        else:
-            lines = [line[4:] for line in self._lines] or [self._reader.text]
-            self._lines = []
-            name = lines[0].split(maxsplit=1)[:1]
-            # A local LMTP server has our name by right.
-            if not self._lmtp and name and name[0].lower() == self._hostname.lower().encode():
-                self._break_off(LOOPS_BACK)
-                return
-            self.extensions = read_extensions(lines[1:])
-            self._secure_or_go_on(now)
-
-    def _say_hello(self, now: float) -> None:
-        self._lines.clear()
-        verb = "LHLO" if self._lmtp else "EHLO"
-        self._out = f"{verb} {self._hostname}\r\n".encode()
-        self._wait(State.EHLO, now + self._timeouts.hello)
-
-    def _secure_or_go_on(self, now: float) -> None:
-        hello = self._hello
-        if self._secure or not hello.starttls:
-            self._log_in_or_go_on(now)
-        elif self.extensions.starttls:
-            self._out = b"STARTTLS\r\n"
-            self._wait(State.STARTTLS, now + self._timeouts.hello)
-        elif hello.must:
-            self._break_off(NO_STARTTLS)
-        else:
-            self._log_in_or_go_on(now)
-
-    def _answer_starttls(self, code: int, now: float) -> None:
-        if code // 100 == 2:
+    def _answer_greeting(self, code: int, now: float) -> None:
+        """Go on towards the first transaction, as `Greeting` says."""
+        greeting = self._greeting
+        lines = [line[4:] for line in self._lines] or [self._reader.text]
+        self._lines = []
+        greeting.answer(code, self._status(), lines)
+        if greeting.failure:
+            self._break_off(greeting.failure)
+            return
+        self.extensions = greeting.extensions
+        if greeting.state is State.READY:
+            self._events.append(Ready(self.extensions))
+            self._become_ready(now)
+            return
+        if greeting.state is State.TLS:
             self._events.append(StartTls())
-            self._wait(State.TLS, now + self._timeouts.hello)
-        elif self._hello.must:
-            self._break_off(f"{REFUSED_STARTTLS}: {self._status()}")
-        else:
-            self._log_in_or_go_on(now)
+        self._say_greeting(now)
 
-    def _log_in_or_go_on(self, now: float) -> None:
-        if self._hello.login is None:
-            self._events.append(Ready(self.extensions))
-            self._become_ready(now)
-            return
-        self._auth = AuthDialog(self._hello, self.extensions.auth, secure=self._secure)
-        self._say_auth(self._auth.first(), now)
-
-    def _answer_auth(self, code: int, now: float) -> None:
-        assert self._auth is not None
-        if code // 100 == 2:
-            self._auth = None
-            self._events.append(Ready(self.extensions))
-            self._become_ready(now)
-        else:
-            self._say_auth(self._auth.answer(code, self._status()), now)
-
-    def _say_auth(self, line: bytes, now: float) -> None:
-        assert self._auth is not None
-        if self._auth.failure:
-            self._break_off(self._auth.failure)
-            return
-        self._out = line
-        self._wait(State.AUTH, now + self._timeouts.hello)
+    def _say_greeting(self, now: float) -> None:
+        greeting = self._greeting
+        self._out, greeting.out = greeting.out, b""
+        waits = self._timeouts
+        patience = waits.banner if greeting.state is State.BANNER else waits.hello
+        self._wait(greeting.state, now + patience)
 
     def _answer_mail(self, code: int, now: float) -> None:
         if code // 100 == 3:

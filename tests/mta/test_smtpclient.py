@@ -21,7 +21,6 @@ from mta.esmtp import (
 from mta.smtpclient import (
     CHUNK_BYTES,
     CLOSED_BY_PEER,
-    LOOPS_BACK,
     TIMED_OUT,
     TOO_MANY_ERRORS,
     TOO_MUCH_DATA,
@@ -34,6 +33,7 @@ from mta.smtpclient import (
     TransactionResult,
     end_of_data,
 )
+from mta.smtpgreeting import LOOPS_BACK
 from mta.smtpreply import LINE_BYTES_MAX, REPLY_LINES_MAX, STATUS_BYTES_MAX, ReplyReader
 
 OK, TEMPFAIL, PERMFAIL = Outcome.OK, Outcome.TEMPFAIL, Outcome.PERMFAIL

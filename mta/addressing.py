@@ -119,7 +119,6 @@ class Addressing:
             log=log.warn,
             expansion=config.expansion.limits,
         )
-        self._smart_host = config.relay.smart_host.lower()
         self._log = log
         self._tracer = tracer
         # Why two? What is never traced need not even ask whether it is.
@@ -168,7 +167,7 @@ class Addressing:
         for delivery in expansion.deliveries:
             if delivery.kind is DeliveryKind.RELAY:
                 rule = self.rules.by_name[delivery.rule].config
-                key = rule.smart_host.lower() or self._smart_host or delivery.domain
+                key = rule.smart_host.lower() or delivery.domain
                 found.append(
                     recipient._replace(address=delivery.address, domain=key, rule=delivery.rule)
                 )

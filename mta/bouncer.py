@@ -205,7 +205,7 @@ class Bouncer:
         driver = self._driver
         addressing = driver.addressing
         if addressing is None:
-            return driver.routed((recipient,))
+            return (recipient,)
         expansion = addressing.of_ours(recipient)
         if expansion.reply is None:
             return addressing.envelopes(recipient, expansion)

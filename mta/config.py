@@ -15,7 +15,7 @@ from mta.core.bounce import BounceSettings
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.expansionlimits import ExpansionSettings
 from mta.core.limits import Limits, Problem
-from mta.core.relayrules import RelayRule, relay_problems
+from mta.core.relayrules import RelayRule, RelayRules, relay_problems
 from mta.core.retry import RetrySettings
 from mta.core.rules import RuleConfig, rule_problems
 from mta.delivery.base import DeliveryLimits
@@ -110,7 +110,7 @@ class RelayConfig:
     allow: Literal["loopback", "any"] = "loopback"
     """Which addresses may be connected to. `loopback` cannot leak mail."""
     smart_host: str = ""
-    """Host name or address that takes everything; empty to follow MX records."""
+    """Host that takes what ``relays`` doesn't send elsewhere; empty to follow MX records. See ``relays.0.smart_host``."""
     tls: TlsLevel = "may"
     """How much TLS hosts have to have; see `mta.smtphello`. Postfix ``smtp_tls_security_level``, OpenSMTPD ``tls``."""
     tls_minimum: Literal["TLSv1.2", "TLSv1.3"] = "TLSv1.2"
@@ -274,11 +274,20 @@ class Config:
     concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
     limits: Limits = field(default_factory=Limits)
 
+    def relay_rules(self) -> RelayRules:
+        """Return what is wanted for which destination."""
+        return RelayRules(
+            self.relays,
+            self.limits.mta,
+            smart_host=self.relay.smart_host,
+            hops=[rule.smart_host for rule in self.rules if rule.smart_host],
+        )
+
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong between rules and tables, and between listeners."""
         yield from self._listener_problems()
         yield from rule_problems(self.rules, tables=self.tables, userbases=self.userbases)
-        yield from relay_problems(self.relays, self.limits.mta)
+        yield from relay_problems(self.relays, self.limits.mta, smart_host=self.relay.smart_host)
         for number, rule in enumerate(self.rules):
             if rule.lmtp:
                 try:

@@ -32,7 +32,7 @@ class DeliveryLog:
         *,
         now: "Callable[[], float]",
         details: "Callable[[EvpId], MtaEnvelope | MdaEnvelope | None]",
-        smart_host: str = "",
+        relay_of: "Callable[[str], str]",
     ) -> None:
         """Write nothing yet.
 
@@ -40,12 +40,12 @@ class DeliveryLog:
             info: takes a line.
             now: the clock.
             details: returns an envelope that no session carries; it may raise `QueueUnavailableError`.
-            smart_host: the relay of everything, if there is one.
+            relay_of: returns the key of the relay for a domain.
         """
         self._info = info
         self._now = now
         self._details = details
-        self._smart_host = smart_host
+        self._relay_of = relay_of
         self._session = NO_SESSION
         self._source = ""
         self._relay = ""
@@ -86,7 +86,7 @@ class DeliveryLog:
             )
             return
         if envelope not in self._carried:
-            relay = self._smart_host or details.rcpt.rpartition("@")[2].lower() or _UNKNOWN
+            relay = self._relay_of(details.rcpt.rpartition("@")[2].lower()) or _UNKNOWN
         self._info(
             delivery_line(
                 session,

@@ -121,6 +121,7 @@ class Driver:
             on_closed=self.tell,
             log=log.info,
             tls=tls,
+            rules=engine.agent.rules,
         )
         self.addressing = addressing
         self.local = LocalMail(
@@ -139,7 +140,7 @@ class Driver:
             log.info,
             now=effects.now,
             details=self.details,
-            smart_host=config.relay.smart_host.lower(),
+            relay_of=engine.agent.rules.key_of,
         )
         self._steps = StepWatch(tracer, profile or Profile(), effects.monotonic)
         self._watch: StepWatch | None = None
@@ -189,7 +190,6 @@ class Driver:
             QueueUnavailableError: here or from the future; nothing was kept.
         """
         created_at = to_tick(self.effects.now())
-        recipients = self.routed(recipients)
         flags = tuple([int(flags_for(transaction.sender, r.notify)) for r in recipients])
         submission = Submission(
             msgid,
@@ -226,16 +226,6 @@ class Driver:
             f"submit msgid={show_msgid(submission.msgid)} sender=<{submission.transaction.sender}>"
             f" envelopes={len(submission.recipients)} bytes={len(submission.body)} result={result}",
         )
-
-    def routed(self, recipients: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
-        """Send everything to the smart host, if there is one: it is the relay's key then.
-
-        What rules were asked about is as they said.
-        """
-        smart_host = self.config.relay.smart_host.lower()
-        if not smart_host:
-            return recipients
-        return tuple([r if r.rule else r._replace(domain=smart_host) for r in recipients])
 
     def expiry(self, created_at: float, transaction: Transaction) -> float:
         """Return when envelopes of a transaction become too old."""

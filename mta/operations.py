@@ -200,14 +200,14 @@ class Operations:
                 names.setdefault(target.address, (target.host, []))[1].append(relay.domain)
         rows = []
         for address, (name, domains) in names.items():
-            route = agent.routes.get(address)
+            host = agent.places.hosts.get(address)
             rows.append(
                 {
                     "address": address,
                     "name": name,
-                    "connections": route.connections if route else 0,
+                    "connections": host.connections if host else 0,
                     "relays": len(domains),
-                    "last_connect_at": _instant(route.last_connect_at) if route else None,
+                    "last_connect_at": _instant(host.last_connect_at) if host else None,
                 }
             )
         return rows
@@ -399,7 +399,7 @@ class Operations:
 
     def enable_route(self, address: str) -> bool:
         """End the rest of a route."""
-        if address not in self._server.engine.agent.routes:
+        if all(address != known for _, known in self._server.engine.agent.routes):
             return False
         self._server.driver.tell(RouteEnabled(address))
         return True

@@ -17,6 +17,7 @@ from mta.core.envelopes.base import MtaEnvelope
 from mta.core.ids import EvpId, MsgId, SessionId, show_evpid, show_session
 from mta.core.instructions import OpenConnection
 from mta.core.limits import MtaLimits
+from mta.core.relayrules import RelayRules
 from mta.core.reply import OUTCOME_WORDS, Outcome
 from mta.core.stimuli import (
     ConnectionClosed,
@@ -31,6 +32,7 @@ from mta.outconnection import (
     STOPPED,
     OutboundConnection,
     SessionRow,
+    is_source_fault,
     network_error,
 )
 from mta.outtls import OutboundTls
@@ -74,6 +76,7 @@ class Outbound:
         timeouts: Timeouts | None = None,
         pipelining: bool = True,
         tls: OutboundTls | None = None,
+        rules: RelayRules | None = None,
     ) -> None:
         """Open nothing yet.
 
@@ -91,6 +94,7 @@ class Outbound:
                 ``limits.session_timeout_s``.
             pipelining: use PIPELINING where it is offered.
             tls: decides about TLS and AUTH; None for neither.
+            rules: what is different for which destination.
         """
         self.effects = effects
         self.hostname = hostname
@@ -104,6 +108,7 @@ class Outbound:
         self.timeouts = timeouts or Timeouts.scaled(limits.session_timeout_s)
         self.pipelining = pipelining
         self.tls = tls
+        self._rules = rules or RelayRules((), limits)
         self.stats = OutboundStats()
         self.sessions: dict[SessionId, OutboundConnection] = {}
         """Connections whose last callback was not made yet."""
@@ -141,7 +146,9 @@ class Outbound:
         except TimeoutError:
             reason = CONNECT_TIMED_OUT
         except OSError as error:
-            reason = network_error(error)
+            connection.task = None
+            connection.fail(network_error(error), source_fault=is_source_fault(error, connection))
+            return
         except BaseException as error:
             # Cancelled, or our own mistake: whichever, the driver is told.
             connection.task = None
@@ -161,12 +168,12 @@ class Outbound:
         self._log_connecting(instruction, plan)
         if plan.refusal:
             return plan.refusal
-        timeout_s = self.limits.connect_timeout_s
+        timeout_s = self.limits_of(instruction.domain).connect_timeout_s
         async with asyncio.timeout(timeout_s):
             await self.effects.create_connection(
                 lambda: connection,
                 instruction.address,
-                self.port,
+                self.port_of(instruction.domain),
                 source=instruction.source,
                 timeout_s=timeout_s,
                 site="outbound",
@@ -178,7 +185,7 @@ class Outbound:
         shown = f"[{address}]" if ":" in address else address
         self.log(
             f"{show_session(instruction.session)} mta connecting"
-            f" address={plan.scheme}://{shown}:{self.port} host={instruction.host}"
+            f" address={plan.scheme}://{shown}:{self.port_of(instruction.domain)} host={instruction.host}"
             f"{f' tls-policy={plan.policy}' if plan.policy else ''}"
         )
 
@@ -230,6 +237,21 @@ class Outbound:
         return [connection.row() for connection in self.sessions.values()]
 
     # For the connections.
+
+    def port_of(self, relay: str) -> int:
+        """Return the port of a relay's hosts."""
+        return self._rules.plan_of(relay).port or self.port
+
+    def limits_of(self, relay: str) -> MtaLimits:
+        """Return the limits of a relay, by its key."""
+        return self._rules.plan_of(relay).limits
+
+    def timeouts_of(self, relay: str) -> Timeouts:
+        """Return how long to wait for a relay's hosts."""
+        limits = self.limits_of(relay)
+        if limits.session_timeout_s == self.limits.session_timeout_s:
+            return self.timeouts
+        return Timeouts.scaled(limits.session_timeout_s)
 
     def fall_back(self, failed: OutboundConnection, reason: str) -> None:
         """Try again as the plan of a connection says that has just ended, under the same session."""

@@ -193,7 +193,7 @@ class OutboundConnection(asyncio.Protocol):
             session.quit(self._loop.time())
             self._pump()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, source_fault: bool = False) -> None:
         """End now, whatever the state; the callbacks that are due are made. Idempotent."""
         if self._over or (self._session is not None and self._session.closed):
             return  # in the second case, its last events are being told further up the stack
@@ -207,7 +207,8 @@ class OutboundConnection(asyncio.Protocol):
         self._end()
         self._log_error(reason)
         self._owner.stats.failed += 1
-        self._owner.on_failed(ConnectionFailed(self.instruction.session, reason))
+        failed = ConnectionFailed(self.instruction.session, reason, source_fault)
+        self._owner.on_failed(failed)
 
     def _finish_refused(self, reason: str) -> None:
         """Answer a transaction whose local refusal was not delivered yet: it is tried again."""
@@ -234,8 +235,8 @@ class OutboundConnection(asyncio.Protocol):
             owner.hostname,
             now=self._loop.time(),
             pipelining=owner.pipelining,
-            timeouts=owner.timeouts,
-            max_failures=owner.limits.max_failures_per_session,
+            timeouts=owner.timeouts_of(self.instruction.domain),
+            max_failures=owner.limits_of(self.instruction.domain).max_failures_per_session,
             hello=self.plan.hello,
         )
         self._arm(self._session)
@@ -512,6 +513,11 @@ class OutboundConnection(asyncio.Protocol):
             return
         # Not close(): that would wait until the host has read what it will not answer.
         self._transport.abort()
+
+
+def is_source_fault(error: OSError, connection: OutboundConnection) -> bool:
+    """Return whether an address of ours that was asked for can't be used."""
+    return bool(connection.instruction.source) and error.errno == errno.EADDRNOTAVAIL
 
 
 def network_error(error: OSError) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from mta.core.instructions import OpenConnection
+from mta.core.relayrules import RelayRules
 from mta.core.settings import ConfigError
 from mta.credentials import read_credentials
 from mta.resolver import address_literal
@@ -75,6 +76,7 @@ class OutboundTls:
         effects: "Effects",
         *,
         source: str,
+        rules: RelayRules | None = None,
         resolver: "Resolver | None" = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -84,6 +86,7 @@ class OutboundTls:
             config: what the operator wants.
             effects: to read files and to connect to policy hosts.
             source: the configuration's file, for errors.
+            rules: what is different for which destination; by default as the configuration says.
             resolver: for DANE and MTA-STS; without one there is neither.
             log: takes one line.
 
@@ -93,7 +96,8 @@ class OutboundTls:
         self.stats = OutboundTlsStats()
         self._log = log
         self._relay = config.relay
-        self._port = config.relay.port
+        self._rules = rules or config.relay_rules()
+        self._smart_hosts = (config.relay.smart_host.lower(),)
         self._limits = config.limits.mta
         self._sessions: OrderedDict[_SessionKey, ssl.SSLSession] = OrderedDict()
         self._verifying = _context(config, effects, source)
@@ -117,6 +121,10 @@ class OutboundTls:
         if config.relay.auth and config.relay.auth.lower() not in self._logins:
             problem = "is not in relay.credentials"
             raise ConfigError(source, "relay.auth", config.relay.auth, problem)
+        for number, rule in enumerate(config.relays):
+            if rule.auth and rule.auth.lower() not in self._logins:
+                problem = "is not in relay.credentials"
+                raise ConfigError(source, f"relays.{number}.auth", rule.auth, problem)
 
     def __len__(self) -> int:
         """Return how many sessions are kept."""
@@ -147,16 +155,16 @@ class OutboundTls:
     async def _dane(self, plan: TlsPlan, instruction: OpenConnection) -> TlsPlan:
         """Return what a host's TLSA records make of an opportunistic plan (RFC 7672 2.2)."""
         resolver, lookups = self._resolver, self._tlsa
-        host, domain = plan.server_name, instruction.domain
+        host, domain, port = plan.server_name, self._next_hop(instruction), self._port(instruction)
         if resolver is None or lookups is None or address_literal(host) is not None:
             return plan
         # Without a validated way to the host its records prove nothing, and asking for them would meet the
         # name servers that fail on names like these.
         if not await resolver.is_secure(domain, host):
             return plan
-        answer = await lookups.look_up(host, self._port)
+        answer = await lookups.look_up(host, port)
         if answer.failure:
-            text = f"454 4.7.5 TLSA lookup error for {host}:{self._port}: {answer.failure}"
+            text = f"454 4.7.5 TLSA lookup error for {host}:{port}: {answer.failure}"
             return plan._replace(refusal=text)
         if not answer.records:
             return plan
@@ -168,7 +176,7 @@ class OutboundTls:
         self, policies: "StsPolicies", plan: TlsPlan, instruction: OpenConnection
     ) -> TlsPlan:
         """Return what a domain's policy makes of a plan (RFC 8461 5)."""
-        domain = instruction.domain
+        domain = self._next_hop(instruction)
         if plan.refusal or domain.startswith("[") or address_literal(domain) is not None:
             return plan
         policy = await policies.policy(domain)
@@ -184,15 +192,28 @@ class OutboundTls:
             return plan
         return tested_plan(plan)
 
+    def _next_hop(self, instruction: OpenConnection) -> str:
+        """Return the domain whose exchangers were looked up, or a smart host."""
+        hosts = self._rules.plan_of(instruction.domain).hosts
+        if not hosts:
+            return instruction.domain
+        return hosts[0] if len(hosts) == 1 else f"[{server_name(instruction.host)}]"
+
+    def _port(self, instruction: OpenConnection) -> int:
+        return self._rules.plan_of(instruction.domain).port or self._relay.port
+
     def _wanted(self, instruction: OpenConnection) -> _Wanted:
         relay = self._relay
+        plan = self._rules.plan_of(instruction.domain)
+        # The general password is for the general smart host alone.
+        name = plan.auth or (relay.auth if plan.hosts == self._smart_hosts else "")
         login: Login | None
-        if relay.auth:
-            login = self._logins[relay.auth.lower()]
+        if name:
+            login = self._logins[name.lower()]
         else:
             found = (self._logins.get(bare(n)) for n in (instruction.domain, instruction.host))
             login = next(filter(None, found), None)
-        return _Wanted(relay.tls, login)
+        return _Wanted(plan.tls or relay.tls, login)
 
     # Connections
 
@@ -229,7 +250,7 @@ class OutboundTls:
         self._sessions.pop(self._key(plan, instruction), None)
 
     def _key(self, plan: TlsPlan, instruction: OpenConnection) -> _SessionKey:
-        return instruction.address, self._port, plan.server_name, plan.verify
+        return instruction.address, self._port(instruction), plan.server_name, plan.verify
 
 
 def _policies(

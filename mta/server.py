@@ -180,6 +180,7 @@ class MtaServer:
         # Session ids: the high half is the second of the start, so that logs of two runs differ.
         sessions = (int(self._started_at) & 0xFFFFFFFF) << 32
         now = effects.now()
+        rules = config.relay_rules()
         self.engine = Engine(
             representation=config.envelope,
             limits=config.limits,
@@ -191,6 +192,7 @@ class MtaServer:
             own_names=(config.hostname.lower(),),
             own_addresses=self._own_addresses(),
             warn_after_s=config.bounce.warn_interval_s,
+            rules=rules,
         )
         try:
             self._resolver = Resolver(
@@ -204,7 +206,12 @@ class MtaServer:
                 self.source, "dns.nameserver", config.dns.nameserver, str(error)
             ) from None
         self._outbound_tls = OutboundTls(
-            config, effects, source=self.source, resolver=self._resolver, log=self.log.info
+            config,
+            effects,
+            rules=rules,
+            source=self.source,
+            resolver=self._resolver,
+            log=self.log.info,
         )
         networks = config.smtp.relay_networks
         addressing: Addressing | None = None

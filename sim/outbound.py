@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sim.behaviours.base import Conn
 
 PEER: Final = "127.0.0.1"
-"""Our address, as the hosts see it."""
+"""Our address, as the hosts see it, unless a rule says which to send from."""
 
 REFUSED: Final = "Connection refused"
 RESET: Final = "Connection reset by peer"
@@ -85,10 +85,11 @@ class Host:
 class Connection:
     """One connection of ours."""
 
-    __slots__ = ("conn", "host", "session", "state")
+    __slots__ = ("conn", "host", "session", "source", "state")
 
-    def __init__(self, session: SessionId, host: Host) -> None:
+    def __init__(self, session: SessionId, host: Host, source: str) -> None:
         self.session = session
+        self.source = source
         self.host = host
         self.state = State.CONNECTING
         self.conn: Conn | None = None
@@ -144,7 +145,7 @@ class Outbound:
         if host is None:
             # Nothing listens where the scenario has no host.
             host = Host(instruction.address, _NOBODY)
-        connection = Connection(instruction.session, host)
+        connection = Connection(instruction.session, host, instruction.source or PEER)
         self.connections[instruction.session] = connection
         self._after(0.0, self._connect, connection)
 
@@ -164,7 +165,7 @@ class Outbound:
         if remote is _NOBODY or not remote.listening(now):
             self._loop.do(self._fail, (connection, REFUSED))
             return
-        conn, verdict = remote.connect(PEER, now)
+        conn, verdict = remote.connect(connection.source, now)
         if verdict.reply is None and verdict.close:
             self._loop.do(self._fail, (connection, RESET))
             return

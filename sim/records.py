@@ -175,6 +175,9 @@ class Retrace:
             own_names=own_names,
             own_addresses=own_addresses,
             warn_after_s=self.config.bounce.warn_interval_s,
+            rules=self.config.relay_rules(
+                smart_host=str(settings.get("relay.smart_host", "")), hops=_hops(settings)
+            ),
         )
 
     def step(self, record: Record) -> Step | None:
@@ -223,7 +226,25 @@ def tree_of(header: Record) -> dict[str, Any]:
             node = node.setdefault(part, {})
         node[last] = value
     tree["seed"] = header.get("seed", 0)
-    return tree
+    return {key: _with_lists(value) for key, value in tree.items()}
+
+
+def _with_lists(value: Any) -> Any:
+    """Return a table with lists where its keys are numbers."""
+    if not isinstance(value, dict):
+        return value
+    if value and all(key.isdecimal() for key in value):
+        return [_with_lists(item) for item in value.values()]
+    return {key: _with_lists(item) for key, item in value.items()}
+
+
+def _hops(settings: Record) -> list[str]:
+    """Return the smart hosts that rules name."""
+    return [
+        str(value)
+        for key, value in settings.items()
+        if key.startswith("rules.") and key.endswith(".smart_host") and value
+    ]
 
 
 def config_of(header: Record) -> ModelConfig:

@@ -8,6 +8,7 @@ expired, so that nothing is looked up twice at once.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from mta.core.routing import MxHost, Resolution, ResolutionStatus
 from sim.behaviours.dns import DnsAnswer
@@ -107,6 +108,8 @@ class Resolver:
     def _answer(self, domain: str) -> tuple[float, Resolution]:
         """Return how long a look-up takes and what comes of it."""
         settings = self._settings
+        if domain.startswith("["):
+            return 0.0, self._smart_host(domain[1:-1])
         answers = self._records.get(domain)
         number = self._destinations.get(domain)
         if answers is None or number is None:
@@ -151,6 +154,17 @@ class Resolver:
             ttl_s = min(ttl_s, settings.negative_ttl_s)
         ordered = sorted(hosts.values(), key=lambda host: (host.preference, host.name))
         return taken, Resolution(ResolutionStatus.OK, tuple(ordered), ttl_s)
+
+    def _smart_host(self, name: str) -> Resolution:
+        """Return the addresses of a host without asking for MX: those of the scenario answer at once."""
+        known = {answer.host: answer.address for mx in self._records.values() for answer in mx}
+        address = known.get(name, name)
+        try:
+            ip_address(address)
+        except ValueError:
+            return self._negative(ResolutionStatus.NO_DOMAIN)
+        host = MxHost(0, name, (address,))
+        return Resolution(ResolutionStatus.OK, (host,), self._settings.ttl_max_s)
 
     def _clamped(self, ttl_s: float) -> float:
         return min(max(ttl_s, self._settings.ttl_min_s), self._settings.ttl_max_s)

@@ -72,6 +72,7 @@ class Model:
             now=start,
             first_session=SessionId(0),
             warn_after_s=config.bounce.warn_interval_s,
+            rules=config.relay_rules(),
         )
 
         def resolver(_: EventLoop) -> Resolver:

@@ -3,19 +3,20 @@
 The model can't import mta/config.py, which belongs to the shells; a test holds the two together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from mta.core.bounce import BounceSettings
 from mta.core.concurrency import ConcurrencySettings
-from mta.core.limits import Limits
+from mta.core.limits import Limits, Problem
+from mta.core.relayrules import RelayRule, RelayRules, relay_problems
 from mta.core.retry import RetrySettings
 from mta.core.settings import ConfigError, build
 from sim.resolver import DnsSettings
 
 IGNORED: Final = (
-    "hostname", "drain_s", "smtp", "listeners", "tls", "auth", "relay", "relays", "local", "rules", "tables", "userbases",
+    "hostname", "drain_s", "smtp", "listeners", "relay", "local", "rules", "tables", "userbases",
     "expansion", "queue",
     "control", "log",
 )  # fmt: skip
@@ -36,6 +37,16 @@ class ModelConfig:
     bounce: BounceSettings = field(default_factory=BounceSettings)
     concurrency: ConcurrencySettings = field(default_factory=ConcurrencySettings)
     limits: Limits = field(default_factory=Limits)
+    relays: list[RelayRule] = field(default_factory=list)
+    """What is different for which destination. A model has no use for port, tls and auth."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong between rules and limits."""
+        yield from relay_problems(self.relays, self.limits.mta, smart_host="relay.smart_host")
+
+    def relay_rules(self, *, smart_host: str = "", hops: Sequence[str] = ()) -> RelayRules:
+        """Return what is wanted for which destination."""
+        return RelayRules(self.relays, self.limits.mta, smart_host=smart_host, hops=hops)
 
 
 def model_config(

@@ -1,17 +1,18 @@
 """The relaying agent: who may connect to whom, now, and with what.
 
 OpenSMTPD's mta process as a state machine. For each destination there is a `Relay` with its waiting
-transactions; the agent opens connections for it as far as six kinds of caps, six kinds of gaps and the
-concurrency policy allow, gives each connection one transaction after another, and keeps failing hosts
-and destinations at rest, longer each time.
+transactions; the agent opens connections for it as far as seven kinds of caps, the gaps and the
+concurrency policy allow, gives each connection one transaction after another, and keeps failing routes,
+sources and destinations at rest, longer each time.
 """
 
 from collections.abc import Collection
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from mta.core.envelopes.base import Handle
 from mta.core.hoststats import HostStats
-from mta.core.ids import SessionId
+from mta.core.ids import SessionId, show_session
 from mta.core.instructions import (
     Instruction,
     Note,
@@ -20,11 +21,12 @@ from mta.core.instructions import (
     StartTransaction,
 )
 from mta.core.outcomes import Outcomes
-from mta.core.places import ANYWHERE, Choice, Places
-from mta.core.relay import Relay, Route, Session, SessionState, Task
+from mta.core.places import Choice, Place, Places, places_of
+from mta.core.relay import NEVER, Connector, Relay, Route, Session, SessionState, Task
 from mta.core.relaybook import RelayBook
+from mta.core.relayrules import RelayRules
 from mta.core.reply import Outcome
-from mta.core.routing import failure_of, order_targets
+from mta.core.routing import order_hosts
 from mta.core.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -32,12 +34,16 @@ if TYPE_CHECKING:
 
     from mta.core.concurrency import ConcurrencySettings
     from mta.core.limits import Limits
-    from mta.core.routing import Resolution
     from mta.core.scheduler import Scheduler
     from mta.core.stimuli import DomainResolved, TransactionDone
 
 _NETWORK_ERROR = "451 4.4.1 Network error on destination MXs"
 """OpenSMTPD mta.c, ``mta_flush``."""
+
+_REJECTS_ALL = "451 4.5.0 Destination seem to reject all mails"
+_WRONG_FAMILY = "451 4.4.4 Address family mismatch on destination MXs"
+_NO_ROUTE = "451 4.4.4 No valid route to destination"
+"""OpenSMTPD mta.c, ``mta_on_source``; codes of RFC 3463."""
 
 _TTL_MIN_S = 1.0
 """An answer of the resolver holds at least so long: with a TTL of 0 (RFC 2181 8) it would be asked for
@@ -55,7 +61,7 @@ class MtaAgent:
         concurrency: "ConcurrencySettings",
         rng: "Random",
         first_session: SessionId,
-        source: str = "",
+        rules: RelayRules | None = None,
         own_names: Collection[str] = (),
         own_addresses: Collection[str] = (),
     ) -> None:
@@ -63,33 +69,42 @@ class MtaAgent:
         self.limits = limits.mta
         self.paused = False
         self.draining = False
-        self.book = RelayBook(scheduler.store, limits, concurrency)
+        self.rules = rules or RelayRules((), self.limits)
+        self._plain = self.rules.trivial
+        self.book = RelayBook(scheduler.store, limits, concurrency, self.rules)
         self.relays = self.book.relays
-        self.places = Places(self.limits, source=source)
+        self.places = Places(self.limits, self.relays)
         self.sessions = self.places.sessions
         self.routes = self.places.routes
         self.outcomes = Outcomes(scheduler, self.limits)
         self.doom = self.outcomes.doom
         self.suspend_later = self.outcomes.suspend_later
-        self._waiting = Waiting(scheduler, self.limits)
+        self._waiting = Waiting(scheduler)
         self.hoststats = HostStats()
         self._rng = rng
         self._next_session = int(first_session)
         self._own_names = own_names
         self._own_addresses = own_addresses
+        self._asked: dict[str, list[Relay]] = {}
+        """Who waits for which name to be looked up."""
+        self._paused_sessions: list[tuple[float, SessionId]] = []
+        """(instant, session) of connections between two transactions."""
 
     # Envelopes arrive
 
     def take(self, handle: Handle, now: float, out: list[Instruction]) -> None:
         """Take an envelope in flight over from the scheduler."""
         store = self.scheduler.store
-        domain = store.domain_of(handle)
-        relay = self.relays.get(domain)
+        key = store.domain_of(handle)
+        if not self._plain:
+            key = self.rules.key_of(key)
+        relay = self.relays.get(key)
         if relay is None:
-            relay = self.book.make(domain)
+            relay = self.book.make(key)
             if relay is None:
                 self.scheduler.overflowed(handle, now, out)
                 return
+            self.places.adopt(relay)
         if relay.is_dead(now):
             self.outcomes.defer(relay, handle, relay.dead_status, now, out)
             return
@@ -98,39 +113,68 @@ class MtaAgent:
 
     # The destination becomes known
 
+    def _resolve(self, relay: Relay, out: list[Instruction]) -> None:
+        """Ask for the hosts of a relay."""
+        relay.answers = {}
+        relay.asked.update(relay.plan.hosts or (relay.domain,))
+        for name in relay.plan.hosts or (relay.domain,):
+            waiting = self._asked.setdefault(name, [])
+            if not waiting:
+                out.append(ResolveDomain(name))
+            waiting.append(relay)
+
     def resolved(self, answer: "DomainResolved", now: float, out: list[Instruction]) -> None:
         """Take the resolver's answer."""
-        relay = self.relays.get(answer.domain)
-        if relay is None or not relay.resolving:
-            return
-        relay.resolving = False
-        resolution: Resolution = answer.resolution
-        failure = failure_of(resolution)
+        for relay in self._asked.pop(answer.domain, ()):
+            relay.asked.discard(answer.domain)
+            relay.answers[answer.domain] = answer.resolution
+            if not relay.asked:
+                self._resolved(relay, now, out)
+
+    def _resolved(self, relay: Relay, now: float, out: list[Instruction]) -> None:
+        failure = self._find_targets(relay)
+        relay.resolved_until = now + max(
+            min(answer.ttl_s for answer in relay.answers.values()), _TTL_MIN_S
+        )
+        relay.answers = {}
         if failure is None:
-            relay.targets = order_targets(
-                resolution,
-                own_names=self._own_names,
-                own_addresses=self._own_addresses,
-                max_mx=self.limits.max_mx,
-                max_addresses=self.limits.max_addresses,
-                rng=self._rng,
-            )
-            if relay.targets:
-                relay.resolved_until = now + max(resolution.ttl_s, _TTL_MIN_S)
-                # There may be other hosts now than the one that it waits for.
-                relay.in_line = False
-                self._pump(relay, now, out)
-                self._forget_if_empty(relay, now)
-                return
-            failure = (Outcome.PERMFAIL, "554 5.4.6 Mail loops back to myself")
+            # There may be other hosts now than the one that it waits for.
+            relay.in_line = False
+            self._pump(relay, now, out)
+            self._forget_if_empty(relay, now)
+            return
+        relay.resolved_until = NEVER
         outcome, status = failure
         self.hoststats.note(relay.domain, status, now)
-        out.append(Note(f"smtp-out: Failed to resolve MX for [relay:{relay.domain}]: {status}"))
+        if status == _WRONG_FAMILY:
+            out.append(Note(f"smtp-out: Address family mismatch on [relay:{relay.domain}]"))
+        else:
+            out.append(Note(f"smtp-out: Failed to resolve MX for [relay:{relay.domain}]: {status}"))
         if outcome is Outcome.TEMPFAIL:
-            self._fail_relay(relay, status, now + self.limits.route_delay_base_s, now, out)
+            self._fail_relay(relay, status, now + relay.limits.route_delay_base_s, now, out)
         else:
             self._reject_all(relay, status)
             self._forget_if_empty(relay, now)
+
+    def _find_targets(self, relay: Relay) -> tuple[Outcome, str] | None:
+        """Set the addresses of a relay from the answers; return why there are none."""
+        plan, limits = relay.plan, relay.limits
+        found, failure = order_hosts(
+            [relay.answers[name] for name in plan.hosts or (relay.domain,)],
+            smart=bool(plan.hosts),
+            balance=plan.balance,
+            own_names=self._own_names,
+            own_addresses=self._own_addresses,
+            max_mx=limits.max_mx,
+            max_addresses=limits.max_addresses,
+            rng=self._rng,
+        )
+        targets = tuple([target for target in found if plan.takes(target.address)])
+        if found and not targets:
+            return Outcome.TEMPFAIL, _WRONG_FAMILY
+        if targets:
+            relay.targets = targets
+        return failure
 
     # Connections
 
@@ -143,17 +187,24 @@ class MtaAgent:
         relay.connecting -= 1
         validated = route.validated
         route.succeed()
+        self.places.sources[route.source].wake()
         relay.policy.revive()
         self._to_idle(session, now, out)
         self._pump(relay, now, out)
         if not validated:
             # What waited for the first connection of this route may have its own now.
-            self._serve_blocked(route.address, now, out)
+            self._serve_blocked(("host", route.address), now, out)
         if self.places.blocked:
             self._give_way(session, out)
 
     def failed(
-        self, session_id: SessionId, reason: str, now: float, out: list[Instruction]
+        self,
+        session_id: SessionId,
+        reason: str,
+        now: float,
+        out: list[Instruction],
+        *,
+        source_fault: bool = False,
     ) -> None:
         """A connection did not become ready."""
         session = self.sessions.get(session_id)
@@ -162,28 +213,43 @@ class MtaAgent:
         if session.state is not SessionState.CONNECTING:
             self.closed(session_id, reason, now, out)
             return
-        relay, route = session.relay, session.route
+        relay = session.relay
         relay.connecting -= 1
         self.places.gone(session, now)
+        if source_fault:
+            self._source_failed(session, reason, now, out)
+        else:
+            self._route_failed(session, reason, now, out)
+        self._unblock(session, now, out)
+        self._pump(relay, now, out)
+        self._forget_if_empty(relay, now)
+
+    def _route_failed(
+        self, session: Session, reason: str, now: float, out: list[Instruction]
+    ) -> None:
+        relay, route, limits = session.relay, session.route, session.relay.limits
         relay.status = reason
         self.hoststats.note(relay.domain, reason, now)
         relay.policy.failed(busy=relay.busy)
-        limits = self.limits
         if relay.busy or relay.idle:
             relay.policy.revive(busy=relay.busy)
         if route.validated and route.connections:
             # Why not rest? Others are connected to this host: it is our number that it minds.
             self.book.pause(relay, now + limits.route_delay_base_s)
-        else:
-            # Connections that fail together end here once, with the last of them: one piece of news.
-            delay = route.fail(
-                now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s
-            )
-            self.routes[route.address] = route
-            out.append(Note(f"smtp-out: Disabling route {_route(route)} for {delay:g}s"))
-        self._unblock(route, now, out)
-        self._pump(relay, now, out)
-        self._forget_if_empty(relay, now)
+            return
+        # Connections that fail together end here once, with the last of them: one piece of news.
+        delay = route.fail(now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s)
+        self.routes[route.source, route.address] = route
+        out.append(Note(f"smtp-out: Disabling route {route} for {delay:g}s"))
+
+    def _source_failed(
+        self, session: Session, reason: str, now: float, out: list[Instruction]
+    ) -> None:
+        """Leave a source alone: hosts are as good as before. OpenSMTPD mta.c, ``mta_source_error``."""
+        source, limits = self.places.sources[session.route.source], session.relay.limits
+        if source.enabled_at <= now:
+            out.append(Note(f"smtp-out: Error on {session.route}: {reason}"))
+            source.rest(now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s)
 
     def closed(
         self, session_id: SessionId, reason: str, now: float, out: list[Instruction]
@@ -206,7 +272,7 @@ class MtaAgent:
         self.places.gone(session, now)
         self._revive_or_rest(relay, reason, now, out)
         # Why the others first? They have waited for this place longer than its last owner.
-        self._unblock(session.route, now, out)
+        self._unblock(session, now, out)
         self._pump(relay, now, out)
         self._forget_if_empty(relay, now)
 
@@ -229,19 +295,38 @@ class MtaAgent:
             relay.status = done.results[-1].status if done.results else _NETWORK_ERROR
         if any_ok and relay.domain in self.outcomes.deferred:
             self.outcomes.try_deferred(relay)
-        limits = self.limits
-        worn = (
+        limits = relay.limits
+        session.tried = 0 if any_ok else session.tried + 1
+        if any_ok and session.route.rejects:
+            session.route.succeed(accepted=True)
+        if not done.usable:
+            self._end_session(session, now, out)
+        elif session.tried >= limits.max_try_before_disable:
+            self._reject_route(session, now, out)
+            self._end_session(session, now, out)
+        elif (
             session.messages >= limits.session_mail_max
             or session.failures >= limits.max_failures_per_session
-        )
-        if not done.usable or worn:
-            self.places.close(session, out)
-            self._revive_or_rest(relay, relay.status, now, out)
+        ):
+            self._end_session(session, now, out)
+        elif limits.session_transaction_delay_s:
+            self._pause_session(session, now + limits.session_transaction_delay_s, out)
         else:
             self._to_idle(session, now, out)
         self._pump(relay, now, out)
         if self.places.blocked:
             self._give_way(session, out)
+
+    def _end_session(self, session: Session, now: float, out: list[Instruction]) -> None:
+        self.places.close(session, out)
+        self._revive_or_rest(session.relay, session.relay.status, now, out)
+
+    def _reject_route(self, session: Session, now: float, out: list[Instruction]) -> None:
+        """The host takes connections, but none of our messages. OpenSMTPD mta_session.c, MAX_TRYBEFOREDISABLE."""
+        limits, route = session.relay.limits, session.route
+        out.append(Note(f"{show_session(session.id)} mta host-rejects-all-mails"))
+        delay = route.reject(now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s)
+        out.append(Note(f"smtp-out: Disabling route {route} for {delay:g}s"))
 
     # What a relay does next
 
@@ -266,7 +351,7 @@ class MtaAgent:
             relay.idle.append(session)
             return
         handles = task.handles
-        del self.places.idle[session]
+        del relay.warm[session]
         session.state = SessionState.BUSY
         session.busy_since = now
         session.task = task
@@ -279,9 +364,8 @@ class MtaAgent:
     def _connect(self, relay: Relay, now: float, out: list[Instruction]) -> bool:
         """Open one connection if everything allows it; return whether one was opened."""
         if relay.resolved_until <= now:
-            if not relay.resolving:
-                relay.resolving = True
-                out.append(ResolveDomain(relay.domain))
+            if not relay.asked:
+                self._resolve(relay, out)
             return False
         if len(relay.sessions) >= max(1, relay.policy.window):
             return False
@@ -293,25 +377,35 @@ class MtaAgent:
         places = self.places
         if places.is_at_cap(relay):
             return False
-        if not places.has_place(ANYWHERE):
-            places.stand_in_line(relay, ANYWHERE, out)
+        full = places.full_for(relay)
+        if full is not None:
+            places.stand_in_line(relay, full, out)
             return False
-        wait_until = max(places.relay_gap_ends_at(relay), places.source_gap_ends_at())
+        wait_until = places.relay_gap_ends_at(relay)
         if now < wait_until:
             self.book.pause(relay, wait_until)
             return False
         choice = places.choose(relay, now)
-        if choice.route is None or choice.target is None:
+        if choice.route is None or choice.connector is None or choice.target is None:
             self._cannot_connect(relay, choice, now, out)
             return False
-        self._open(relay, choice.route, choice.target.host, now, out)
+        self._open(relay, choice.route, choice.connector, choice.target.host, now, out)
         return True
 
     def _open(
-        self, relay: Relay, route: Route, host: str, now: float, out: list[Instruction]
+        self,
+        relay: Relay,
+        route: Route,
+        connector: Connector,
+        host: str,
+        now: float,
+        out: list[Instruction],
     ) -> None:
         self._next_session += 1
-        session = Session(SessionId(self._next_session), relay, route, host)
+        session = Session(SessionId(self._next_session), relay, route, connector, host)
+        if route.disabled:
+            route.disabled = False
+            out.append(Note(f"smtp-out: Enabling route {route}"))
         self.places.open(session, now)
         out.append(OpenConnection(session.id, relay.domain, route.source, route.address, host))
 
@@ -319,21 +413,33 @@ class MtaAgent:
         self, relay: Relay, choice: Choice, now: float, out: list[Instruction]
     ) -> None:
         """No host can be connected to now: wait for a place or a gap, or give the destination up."""
-        _, _, full, earliest = choice
-        for address in full:
-            self.places.stand_in_line(relay, address, out)
+        earliest = choice.earliest
+        for place in choice.full:
+            self.places.stand_in_line(relay, place, out)
         if earliest is None:
             return
         rest = self.places.rest_ends_at(relay)
         if now < rest and not relay.sessions:
             # Every host has failed: the destination is dead until the first of them has rested.
-            self._fail_relay(relay, relay.status or _NETWORK_ERROR, rest, now, out)
-        elif not full:
+            self._fail_relay(relay, self._why_no_route(relay, now), rest, now, out)
+        elif not choice.full:
             self.book.pause(relay, earliest)
         elif relay.look_at <= now or earliest < relay.look_at:
             # Why not a pause? A place may come free before the gap ends.
             relay.look_at = earliest
             self.book.look_again(relay, earliest)
+
+    def _why_no_route(self, relay: Relay, now: float) -> str:
+        """Return what senders are told when everything of a destination is at rest."""
+        ways = [
+            self.routes.get((connector.source, target.address))
+            for target in relay.targets
+            for connector in relay.connectors
+        ]
+        resting = [route for route in ways if route is not None and route.enabled_at > now]
+        if any(route.rejects for route in resting):
+            return _REJECTS_ALL
+        return (relay.status or _NETWORK_ERROR) if resting else _NO_ROUTE
 
     def _revive_or_rest(
         self, relay: Relay, status: str, now: float, out: list[Instruction]
@@ -344,7 +450,7 @@ class MtaAgent:
         if relay.busy or relay.idle:
             relay.policy.revive(busy=relay.busy)
             return
-        until = now + self.limits.route_delay_base_s
+        until = now + relay.limits.route_delay_base_s
         self._fail_relay(relay, status or _NETWORK_ERROR, until, now, out)
 
     # Failure of a destination as a whole
@@ -373,6 +479,14 @@ class MtaAgent:
         if self.draining:
             self.places.close(session, out)
 
+    def _pause_session(self, session: Session, until: float, out: list[Instruction]) -> None:
+        """Let a connection do nothing until an instant."""
+        if self.draining:
+            self.places.close(session, out)
+            return
+        session.state = SessionState.PAUSED
+        heappush(self._paused_sessions, (until, session.id))
+
     def _end_task(self, session: Session) -> Task:
         task = session.task
         assert task is not None, session.id
@@ -387,10 +501,10 @@ class MtaAgent:
             return
         if relay.retry_at is not None and now < relay.retry_at:
             return
-        gap_ends_at = self.places.relay_gap_ends_at(relay)
-        if now < gap_ends_at:
+        needed_until = self.places.needed_until(relay)
+        if now < needed_until:
             # Why keep it? A new relay would not know when its predecessor connected.
-            self.book.look_again(relay, gap_ends_at)
+            self.book.look_again(relay, needed_until)
             return
         self.book.forget(relay)
 
@@ -398,65 +512,71 @@ class MtaAgent:
 
     def _give_way(self, session: Session, out: list[Instruction]) -> None:
         """Close a connection that has nothing to do if others wait for its place."""
-        if session.state is not SessionState.IDLE:
-            return
-        for address in (ANYWHERE, session.route.address):
-            for domain in self.places.blocked.get(address, ()):
-                relay = self.relays.get(domain)
-                if relay is not None and relay.tasks:
-                    self.places.close(session, out)
-                    return
+        if session.state is SessionState.IDLE and self.places.is_wanted(session):
+            self.places.close(session, out)
 
-    def _unblock(self, route: Route, now: float, out: list[Instruction]) -> None:
+    def _unblock(self, session: Session, now: float, out: list[Instruction]) -> None:
         """A connection is gone: others may have waited for its place."""
-        self._serve_blocked(ANYWHERE, now, out)
-        self._serve_blocked(route.address, now, out)
+        if self.places.blocked:
+            for place in places_of(session):
+                self._serve_blocked(place, now, out)
 
-    def _serve_blocked(self, address: str, now: float, out: list[Instruction]) -> None:
+    def _serve_blocked(self, place: Place, now: float, out: list[Instruction]) -> None:
         """Give free places to those that wait for them, in turn."""
-        if address not in self.places.blocked:
-            return
-        for domain in self.places.turns(address):
-            relay = self.relays.get(domain)
-            if relay is not None:
-                relay.in_line = False
+        if place in self.places.blocked:
+            for relay in self.places.turns(place):
                 self._pump(relay, now, out)
 
     # Time
 
     def next_wakeup(self) -> float | None:
         """Return when `time_reached` has something to do, or None."""
-        delayed_at = self.book.next_at()
+        at = self.book.next_at()
         idle_at = self.places.idle_ends_at()
-        if idle_at is None or delayed_at is None:
-            return delayed_at if idle_at is None else idle_at
-        return min(idle_at, delayed_at)
+        if idle_at is not None and (at is None or idle_at < at):
+            at = idle_at
+        if self._paused_sessions and (at is None or self._paused_sessions[0][0] < at):
+            at = self._paused_sessions[0][0]
+        return at
 
     def time_reached(self, now: float, out: list[Instruction]) -> None:
         """End rests and gaps, close connections that were idle for too long."""
         for relay in self.book.due(now):
             self._pump(relay, now, out)
             self._forget_if_empty(relay, now)
+        while self._paused_sessions and self._paused_sessions[0][0] <= now:
+            session = self.sessions.get(heappop(self._paused_sessions)[1])
+            if session is not None and session.state is SessionState.PAUSED:
+                self._to_idle(session, now, out)
+                self._pump(session.relay, now, out)
         self.places.time_reached(now, out)
 
     # The operator
 
     def withdraw(self, handle: Handle, now: float) -> bool:
         """Take an envelope out of its relay; False if its transaction is running."""
-        relay = self.relays[self.scheduler.store.domain_of(handle)]
+        relay = self.relays[self.rules.key_of(self.scheduler.store.domain_of(handle))]
         if not self._waiting.withdraw(relay, handle):
             return False
         self._forget_if_empty(relay, now)
         return True
 
-    def enable_route(self, address: str, now: float, out: list[Instruction]) -> None:
-        """End the rest of a route, and of the destinations that failed with it."""
-        route = self.routes.get(address)
-        if route is None:
+    def enable_route(
+        self, address: str, source: str | None, now: float, out: list[Instruction]
+    ) -> None:
+        """End the rest of routes to an address, and of the destinations that failed with them."""
+        routes = [
+            route
+            for route in self.routes.values()
+            if route.address == address and source in (None, route.source)
+        ]
+        for route in routes:
+            route.penalty = 0
+            route.enabled_at = now
+            route.disabled = False
+            out.append(Note(f"smtp-out: Enabling route {route} per admin request"))
+        if not routes:
             return
-        route.penalty = 0
-        route.enabled_at = now
-        out.append(Note(f"smtp-out: Enabling route {_route(route)} per admin request"))
         for relay in list(self.relays.values()):
             if any(target.address == address for target in relay.targets):
                 relay.dead_until = now
@@ -486,6 +606,7 @@ class MtaAgent:
     def limits_changed(self, now: float, out: list[Instruction]) -> None:
         """Take changed limits over, and do what they allow now; rests and gaps that run go on to their end."""
         self.places.limits_changed = True
+        self.rules.refresh()
         self.book.limits_changed()
         for relay in list(self.relays.values()):
             relay.in_line = False
@@ -494,8 +615,9 @@ class MtaAgent:
     def drain(self, out: list[Instruction]) -> None:
         """Start nothing new; close what is idle."""
         self.draining = True
-        for session in list(self.places.idle):
-            self.places.close(session, out)
+        for session in list(self.sessions.values()):
+            if session.state in (SessionState.IDLE, SessionState.PAUSED):
+                self.places.close(session, out)
 
     # For tests
 
@@ -506,7 +628,7 @@ class MtaAgent:
             in_flight: envelopes in flight elsewhere.
             held: envelopes held elsewhere.
         """
-        limits, changed = self.limits, self.places.limits_changed
+        changed = self.places.limits_changed
         for domain, relay in self.relays.items():
             assert relay.domain == domain
             assert all(task.handles for task in relay.tasks.values()), domain
@@ -518,7 +640,7 @@ class MtaAgent:
             states = [session.state for session in relay.sessions]
             assert states.count(SessionState.CONNECTING) == relay.connecting
             assert states.count(SessionState.IDLE) == len(relay.idle)
-            assert changed or len(relay.sessions) <= limits.max_conn_per_relay
+            assert changed or len(relay.sessions) <= relay.limits.max_conn_per_relay
             in_flight += waiting + relay.running_envelopes
             held += len(relay.held)
         assert in_flight == self.scheduler.in_flight, (in_flight, self.scheduler.in_flight)
@@ -527,7 +649,3 @@ class MtaAgent:
         tasks = [session.task for session in self.sessions.values() if session.task is not None]
         store = self.scheduler.store
         self.outcomes.validate({store.evpid_of(h) for task in tasks for h in task.handles})
-
-
-def _route(route: Route) -> str:
-    return f"{route.source or '[]'} <-> {route.address}"

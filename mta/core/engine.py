@@ -17,6 +17,7 @@ from mta.core.instructions import Instruction
 from mta.core.limitchange import put_limit
 from mta.core.limits import Limits
 from mta.core.local import LocalAgent
+from mta.core.relayrules import RelayRules
 from mta.core.retry import RetrySettings, local_policy, make_retry, overflow_policy
 from mta.core.scheduler import Scheduler
 from mta.core.stimuli import (
@@ -64,6 +65,7 @@ class Engine:
         own_names: Collection[str] = (),
         own_addresses: Collection[str] = (),
         warn_after_s: Sequence[float] = (),
+        rules: RelayRules | None = None,
     ) -> None:
         """Make an empty core.
 
@@ -79,6 +81,7 @@ class Engine:
             own_names: host names that are us, lower case: never relayed to (RFC 5321 5.1).
             own_addresses: addresses that are us.
             warn_after_s: when a sender is told that an envelope is late: `BounceSettings.warn_interval_s`.
+            rules: what the operator wants for which destination; by default nothing special.
         """
         self.limits = limits
         self.store: EnvelopeStore = make_store(representation, epoch=now)
@@ -96,6 +99,7 @@ class Engine:
             concurrency=concurrency,
             rng=stream("mx"),
             first_session=first_session,
+            rules=rules,
             own_names=own_names,
             own_addresses=own_addresses,
         )
@@ -202,7 +206,8 @@ class Engine:
         self.agent.ready(stimulus.session, now, out)
 
     def _failed(self, stimulus: ConnectionFailed, now: float, out: list[Instruction]) -> None:
-        self.agent.failed(stimulus.session, stimulus.reason, now, out)
+        session, reason, source_fault = stimulus
+        self.agent.failed(session, reason, now, out, source_fault=source_fault)
 
     def _closed(self, stimulus: ConnectionClosed, now: float, out: list[Instruction]) -> None:
         self.agent.closed(stimulus.session, stimulus.reason, now, out)
@@ -228,7 +233,7 @@ class Engine:
             self.agent.resume(now, out)
 
     def _enable_route(self, stimulus: RouteEnabled, now: float, out: list[Instruction]) -> None:
-        self.agent.enable_route(stimulus.address, now, out)
+        self.agent.enable_route(stimulus.address, stimulus.source, now, out)
 
     def _change_limit(self, stimulus: LimitChanged, now: float, out: list[Instruction]) -> None:
         put_limit(self.limits, stimulus.key, stimulus.value)
@@ -314,7 +319,7 @@ class Engine:
             "mda.pending": local.waiting,
             "mda.running": len(local.running),
             "mda.user": len(local.users),
-            "mta.connector": sum(1 for relay in relays if relay.sessions),
+            "mta.connector": sum(1 for r in relays for c in r.connectors if c.connections),
             "mta.domain": len(agent.relays),
             "mta.envelope": scheduler.in_flight - local.envelopes,
             "mta.host": len({route.address for route in used}),

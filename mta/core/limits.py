@@ -157,6 +157,8 @@ class MtaLimits:
     """Longest rest of a route. OpenSMTPD DELAY_ROUTE_MAX."""
     session_mail_max: int = 100
     """Messages per outbound connection."""
+    session_transaction_delay_s: float = 0.0
+    """Pause between two transactions of an outbound connection. OpenSMTPD ``session-transaction-delay``."""
     session_keepalive_s: float = 10.0
     """How long an idle outbound connection is kept."""
     session_timeout_s: float = 300.0
@@ -165,6 +167,8 @@ class MtaLimits:
     """Longest wait for TCP. Postfix ``smtp_connect_timeout``."""
     max_failures_per_session: int = 25
     """Consecutive rejected recipients before the connection is given up."""
+    max_try_before_disable: int = 10
+    """Messages in a row of which a host takes none before its route is disabled. OpenSMTPD MAX_TRYBEFOREDISABLE."""
     task_high_water: int = 50
     """Waiting transactions of a relay at which further envelopes are held."""
     task_low_water: int = 30
@@ -362,6 +366,7 @@ _MAY_BE_ZERO = frozenset(
         "conn_delay_source_s",
         "reconn_delay_route_s",
         "session_keepalive_s",
+        "session_transaction_delay_s",
         "task_low_water",
         "max_deferred",
         "min_free_bytes",

@@ -102,7 +102,7 @@ class Outcomes:
             deferred = self.deferred[relay.domain] = array("Q")
         if deferred is not None:
             deferred.append(evpid)
-            if len(deferred) > self._limits.max_deferred:
+            if len(deferred) > relay.limits.max_deferred:
                 del deferred[0]
         self._scheduler.tempfailed(handle, status, now, out)
 

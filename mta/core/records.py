@@ -251,6 +251,20 @@ def _reason(stimulus: ConnectionFailed | ConnectionClosed) -> Record:
     return {"session": f"{stimulus.session:016x}", "reason": stimulus.reason}
 
 
+def _failed(stimulus: ConnectionFailed) -> Record:
+    record: Record = _reason(stimulus)
+    if stimulus.source_fault:
+        record["source_fault"] = True
+    return record
+
+
+def _route(stimulus: RouteEnabled) -> Record:
+    record: Record = {"address": stimulus.address}
+    if stimulus.source is not None:
+        record["source"] = stimulus.source
+    return record
+
+
 def _agent(stimulus: AgentPaused | AgentResumed) -> Record:
     record = {"agent": stimulus.agent.value}
     if stimulus.only:
@@ -276,7 +290,7 @@ _WRITERS: Final[Mapping[type, tuple[str, Callable[[Any], Record]]]] = {
         (TimeReached, _nothing),
         (DomainResolved, _resolved),
         (ConnectionReady, lambda stimulus: {"session": f"{stimulus.session:016x}"}),
-        (ConnectionFailed, _reason),
+        (ConnectionFailed, _failed),
         (TransactionDone, _done),
         (ConnectionClosed, _reason),
         (LocalDeliveryDone, _local_done),
@@ -286,7 +300,7 @@ _WRITERS: Final[Mapping[type, tuple[str, Callable[[Any], Record]]]] = {
         (UnsuspendRequested, _which),
         (AgentPaused, _agent),
         (AgentResumed, _agent),
-        (RouteEnabled, lambda stimulus: {"address": stimulus.address}),
+        (RouteEnabled, _route),
         (LimitChanged, lambda stimulus: {"key": stimulus.key, "value": stimulus.value}),
         (DrainRequested, _nothing),
     )
@@ -298,7 +312,9 @@ _READERS: Final[Mapping[str, Callable[[Record], Stimulus]]] = {
     "TimeReached": lambda record: TimeReached(),
     "DomainResolved": _to_resolved,
     "ConnectionReady": lambda record: ConnectionReady(_session(record)),
-    "ConnectionFailed": lambda record: ConnectionFailed(_session(record), record["reason"]),
+    "ConnectionFailed": lambda record: ConnectionFailed(
+        _session(record), record["reason"], record.get("source_fault", False)
+    ),
     "TransactionDone": _to_done,
     "ConnectionClosed": lambda record: ConnectionClosed(_session(record), record["reason"]),
     "LocalDeliveryDone": _to_local_done,
@@ -308,7 +324,7 @@ _READERS: Final[Mapping[str, Callable[[Record], Stimulus]]] = {
     "UnsuspendRequested": lambda record: UnsuspendRequested(_to_which(record)),
     "AgentPaused": lambda record: AgentPaused(*_to_agent(record)),
     "AgentResumed": lambda record: AgentResumed(*_to_agent(record)),
-    "RouteEnabled": lambda record: RouteEnabled(record["address"]),
+    "RouteEnabled": lambda record: RouteEnabled(record["address"], record.get("source")),
     "LimitChanged": lambda record: LimitChanged(record["key"], record["value"]),
     "DrainRequested": lambda record: DrainRequested(),
 }

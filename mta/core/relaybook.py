@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from mta.core.concurrency import make_concurrency
 from mta.core.envelopes.base import EnvelopeState
 from mta.core.holdqueue import HoldQueue
-from mta.core.relay import Relay
+from mta.core.relay import Gauge, Relay
+from mta.core.relayrules import RelayRules
 
 if TYPE_CHECKING:
     from mta.core.concurrency import ConcurrencySettings
@@ -19,21 +20,29 @@ class RelayBook:
     """Relays by domain, at most ``limits.mta.max_relays``, and the instants they wait for."""
 
     def __init__(
-        self, store: "EnvelopeStore", limits: "Limits", concurrency: "ConcurrencySettings"
+        self,
+        store: "EnvelopeStore",
+        limits: "Limits",
+        concurrency: "ConcurrencySettings",
+        rules: RelayRules,
     ) -> None:
         self.relays: dict[str, Relay] = {}
         self._store = store
         self._limits = limits.mta
         self._scheduler_limits = limits.scheduler
         self._concurrency = concurrency
+        self._rules = rules
+        self._sites: dict[str, Gauge] = {}
+        """Of smart hosts, as many as there are rules."""
         self._delayed: list[tuple[float, str]] = []
         """(instant, domain) of relays that wait for a gap or a rest to end."""
 
-    def make(self, domain: str) -> Relay | None:
+    def make(self, key: str) -> Relay | None:
         """Return a new relay, or None if there are too many."""
-        limits = self._limits
-        if len(self.relays) >= limits.max_relays:
+        if len(self.relays) >= self._limits.max_relays:
             return None
+        plan = self._rules.plan_of(key)
+        limits = plan.limits
         held = HoldQueue(
             self._store.new_list(EnvelopeState.HELD),
             high_water=limits.task_high_water,
@@ -41,16 +50,21 @@ class RelayBook:
             release=limits.task_release,
             held_max=self._scheduler_limits.max_held,
         )
-        relay = self.relays[domain] = Relay(domain, held, make_concurrency(self._concurrency))
+        site = None
+        if plan.hosts:
+            site = self._sites.setdefault(",".join(plan.hosts), Gauge())
+        relay = Relay(key, held, make_concurrency(self._concurrency), plan, site=site)
+        self.relays[key] = relay
         return relay
 
     def limits_changed(self) -> None:
         """Give hold queues the marks that count now."""
-        limits = self._limits
         for relay in self.relays.values():
+            limits = relay.limits
             relay.held.set_marks(
                 high_water=limits.task_high_water,
-                low_water=limits.task_low_water,
+                # A rule may name one of the two; the other has moved.
+                low_water=min(limits.task_low_water, limits.task_high_water - 1),
                 release=limits.task_release,
                 held_max=self._scheduler_limits.max_held,
             )

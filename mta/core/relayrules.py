@@ -13,12 +13,14 @@ import difflib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Literal
+from typing import Final, Literal, TypeAlias
 
 from mta.core.address import domain_key
 from mta.core.limits import MtaLimits, Problem
 
-_SHARED = frozenset({"max_conn", "max_relays"})
+TlsWish: TypeAlias = Literal["", "none", "may", "encrypt", "verify", "dane", "implicit"]
+
+_SHARED: Final = frozenset({"max_conn", "max_relays"})
 """Limits of all relays together: there is no such thing for one destination."""
 
 _LIMITS = {field.name: field for field in dataclasses.fields(MtaLimits)}
@@ -37,7 +39,7 @@ class RelayRule:
     """Spread mail over all of ``smart_host`` instead of keeping to the first that works."""
     port: int = 0
     """Port of the hosts; 0 for relay.port."""
-    tls: Literal["", "none", "may", "encrypt", "verify", "dane", "implicit"] = ""
+    tls: TlsWish = ""
     """Security of connections; empty for relay.tls. Postfix ``smtp_tls_policy_maps``."""
     auth: str = ""
     """Name of the credentials to log in with; empty for none. OpenSMTPD ``auth``."""
@@ -88,7 +90,9 @@ class RelayRule:
             yield "sources", source, "must not be named twice"
 
 
-def relay_problems(rules: Sequence[RelayRule], limits: MtaLimits) -> Iterator[Problem]:
+def relay_problems(
+    rules: Sequence[RelayRule], limits: MtaLimits, *, smart_host: str
+) -> Iterator[Problem]:
     """Yield what is wrong between rules, and between them and ``limits.mta``; keys are ``relays.0.limits.x``."""
     seen: dict[str, int] = {}
     for number, rule in enumerate(rules):
@@ -97,6 +101,9 @@ def relay_problems(rules: Sequence[RelayRule], limits: MtaLimits) -> Iterator[Pr
             first = seen.setdefault(name, number)
             if first != number:
                 yield f"relays.{number}.domains", pattern, f"is never asked: relays.{first} has it"
+        if rule.auth and not (smart_host if rule.smart_host is None else rule.smart_host):
+            problem = "needs smart_host: any host would be sent the password"
+            yield f"relays.{number}.auth", rule.auth, problem
         for key, value, problem in _with_overrides(limits, rule).problems():
             yield f"relays.{number}.limits.{key}", value, problem
 
@@ -112,7 +119,7 @@ class RelayPlan:
     balance: bool
     port: int
     """Port of the hosts; 0 for relay.port."""
-    tls: str
+    tls: TlsWish
     """Level of security; empty for relay.tls."""
     auth: str
     """Name of credentials; empty for none."""
@@ -131,10 +138,10 @@ class RelayPlan:
 
     def reaches(self, source: str, address: str) -> bool:
         """Return whether an address can be connected to from a source."""
-        version = _version(address)
-        if not (self.inet6 if version == 6 else self.inet4):
+        six = ":" in address
+        if not (self.inet6 if six else self.inet4):
             return False
-        return not source or _version(source) == version
+        return not source or (":" in source) is six
 
 
 class RelayRules:

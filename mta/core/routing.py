@@ -2,7 +2,7 @@
 
 import enum
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,6 +58,9 @@ class Target(NamedTuple):
 LOOPS_BACK = (Outcome.PERMFAIL, "554 5.4.6 Mail loops back to myself")
 """What `order_targets` means with an empty answer. RFC 5321 5.1: we are the best mail exchanger, but we do
 not deliver to this domain. Postfix: status=bounced, dsn=5.4.6 (mail for ... loops back to myself)."""
+
+_LEVEL = 65_536
+"""Between the preferences of two smart hosts: MX preferences have 16 bits."""
 
 _FAILURES: dict[ResolutionStatus, tuple[Outcome, str]] = {
     ResolutionStatus.RETRY: (Outcome.TEMPFAIL, "451 4.4.3 Temporary failure in MX lookup"),
@@ -134,6 +137,62 @@ def order_targets(
                 seen.add(canonical)
                 targets.append(Target(host.preference, host.name, address))
     return tuple(targets)
+
+
+def order_hosts(
+    resolutions: Sequence[Resolution],
+    *,
+    smart: bool,
+    balance: bool,
+    own_names: Collection[str],
+    own_addresses: Collection[str],
+    max_mx: int,
+    max_addresses: int,
+    rng: "Random",
+) -> tuple[tuple[Target, ...], tuple[Outcome, str] | None]:
+    """Return the addresses to try, best first, and why there are none if there are none.
+
+    A smart host that can't be found is a mistake of the configuration, or of the name server: temporary, whatever
+    the answer says (Postfix smtp_connect.c pretends the same). Another one may still be found.
+
+    Args:
+        resolutions: of the domain; or of each smart host, in their order.
+        smart: these are smart hosts.
+        balance: all smart hosts are as good as the first.
+        own_names: as for `order_targets`, and so on.
+        own_addresses: our addresses.
+        max_mx: exchangers considered, of each.
+        max_addresses: addresses considered, in all.
+        rng: shuffles.
+    """
+    targets: dict[str, Target] = {}
+    failures: list[tuple[Outcome, str]] = []
+    for number, resolution in enumerate(resolutions):
+        failure = failure_of(resolution)
+        found: tuple[Target, ...] = ()
+        if failure is None:
+            found = order_targets(
+                resolution,
+                own_names=own_names,
+                own_addresses=own_addresses,
+                max_mx=max_mx,
+                max_addresses=max_addresses,
+                rng=rng,
+            )
+            failure = None if found else LOOPS_BACK
+        if failure is not None:
+            failures.append(failure)
+        level = 0 if balance else number * _LEVEL
+        for target in found:
+            place = Target(target.preference + level, target.host, target.address)
+            targets.setdefault(_address(target.address), place)
+    if targets:
+        ordered = sorted(targets.values(), key=lambda target: target.preference)
+        return tuple(ordered[:max_addresses]), None
+    outcome, status = failures[0]
+    if smart and outcome is Outcome.PERMFAIL:
+        return (), (Outcome.TEMPFAIL, f"451 4.3.5 {status.split(' ', 2)[2]}")
+    return (), (outcome, status)
 
 
 def _by_preference(host: MxHost) -> tuple[int, str, tuple[str, ...]]:

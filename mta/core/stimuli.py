@@ -61,6 +61,8 @@ class ConnectionFailed(NamedTuple):
     session: SessionId
     reason: str
     """For the log and the bounce: the reply, or the network error in words."""
+    source_fault: bool = False
+    """Our own address could not be used: that says nothing about the host."""
 
 
 class Result(NamedTuple):
@@ -162,6 +164,8 @@ class RouteEnabled(NamedTuple):
     """The operator re-enabled a disabled route (`mtactl resume route`)."""
 
     address: str
+    source: str | None = None
+    """Of this source only; None for all."""
 
 
 class LimitChanged(NamedTuple):

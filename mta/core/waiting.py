@@ -12,16 +12,14 @@ from mta.core.instructions import Instruction, Note
 from mta.core.relay import Relay, Task
 
 if TYPE_CHECKING:
-    from mta.core.limits import MtaLimits
     from mta.core.scheduler import Scheduler
 
 
 class Waiting:
     """Puts envelopes into relays, and takes them out again."""
 
-    def __init__(self, scheduler: "Scheduler", limits: "MtaLimits") -> None:
+    def __init__(self, scheduler: "Scheduler") -> None:
         self._scheduler = scheduler
-        self._limits = limits
 
     def put(
         self,
@@ -45,7 +43,7 @@ class Waiting:
         store = scheduler.store
         message = msgid_of(store.evpid_of(handle))
         task = relay.tasks.get(message)
-        if task is None or len(task.handles) >= self._limits.max_rcpt_per_task:
+        if task is None or len(task.handles) >= relay.limits.max_rcpt_per_task:
             if not held and relay.held.must_hold(len(relay.tasks)):
                 if relay.held.is_full():
                     scheduler.overflowed(handle, now, out)

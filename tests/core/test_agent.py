@@ -101,7 +101,7 @@ def test_rests_escalate_and_a_success_resets_them():
         out = core.failed(session)
         assert 1 == len(only(DeferEnvelope, out))
         # Before the rest is over mail is deferred untried, after it a connection is tried.
-        route = core.engine.agent.routes[A]
+        route = core.engine.agent.routes["", A]
         rests.append(route.enabled_at - EPOCH - started_at)
         core.until(route.enabled_at - EPOCH - 0.5)
         assert [] == only(ResolveDomain, core.submit("one.test"))
@@ -135,7 +135,7 @@ def test_connections_that_fail_together_are_one_piece_of_news():
     for session in (2, 3, 4, 5):
         core.failed(session)
 
-    assert 1 == core.engine.agent.routes[A].penalty
+    assert 1 == core.engine.agent.routes["", A].penalty
 
 
 def test_refused_while_others_are_connected_means_too_many_not_dead():
@@ -149,7 +149,7 @@ def test_refused_while_others_are_connected_means_too_many_not_dead():
     out = core.failed(3, "421 4.7.0 too many connections")
 
     assert [] == only(DeferEnvelope, out)
-    assert 0 == core.engine.agent.routes[A].penalty
+    assert 0 == core.engine.agent.routes["", A].penalty
     assert [] == core.until(14.9)
     assert [(4, A), (5, A)] == opened(core.until(15.0))
 
@@ -182,7 +182,7 @@ def test_a_dead_host_beside_a_living_one_rests_like_any_other():
 
     out = core.failed(2)
 
-    assert 1 == core.engine.agent.routes[second].penalty
+    assert 1 == core.engine.agent.routes["", second].penalty
     assert {first} == {a for _, a in opened(out)}
     assert 4 == len(core.ledger.connections)
 
@@ -267,7 +267,7 @@ def test_the_operator_can_end_a_rest():
     core.resolve("one.test", (10, A))
     core.failed(2)
 
-    assert 1 == core.engine.agent.routes[A].penalty
+    assert 1 == core.engine.agent.routes["", A].penalty
 
 
 def test_enabling_a_route_helps_those_that_wait_for_it():
@@ -297,12 +297,12 @@ def test_old_failures_are_forgotten():
     core.done(2)
     core.now = EPOCH + 15 + 3599
     core.wake()
-    assert A in core.engine.agent.routes
+    assert ("", A) in core.engine.agent.routes
 
     core.now += 61
     core.wake()
 
-    assert A not in core.engine.agent.routes
+    assert ("", A) not in core.engine.agent.routes
 
 
 def test_every_connection_that_fails_after_the_greeting_rests_the_destination():
@@ -893,7 +893,7 @@ def test_the_end_of_a_connection_that_never_was_ready_is_its_failure():
     core.resolve("one.test", (10, A))
     core.closed(1)
 
-    assert 1 == core.engine.agent.routes[A].penalty
+    assert 1 == core.engine.agent.routes["", A].penalty
 
 
 # Transactions
@@ -1139,6 +1139,7 @@ def test_every_limit_of_the_agent_has_a_test_here():
     text = Path(__file__).read_text()
     shells = {"session_timeout_s", "connect_timeout_s", "tls_sessions_max"}
     elsewhere = {"route_delay_base_s", "route_delay_max_s", "session_keepalive_s"}
+    text += (Path(__file__).parent / "test_sources.py").read_text()
     missing = {
         name for name in MtaLimits.__slots__ if name not in text and name not in shells | elsewhere
     }

@@ -8,6 +8,7 @@ from mta.core.concurrency import ConcurrencySettings
 from mta.core.envelopes.base import EnvelopeState, Recipient, Transaction, to_tick
 from mta.core.ids import MsgId, SessionId, evpid
 from mta.core.limits import MtaLimits
+from mta.core.relayrules import RelayRule
 from mta.core.reply import Outcome
 from mta.core.retry import RetrySettings
 from mta.core.routing import Resolution, ResolutionStatus
@@ -46,7 +47,22 @@ TINY = {
     "task_release": 1,
     "max_deferred": 2,
     "max_relays": 3,
+    "max_try_before_disable": 3,
 }
+TWO_SOURCES = ["198.51.100.1", "198.51.100.2"]
+RULES = [
+    [],
+    [],
+    [RelayRule(["*"], sources=TWO_SOURCES)],
+    [
+        RelayRule(["one.test"], smart_host=["three.test", "[hub.test]"], balance=True),
+        RelayRule(["two.test"], smart_host=["three.test"], limits={"max_conn_per_host": 1}),
+    ],
+    [
+        RelayRule([".test"], sources=TWO_SOURCES, smart_host=["[hub.test]"]),
+        RelayRule(["*"], limits={"session_keepalive_s": 1.0}),
+    ],
+]
 CAPS = [
     "max_conn_per_host",
     "max_conn_per_route",
@@ -64,6 +80,7 @@ GAPS = [
     "conn_delay_relay_s",
     "conn_delay_domain_s",
     "reconn_delay_route_s",
+    "session_transaction_delay_s",
 ]
 STEPS = [0.0, 0.01, 1.0, 7.0, 15.0, 61.0, 400.0, 3600.0, 30_000.0, 200_000.0]
 
@@ -93,6 +110,7 @@ class Driver(RuleBasedStateMachine):
         gap=st.sampled_from([None, None, None, *GAPS]),
         keepalive_s=st.sampled_from([0.0, 10.0]),
         max_inflight=st.sampled_from([4, 8]),
+        relays=st.sampled_from(RULES),
         concurrency=st.sampled_from(
             [
                 ConcurrencySettings(policy="fixed", limit=3),
@@ -108,7 +126,7 @@ class Driver(RuleBasedStateMachine):
             ]
         ),
     )
-    def begin(self, cap, tight, gap, keepalive_s, max_inflight, concurrency, retry):
+    def begin(self, cap, tight, gap, keepalive_s, max_inflight, relays, concurrency, retry):
         # One tight cap and one gap at a time: the tightest of many would hide the others.
         mta = {**TINY, **dict.fromkeys(CAPS, 3), "max_conn": 5, "max_conn_per_source": 5}
         mta["session_keepalive_s"] = keepalive_s
@@ -124,6 +142,7 @@ class Driver(RuleBasedStateMachine):
             "concurrency": concurrency,
             "own_addresses": [OURS],
             "warn_after_s": (100.0, 20_000.0),
+            "relays": relays,
         }
         self.core = Core(**self.settings)
         self.number = 0
@@ -197,13 +216,16 @@ class Driver(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: self.sessions(ready=False))
-    @rule(works=st.lists(st.sampled_from([True, True, False]), min_size=1, max_size=4))
-    def connected(self, works):
+    @rule(
+        works=st.lists(st.sampled_from([True, True, False]), min_size=1, max_size=4),
+        source_fault=st.booleans(),
+    )
+    def connected(self, works, source_fault):
         for session, ready in zip(self.sessions(ready=False), works, strict=False):
             if ready:
                 self.tell(ConnectionReady(session))
             else:
-                self.tell(ConnectionFailed(session, "Connection refused"))
+                self.tell(ConnectionFailed(session, "Connection refused", source_fault))
                 self.gone.append(session)
 
     @precondition(lambda self: self.sessions(running=True))

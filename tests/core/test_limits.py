@@ -58,6 +58,7 @@ def test_a_cap_of_nothing_is_no_cap(cls, name):
     """0 is refused where it would stop mail, and taken where it means: no gap, no reserve, no cache."""
     may_be_zero = name in GAPS | {
         "session_keepalive_s",
+        "session_transaction_delay_s",
         "task_low_water",
         "max_deferred",
         "min_free_bytes",

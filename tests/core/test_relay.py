@@ -6,7 +6,10 @@ from mta.core.envelopes.base import EnvelopeState
 from mta.core.holdqueue import HoldQueue
 from mta.core.ids import MsgId, SessionId
 from mta.core.relay import Relay, Route, Session, Task
+from mta.core.relayrules import RelayRules
 from tests.support.core import EPOCH
+
+PLAN = RelayRules().plan_of("one.test")
 
 
 def fail(route, now):
@@ -50,16 +53,18 @@ def test_a_relay_is_empty_when_nothing_needs_it():
     held = HoldQueue(
         store.new_list(EnvelopeState.HELD), high_water=3, low_water=1, release=1, held_max=5
     )
-    relay = Relay("one.test", held, make_concurrency(ConcurrencySettings()))
+    relay = Relay("one.test", held, make_concurrency(ConcurrencySettings()), PLAN)
     assert relay.is_empty()
 
-    relay.resolving = True
+    relay.asked.add("one.test")
     assert not relay.is_empty()
-    relay.resolving = False
+    relay.asked.clear()
     relay.tasks[MsgId(1)] = Task(MsgId(1))
     assert not relay.is_empty()
     relay.tasks.clear()
-    relay.sessions.add(Session(SessionId(1), relay, Route("", "192.0.2.1"), "mx"))
+    relay.sessions.add(
+        Session(SessionId(1), relay, Route("", "192.0.2.1"), relay.connectors[0], "mx")
+    )
     assert not relay.is_empty()
 
 
@@ -69,7 +74,7 @@ def test_dead_means_until_an_instant():
     held = HoldQueue(
         store.new_list(EnvelopeState.HELD), high_water=3, low_water=1, release=1, held_max=5
     )
-    relay = Relay("one.test", held, make_concurrency(ConcurrencySettings()))
+    relay = Relay("one.test", held, make_concurrency(ConcurrencySettings()), PLAN)
     assert not relay.is_dead(0)
 
     relay.dead_until = 10.0

@@ -44,7 +44,7 @@ def ca_file() -> Iterator[Path]:
 def tls_of(ca: Path, effects: Effects | None = None, **relay: Any) -> OutboundTls:
     """Return what the server would make of these keys of ``relay``."""
     config = build(Config, {"relay": {"ca_file": str(ca), **relay}}, source="test")
-    return OutboundTls(config, effects or Effects(), source="test")
+    return OutboundTls(config, effects or Effects(), rules=config.relay_rules(), source="test")
 
 
 async def deliver(recorder: Recorder) -> Outcome | str:
@@ -320,7 +320,7 @@ class TestSessions:
                 {"relay": {"ca_file": str(ca_file)}, "limits": {"mta": {"tls_sessions_max": 2}}},
                 source="test",
             )
-            tls = OutboundTls(config, Effects(), source="test")
+            tls = OutboundTls(config, Effects(), rules=config.relay_rules(), source="test")
             async with TlsMx().running() as mx:
                 recorder = Recorder(mx.port, tls=tls)
                 finished = asyncio.Event()

@@ -5,7 +5,7 @@ what a driver and a durable queue know, nothing of the core's insides, and check
 against that: answered once, within the limits, no envelope lost or in two places.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -41,6 +41,7 @@ from mta.core.instructions import (
 )
 from mta.core.limits import Limits, MdaLimits, MtaLimits, SchedulerLimits
 from mta.core.metrics import DRAINING
+from mta.core.relayrules import RelayRule, RelayRules, relay_problems
 from mta.core.reply import Outcome
 from mta.core.retry import RetrySettings
 from mta.core.routing import MxHost, Resolution, ResolutionStatus
@@ -108,6 +109,7 @@ class Connection:
     """What the driver knows of a connection."""
 
     domain: str
+    source: str
     address: str
     ready: bool = False
     closing: bool = False
@@ -134,6 +136,7 @@ class Ledger:
     """What drivers know, and the rules that instructions keep."""
 
     limits: Limits
+    rules: RelayRules
     rows: dict[EvpId, Row] = field(default_factory=dict)
     """The durable queue."""
     fates: dict[EvpId, str] = field(default_factory=dict)
@@ -150,11 +153,11 @@ class Ledger:
     """Whose mailbox each running local delivery is for."""
     draining: bool = False
     seen: set[SessionId] = field(default_factory=set)
-    worked: set[str] = field(default_factory=set)
-    """Addresses that have ever been ready."""
-    connected_at: dict[str, float] = field(default_factory=dict)
-    """By address, ``@domain`` and, for the source, the empty string."""
-    closed_at: dict[str, float] = field(default_factory=dict)
+    worked: set[tuple[str, str]] = field(default_factory=set)
+    """Routes that have ever been ready."""
+    connected_at: dict[tuple[str, ...], float] = field(default_factory=dict)
+    """By what has a gap."""
+    closed_at: dict[tuple[str, str], float] = field(default_factory=dict)
     warn_after_s: tuple[float, ...] = ()
     reporting: set[EvpId] = field(default_factory=set)
     """Delivered by this stimulus to a host that reports itself."""
@@ -197,11 +200,11 @@ class Ledger:
             case ConnectionReady(session):
                 if (c := self.connections.get(session)) is not None:
                     c.ready = True
-                    self.worked.add(c.address)
+                    self.worked.add((c.source, c.address))
             case ConnectionFailed(session) | ConnectionClosed(session):
                 if (c := self.connections.pop(session, None)) is not None:
                     outcomes = dict.fromkeys(c.running, Outcome.TEMPFAIL)
-                    self.closed_at[c.address] = now
+                    self.closed_at[c.source, c.address] = now
             case TransactionDone(session, results):
                 if (c := self.connections.get(session)) is not None:
                     assert set(c.running) == {r.evpid for r in results}
@@ -328,33 +331,39 @@ class Ledger:
         self.doomed &= self.rows.keys()
 
     def _opened(self, instruction: OpenConnection, now: float) -> None:
-        limits = self.limits.mta
-        session, domain, _, address, _ = instruction
+        plan = self.rules.plan_of(instruction.domain)
+        limits = plan.limits
+        session, domain, source, address, _ = instruction
         assert not self.paused, instruction
         assert not self.draining, instruction
         assert session not in self.seen, instruction
+        assert source in plan.sources, instruction
+        assert plan.reaches(source, address), instruction
         self.seen.add(session)
         others = list(self.connections.values())
-        to_address = sum(c.address == address for c in others)
-        to_domain = sum(c.domain == domain for c in others)
-        assert len(others) < min(limits.max_conn, limits.max_conn_per_source)
-        assert to_address < min(limits.max_conn_per_host, limits.max_conn_per_route)
-        assert to_domain < min(
-            limits.max_conn_per_relay, limits.max_conn_per_connector, limits.max_conn_per_domain
-        )
-        assert to_address == 0 or address in self.worked, "one connection validates a new route"
+        to_address = [c for c in others if c.address == address]
+        to_domain = [c for c in others if c.domain == domain]
+        on_route = [c for c in to_address if c.source == source]
+        assert len(others) < self.limits.mta.max_conn
+        assert len([c for c in others if c.source == source]) < limits.max_conn_per_source
+        assert len(to_address) < limits.max_conn_per_host
+        assert len(on_route) < limits.max_conn_per_route
+        assert len(to_domain) < min(limits.max_conn_per_relay, limits.max_conn_per_domain)
+        assert len([c for c in to_domain if c.source == source]) < limits.max_conn_per_connector
+        assert not on_route or (source, address) in self.worked, "one connection validates a route"
         gaps = {
-            address: max(limits.conn_delay_host_s, limits.conn_delay_route_s),
-            "": limits.conn_delay_source_s,
-            f"@{domain}": max(
-                limits.conn_delay_relay_s, limits.conn_delay_connector_s, limits.conn_delay_domain_s
-            ),
+            ("host", address): limits.conn_delay_host_s,
+            ("route", source, address): limits.conn_delay_route_s,
+            ("source", source): limits.conn_delay_source_s,
+            ("connector", source, domain): limits.conn_delay_connector_s,
+            ("relay", domain): max(limits.conn_delay_relay_s, limits.conn_delay_domain_s),
         }
         for key, gap_s in gaps.items():
             assert now >= self.connected_at.get(key, -1e9) + gap_s, (key, instruction)
             self.connected_at[key] = now
-        assert now >= self.closed_at.get(address, -1e9) + limits.reconn_delay_route_s, instruction
-        self.connections[session] = Connection(domain, address)
+        closed_at = self.closed_at.get((source, address), -1e9)
+        assert now >= closed_at + limits.reconn_delay_route_s, instruction
+        self.connections[session] = Connection(domain, source, address)
 
     def _started(self, instruction: StartTransaction) -> None:
         session, msgid, evpids = instruction
@@ -364,16 +373,17 @@ class Ledger:
         assert connection.ready, instruction
         assert not connection.closing, instruction
         assert not connection.running, instruction
-        assert 0 < len(evpids) <= self.limits.mta.max_rcpt_per_task
+        limits = self.rules.plan_of(connection.domain).limits
+        assert 0 < len(evpids) <= limits.max_rcpt_per_task
         assert len(set(evpids)) == len(evpids)
         for identity in evpids:
             row = self._free(identity)
-            assert row.recipient.domain == connection.domain
+            assert self.rules.key_of(row.recipient.domain) == connection.domain
             assert msgid_of(identity) == msgid
             assert identity not in self.doomed | self.suspended, instruction
         connection.running = evpids
         connection.messages += 1
-        assert connection.messages <= self.limits.mta.session_mail_max
+        assert connection.messages <= limits.session_mail_max
 
     def _delivery_began(self, identity: EvpId, user: str, now: float) -> None:
         limits = self.limits.mda
@@ -437,6 +447,8 @@ class Core:
         validating: bool = True,
         now: float = EPOCH,
         warn_after_s: tuple[float, ...] = (),
+        relays: Sequence[RelayRule] = (),
+        smart_host: str = "",
     ) -> None:
         self.limits = Limits(
             mta=MtaLimits(**(mta or {})),
@@ -445,6 +457,9 @@ class Core:
         )
         parts = (self.limits, self.limits.mta, self.limits.mda, self.limits.scheduler)
         assert not [problem for part in parts for problem in part.problems()]
+        assert not list(relay_problems(relays, self.limits.mta, smart_host=smart_host))
+        assert not [problem for rule in relays for problem in rule.problems()]
+        rules = RelayRules(relays, self.limits.mta, smart_host=smart_host)
         self.engines = [
             Engine(
                 representation=name,
@@ -456,10 +471,11 @@ class Core:
                 own_names=own_names,
                 own_addresses=own_addresses,
                 warn_after_s=warn_after_s,
+                rules=rules,
             )
             for name in representations
         ]
-        self.ledger = Ledger(self.limits, warn_after_s=warn_after_s)
+        self.ledger = Ledger(self.limits, rules, warn_after_s=warn_after_s)
         self.now = now
         self.validating = validating
         self._messages = 0
@@ -508,10 +524,9 @@ class Core:
             assert engine.agent.sessions.keys() == ledger.connections.keys()
             assert engine.local.running.keys() == ledger.delivering.keys()
             assert len(engine.agent.relays) <= limits.mta.max_relays
-            water = max(
-                limits.mta.task_high_water, limits.mta.task_low_water + limits.mta.task_release
-            )
             for relay in engine.agent.relays.values():
+                own = ledger.rules.plan_of(relay.domain).limits
+                water = max(own.task_high_water, own.task_low_water + own.task_release)
                 assert len(relay.held) <= limits.scheduler.max_held
                 assert len(relay.tasks) <= water, relay.domain
             gauges = engine.gauges()

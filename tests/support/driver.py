@@ -321,6 +321,7 @@ async def rig(
             now=clock.wall,
             first_session=SessionId(0x100),
             warn_after_s=settings.bounce.warn_interval_s,
+            rules=settings.relay_rules(),
         )
         driver = Driver(
             engine,

@@ -1137,7 +1137,7 @@ def test_a_dead_destination_at_its_due_time_does_not_hold_up_the_others():
 def test_every_limit_of_the_agent_has_a_test_here():
     """A new limit in `MtaLimits` comes with the test that reaches it."""
     text = Path(__file__).read_text()
-    shells = {"session_timeout_s", "connect_timeout_s", "tls_sessions_max"}
+    shells = {"session_timeout_s", "connect_timeout_s", "tls_sessions_max", "sts_policies_max"}
     elsewhere = {"route_delay_base_s", "route_delay_max_s", "session_keepalive_s"}
     text += (Path(__file__).parent / "test_sources.py").read_text()
     missing = {

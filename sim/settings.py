@@ -16,7 +16,7 @@ from mta.core.settings import ConfigError, build
 from sim.resolver import DnsSettings
 
 IGNORED: Final = (
-    "hostname", "drain_s", "smtp", "listeners", "relay", "local", "rules", "tables", "userbases",
+    "hostname", "drain_s", "smtp", "listeners", "tls", "auth", "relay", "local", "rules", "tables", "userbases",
     "expansion", "queue",
     "control", "log",
 )  # fmt: skip

@@ -12,6 +12,7 @@ A map:
 - stimuli, instructions: all that crosses the border
 - envelopes/: how envelopes are kept in memory, five representations behind one interface
 - engine: the door; gives each stimulus to one of the two machines behind it
+- expiry: what is too old while somebody is paused
 - scheduler: pending, scheduled, in flight, held, suspended; expiry
 - agent: who may connect to whom, now; relaybook, waiting, places, outcomes are its parts: destinations and
   when to look at them, mail that waits there, caps and gaps and routes, what became of each envelope

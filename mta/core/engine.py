@@ -12,6 +12,7 @@ from mta.core.agent import MtaAgent
 from mta.core.concurrency import ConcurrencySettings
 from mta.core.envelopes import make_store
 from mta.core.envelopes.base import EnvelopeState, EnvelopeStore, Handle, is_local_key
+from mta.core.expiry import PausedExpiry
 from mta.core.ids import SessionId
 from mta.core.instructions import Instruction
 from mta.core.limitchange import put_limit
@@ -104,6 +105,7 @@ class Engine:
             own_addresses=own_addresses,
         )
         self.local = LocalAgent(self.scheduler, limits=limits, retry=local_policy(retry))
+        self.expiry = PausedExpiry(self.scheduler, self._agent_of)
         self._now = now
         self._handlers: dict[type, Callable[[Any, float, list[Instruction]], None]] = {
             MessageSubmitted: self._submitted,
@@ -138,6 +140,8 @@ class Engine:
         out: list[Instruction] = []
         self._handlers[type(stimulus)](stimulus, now, out)
         self._hand_out(now, out)
+        if self.expiry.active:
+            self.expiry.run(now)
         if self.scheduler.has_local:
             self.local.start(now, out)
         if self.scheduler.failures:
@@ -152,9 +156,12 @@ class Engine:
             relayed, local = self._takers()
         else:
             relayed, local = not (agent.paused or agent.draining), False
-        if not relayed and not local:
-            return agent_at
-        scheduler_at = self.scheduler.next_wakeup(self._now, relayed=relayed, local=local)
+        scheduler_at = None
+        if relayed or local:
+            scheduler_at = self.scheduler.next_wakeup(self._now, relayed=relayed, local=local)
+        if self.expiry.active:
+            expiry_at = self.expiry.next_wakeup(self._now)
+            scheduler_at = expiry_at if scheduler_at is None else min(scheduler_at, expiry_at)
         if agent_at is None:
             return scheduler_at
         return agent_at if scheduler_at is None else min(scheduler_at, agent_at)
@@ -198,6 +205,8 @@ class Engine:
 
     def _restored(self, stimulus: EnvelopeRestored, now: float, out: list[Instruction]) -> None:
         self.scheduler.restore(stimulus, now)
+        if self.expiry.active:
+            self.expiry.restored(stimulus.expires_at)
 
     def _time_reached(self, stimulus: TimeReached, now: float, out: list[Instruction]) -> None:
         self.agent.time_reached(now, out)
@@ -221,6 +230,12 @@ class Engine:
             self.agent.pause_one(stimulus.only, stimulus.source)
         else:
             self.agent.paused = True
+        self._watch_expiry(now)
+
+    def _watch_expiry(self, now: float) -> None:
+        agent, local = self.agent, self.local
+        paused = agent.paused or local.paused or agent.places.paused or local.paused_users
+        self.expiry.watch(bool(paused), now)
 
     def _resume(self, stimulus: AgentResumed, now: float, out: list[Instruction]) -> None:
         if stimulus.agent is Agent.MDA and stimulus.only:
@@ -231,6 +246,7 @@ class Engine:
             self.agent.resume_one(stimulus.only, stimulus.source, now, out)
         else:
             self.agent.resume(now, out)
+        self._watch_expiry(now)
 
     def _enable_route(self, stimulus: RouteEnabled, now: float, out: list[Instruction]) -> None:
         self.agent.enable_route(stimulus.address, stimulus.source, now, out)

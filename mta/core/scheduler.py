@@ -345,6 +345,10 @@ class Scheduler:
         self._leave(handle)
         self._suspended.append(handle)
 
+    def expired(self, handle: Handle) -> None:
+        """An envelope became too old that is nowhere."""
+        self._expire(handle)
+
     def expired_in_flight(self, handle: Handle) -> None:
         """An envelope became too old while it waited for its transaction."""
         self._leave(handle)

@@ -314,10 +314,11 @@ def delivery_latency(run: Run, theme: Theme = LIGHT) -> Figure:
     """How long recipients waited: until accepted, and until delivered, by destination."""
     ledgers = run.ledgers
     names = run.representations
+    scenario = run.scenario
+    known = [each.name for each in scenario.destinations]
+    known += [each.name for each in scenario.local]
     destinations = [
-        each.name
-        for each in run.scenario.destinations
-        if any(each.name in ledgers[name]["delivery_latency_s"] for name in names)
+        each for each in known if any(each in ledgers[name]["delivery_latency_s"] for name in names)
     ]
     panels_of: list[tuple[str, str]] = [
         ("", "Accepted"),

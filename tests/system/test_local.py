@@ -16,7 +16,7 @@ HOST = "127.0.0.6"
 TEXT = "From: me\r\nSubject: hello\r\n\r\nhello\r\n"
 
 
-@pytest.fixture(params=["slim", "full", "packed", "whole"])
+@pytest.fixture(params=["slim", "full", "packed", "whole", "fixed"])
 def representation(request):
     return request.param
 

@@ -101,11 +101,9 @@ class OutboundTls:
         self._limits = config.limits.mta
         self._sessions: OrderedDict[_SessionKey, ssl.SSLSession] = OrderedDict()
         self._verifying = _context(config, effects, source)
-        self._trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._trusting = _bare_context(config)
         self._trusting.check_hostname = False
         self._trusting.verify_mode = ssl.CERT_NONE
-        for context in (self._verifying, self._trusting):
-            context.minimum_version = ssl.TLSVersion[config.relay.tls_minimum.replace(".", "_")]
         self._resolver = resolver
         self._tlsa: TlsaLookups | None = None
         self._sts: StsPolicies | None = None
@@ -121,6 +119,12 @@ class OutboundTls:
         if config.relay.auth and config.relay.auth.lower() not in self._logins:
             problem = "is not in relay.credentials"
             raise ConfigError(source, "relay.auth", config.relay.auth, problem)
+        levels = {config.relay.tls, *(rule.tls for rule in config.relays)}
+        if "dane" in levels and resolver is not None and not resolver.servers.trusted:
+            log(
+                "mta dane: no name server may say what DNSSEC has validated, so no record counts;"
+                " use one on loopback, or dns.trust_ad"
+            )
         for number, rule in enumerate(config.relays):
             if rule.auth and rule.auth.lower() not in self._logins:
                 problem = "is not in relay.credentials"
@@ -155,12 +159,14 @@ class OutboundTls:
     async def _dane(self, plan: TlsPlan, instruction: OpenConnection) -> TlsPlan:
         """Return what a host's TLSA records make of an opportunistic plan (RFC 7672 2.2)."""
         resolver, lookups = self._resolver, self._tlsa
-        host, domain, port = plan.server_name, self._next_hop(instruction), self._port(instruction)
+        host, port = plan.server_name, self._port(instruction)
+        hops = self._rules.plan_of(instruction.domain).hosts or (instruction.domain,)
         if resolver is None or lookups is None or address_literal(host) is not None:
             return plan
         # Without a validated way to the host its records prove nothing, and asking for them would meet the
         # name servers that fail on names like these.
-        if not await resolver.is_secure(domain, host):
+        secure = [hop for hop in hops if await resolver.is_secure(hop, host)]
+        if not secure:
             return plan
         answer = await lookups.look_up(host, port)
         if answer.failure:
@@ -170,7 +176,8 @@ class OutboundTls:
             return plan
         from mta.dane import usable
 
-        return dane_plan(plan, usable(answer.records), names=(host, bare(domain)))
+        names = (host, *[bare(hop) for hop in secure])
+        return dane_plan(plan, usable(answer.records), names=names)
 
     async def _mta_sts(
         self, policies: "StsPolicies", plan: TlsPlan, instruction: OpenConnection
@@ -249,6 +256,12 @@ class OutboundTls:
         """Do not resume what has failed."""
         self._sessions.pop(self._key(plan, instruction), None)
 
+    def flush(self) -> None:
+        """Let go of what can be had again. Policies of domains stay: they are promises."""
+        self._sessions.clear()
+        if self._tlsa is not None:
+            self._tlsa.flush()
+
     def _key(self, plan: TlsPlan, instruction: OpenConnection) -> _SessionKey:
         return instruction.address, self._port(instruction), plan.server_name, plan.verify
 
@@ -296,9 +309,17 @@ def _is_name(name: str) -> bool:
     return name.isascii() and all(0 < len(label) < 64 for label in name.split("."))
 
 
+def _bare_context(config: "Config") -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion[config.relay.tls_minimum.replace(".", "_")]
+    # A host that wants to begin anew in the middle gets nothing of it but our time.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
+
+
 def _context(config: "Config", effects: "Effects", source: str) -> ssl.SSLContext:
     """Return a context that trusts the operator's authorities, or the system's."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _bare_context(config)
     path = config.relay.ca_file
     if path is None:
         context.load_default_certs()

@@ -472,6 +472,7 @@ class MtaServer:
         self.driver.recent.closed = level > MemoryLevel.OK
         if level >= MemoryLevel.SOFT:
             self._resolver.flush()
+            self._outbound_tls.flush()
 
     def _shrink(self) -> None:
         """Let go of what can be read again."""
@@ -547,12 +548,7 @@ class MtaServer:
         for name, value in values.items():
             if name in METRICS:
                 metrics.set(name, value)
-        listeners = self.listeners.stats() if hasattr(self, "listeners") else {}
-        return {
-            **metrics.snapshot(),
-            **listeners,
-            "uptime": round(self.effects.now() - self._started_at, 3),
-        }
+        return {**metrics.snapshot(), "uptime": round(self.effects.now() - self._started_at, 3)}
 
     # Stop
 

@@ -12,6 +12,8 @@ import pytest
 import uvloop
 
 from mta.config import Config
+from mta.core.ids import SessionId
+from mta.core.instructions import OpenConnection
 from mta.core.reply import Outcome
 from mta.core.settings import build
 from mta.mtasts import POLICY_BYTES_MAX
@@ -178,6 +180,45 @@ class TestDane:
                 assert not servers.trusted
                 servers._config.trust_ad = True
                 assert servers.trusted
+
+        run(main())
+
+    def test_the_way_to_a_smart_host_is_the_operators_word(self, ca_file: Path) -> None:
+        """``[host]`` is asked for addresses only, so an unsigned MX record does not matter."""
+
+        async def main() -> None:
+            async with bench(dict(ZONE)) as b, TlsMx(certificate=BAD).running() as mx:
+                b.server.unsigned = {DOMAIN}
+                b.server.zone[f"_{mx.port}._tcp.{NAME}", "TLSA"] = [ee_record()]
+                for hosts, refused in [([DOMAIN], False), ([f"[{NAME}]"], True), (None, False)]:
+                    rule = {"domains": ["*"], "port": mx.port, "tls": "dane"}
+                    if hosts is not None:
+                        rule["smart_host"] = ["[other.test]", *hosts]
+                    keys = {"relay": {"ca_file": str(ca_file)}, "relays": [rule]}
+                    config = build(Config, keys, source="t")
+                    tls = OutboundTls(config, b.effects, source="t", resolver=b.resolver)
+                    plan = await tls.plan(
+                        OpenConnection(
+                            SessionId(1),
+                            config.relay_rules().key_of(DOMAIN),
+                            "",
+                            "127.0.0.1",
+                            NAME,
+                        )
+                    )
+                    assert bool(plan.tlsa) == refused, hosts
+
+        run(main())
+
+    def test_a_level_that_can_not_work_is_said_at_the_start(self, ca_file: Path) -> None:
+        async def main() -> None:
+            async with bench(dict(ZONE)) as b:
+                lines: list[str] = []
+                tls_of(b, 25, ca_file, lines, tls="dane")
+                assert not lines
+                b.resolver.servers._configured = [("192.0.2.1", 53)]
+                tls_of(b, 25, ca_file, lines, tls="dane")
+                assert "dns.trust_ad" in lines[0]
 
         run(main())
 

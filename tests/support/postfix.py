@@ -52,6 +52,8 @@ showq     unix  n       -       n       -       -       showq
 error     unix  -       -       n       -       -       error
 retry     unix  -       -       n       -       -       error
 anvil     unix  -       -       n       -       1       anvil
+tlsmgr    unix  -       -       n       1000?   1       tlsmgr
+discard   unix  -       -       n       -       -       discard
 scache    unix  -       -       n       -       1       scache
 postlog   unix-dgram n  -       n       -       1       postlogd
 """
@@ -65,8 +67,13 @@ def missing() -> str:
 class RunningPostfix:
     """Postfix relaying everything to one host; needs root, as Postfix does."""
 
-    def __init__(self, directory: Path, *, port: int, relayhost: str) -> None:
+    def __init__(
+        self, directory: Path, *, port: int, relayhost: str = "", settings: str = ""
+    ) -> None:
+        """``settings``: more lines for main.cf."""
         self.directory = directory
+        self.settings = settings
+        self.log = directory / "mail.log"
         self.port = port
         self.relayhost = relayhost
         self.etc = directory / "etc"
@@ -80,9 +87,9 @@ class RunningPostfix:
             if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
                 parent.chmod(parent.stat().st_mode | 0o055)
         shutil.chown(data, "postfix")
-        log = self.directory / "mail.log"
+        log = self.log
         (self.etc / "main.cf").write_text(
-            MAIN.format(spool=spool, data=data, relayhost=self.relayhost, log=log)
+            MAIN.format(spool=spool, data=data, relayhost=self.relayhost, log=log) + self.settings
         )
         (self.etc / "master.cf").write_text(MASTER.format(port=f"127.0.0.1:{self.port}"))
         done = self._postfix("start")

@@ -1,10 +1,12 @@
 """A real server sends to hosts that do TLS well and badly: what arrives, how, and what the log says."""
 
 import json
+import os
 import select
 import smtplib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.server import ROOT, RunningServer
+from tests.support.postfix import RunningPostfix, missing
+from tests.support.server import ROOT, RunningServer, free_port
+from tests.support.tlsmx import authority
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -111,3 +115,97 @@ def test_verify_takes_nothing_less_than_a_good_certificate(tmp_path: Path) -> No
     assert "Cannot start TLS" in verdicts["broken"]
     assert stats["mta.tls.downgraded"] == 0
     assert 'cert-check result="unverified"' not in log
+
+
+needs_postfix = pytest.mark.skipif(
+    bool(missing()) or os.geteuid() != 0, reason=f"needs root and {missing() or 'Postfix'}"
+)
+
+
+def relay_one(tmp_path: Path, relay: dict[str, object]) -> tuple[str, dict[str, float]]:
+    """Send one message through a server to a smart host on 127.0.0.1; return its log and stats."""
+    config = {"relay": {"smart_host": "[127.0.0.1]", **relay}}
+    with RunningServer(tmp_path / "client", {**config, "hostname": "client.test"}) as server:
+        with smtplib.SMTP("127.0.0.1", server.port, local_hostname="sender.test") as smtp:
+            smtp.sendmail("me@sender.test", ["x@far.test"], "Subject: hello\r\n\r\nhello\r\n")
+        stats = server.until(
+            lambda s: s["scheduler.delivery.ok"] + s["scheduler.delivery.tempfail"] == 1
+        )
+        assert server.stop() == 0
+    return server.log.read_text(), stats
+
+
+@needs_postfix
+def test_a_postfix_that_demands_tls_gets_the_mail(tmp_path: Path) -> None:
+    """Another implementation, which says in its log what it saw."""
+    port = free_port()
+    good = authority().good
+    pem = tmp_path / "postfix.pem"
+    pem.write_bytes(good.private_key_and_cert_chain_pem.bytes())
+    settings = (
+        f"smtpd_tls_chain_files = {pem}\nsmtpd_tls_security_level = encrypt\n"
+        "smtpd_tls_loglevel = 1\nsmtpd_tls_received_header = yes\ndefault_transport = discard\n"
+    )
+    with (
+        authority().file() as ca,
+        # Not below tmp_path: other runs of pytest close its parent, and Postfix is not root.
+        tempfile.TemporaryDirectory(prefix="postfix-") as directory,
+        RunningPostfix(Path(directory) / "postfix", port=port, settings=settings) as postfix,
+    ):
+        log, stats = relay_one(tmp_path, {"port": port, "tls": "verify", "ca_file": str(ca)})
+        seen = postfix.log.read_text()
+    assert 'result="Ok"' in log, log
+    assert 'mta cert-check result="valid"' in log
+    assert stats["mta.tls"] == 1
+    assert "TLS connection established from" in seen
+    assert "TLSv1.3 with cipher" in seen
+    assert "lost connection" not in seen
+
+
+@pytest.mark.parametrize(
+    ("password", "good"), [("correct horse", True), ("wrong", False)], ids=["right", "wrong"]
+)
+def test_we_log_in_at_another_of_us(tmp_path: Path, password: str, good: bool) -> None:
+    """Submission with TLS first and AUTH: mail of who may not log in waits, and no password is in a log."""
+    hashed = subprocess.run(
+        [sys.executable, "-m", "mta.ctl", "encrypt"],
+        cwd=ROOT, input="correct horse\n", capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    users = tmp_path / "users"
+    users.write_text(f"us {hashed}\n")
+    users.chmod(0o600)
+    pem = tmp_path / "server.pem"
+    pem.write_bytes(authority().good.private_key_and_cert_chain_pem.bytes())
+    pem.chmod(0o600)
+    credentials = tmp_path / "credentials"
+    credentials.write_text(f"submission us {password}\n")
+    credentials.chmod(0o600)
+    config = {
+        "smtp": {"listen": "", "relay_networks": []},
+        "tls": {"certificate": str(pem), "key": str(pem)},
+        "auth": {"file": str(users)},
+        "listeners": [
+            {"name": "smtps", "address": "127.0.0.1:0", "tls": "implicit", "auth": "required"}
+        ],
+        "relay": {"port": 1},
+    }
+    with (
+        authority().file() as ca,
+        RunningServer(tmp_path / "server", {**config, "hostname": "submission.test"}) as submission,
+    ):
+        relay = {
+            "port": submission.ports["smtps"],
+            "tls": "implicit",
+            "ca_file": str(ca),
+            "credentials": str(credentials),
+            "auth": "submission",
+        }
+        log, _ = relay_one(tmp_path, relay)
+        assert submission.stop() == 0
+        theirs = submission.log.read_text()
+    assert ("smtp authentication user=us result=ok" in theirs) == good
+    if good:
+        assert 'result="Ok"' in log, log
+    else:
+        assert "454 4.7.0 Authentication failed; host said 535" in log
+    assert password not in log + theirs

@@ -4,6 +4,7 @@ The counterpart of mta/driver.py, method for method: one stimulus at a time, one
 instructions in their order. What takes time there is drawn or reckoned here.
 """
 
+import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -69,6 +70,7 @@ class Driver:
         hosts: dict[str, RemoteHost],
         resolver: Callable[[EventLoop], Resolver],
         groups: Sequence[LocalGroup] = (),
+        delivery_timeout_s: float = math.inf,
         start: float = 0.0,
     ) -> None:
         """Get ready; `start` lets the load begin.
@@ -83,6 +85,7 @@ class Driver:
             hosts: every address that can be connected to.
             resolver: makes the resolver.
             groups: the server's own users.
+            delivery_timeout_s: longest local delivery.
             start: what the core's clock says at the start of the load.
         """
         self.kernel = kernel
@@ -116,6 +119,7 @@ class Driver:
             schedule=schedule,
             messages=self.messages,
             tell=self.tell,
+            timeout_s=delivery_timeout_s,
         )
         self.ledger = LocalLedger(groups, schedule) if groups else None
         self.bounces_waiting = 0

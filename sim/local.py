@@ -5,6 +5,7 @@ to next is decided in `mta.core.local`. How long a delivery takes and whether it
 (`sim.workload.Schedule`): the same message fails as often under every policy.
 """
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ from sim.kernel import Kernel
 from sim.workload import Schedule
 
 DELIVERED: Final = "Delivered"
-TRY_AGAIN: Final = "4.3.0 Command failed: temporary failure"
-UNAVAILABLE: Final = "5.3.0 Command failed: service unavailable"
+TRY_AGAIN: Final = "4.3.0 Error (temporary failure)"
+TIMED_OUT: Final = "4.3.0 Error (terminated; timeout)"
+UNAVAILABLE: Final = "5.3.0 Error (service unavailable)"
+"""Words of mta/delivery/pipe.py for exit status 75, a deadline and 69, so that a trace of the model reads like one of
+the server."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,6 +48,7 @@ class LocalMail:
         schedule: Schedule,
         messages: dict[MsgId, Message],
         tell: Callable[[Stimulus], None],
+        timeout_s: float = math.inf,
     ) -> None:
         """Deliver nothing yet.
 
@@ -55,6 +60,7 @@ class LocalMail:
             schedule: every message, with the outcome of its delivery.
             messages: what the queue has, by id.
             tell: takes what happened.
+            timeout_s: a delivery that takes longer is ended then, and fails for now.
         """
         self._kernel = kernel
         self._loop = loop
@@ -67,6 +73,7 @@ class LocalMail:
         self._cpu_s = [costs.delivery_cpu_s(group.delivery) for group in groups]
         self._waits_s = [costs.delivery_wait_s(group.delivery) for group in groups]
         self._done_s = costs.local_done_s
+        self._timeout_s = timeout_s
         self.running = 0
         """Deliveries under way."""
         self.started = 0
@@ -81,16 +88,21 @@ class LocalMail:
         loop, kernel = self._loop, self._kernel
         loop.done_at += self._cpu_s[group]
         seconds = self._service_s[number] + self._waits_s[group]
-        kernel.schedule(loop.done_at - kernel.now + seconds, self._end, (envelope, number))
+        in_time = seconds <= self._timeout_s
+        if not in_time:
+            seconds = self._timeout_s
+        kernel.schedule(loop.done_at - kernel.now + seconds, self._end, (envelope, number, in_time))
 
-    def _end(self, ended: tuple[EvpId, int]) -> None:
+    def _end(self, ended: tuple[EvpId, int, bool]) -> None:
         self._loop.do(self._finish, ended)
 
-    def _finish(self, ended: tuple[EvpId, int]) -> None:
-        envelope, number = ended
+    def _finish(self, ended: tuple[EvpId, int, bool]) -> None:
+        envelope, number, in_time = ended
         self.running -= 1
         self._loop.done_at += self._done_s
-        if self._failures[number]:
+        if not in_time:
+            done = LocalDeliveryDone(envelope, Outcome.TEMPFAIL, TIMED_OUT)
+        elif self._failures[number]:
             self._failures[number] -= 1
             done = LocalDeliveryDone(envelope, Outcome.TEMPFAIL, TRY_AGAIN)
         elif self._fatal[number]:

@@ -28,7 +28,7 @@ from sim.remote import build_hosts, build_name_servers
 from sim.resolver import Resolver
 from sim.result import COUNTS, SAMPLE_S, SERIES, SimResult
 from sim.scenario import Scenario, domains_of, mx_records, sender_domain
-from sim.settings import ModelConfig, model_config
+from sim.settings import ModelConfig, delivery_timeout, model_config
 from sim.workload import Schedule, draw
 
 __all__ = ["COUNTS", "SAMPLE_S", "SERIES", "Model", "SimResult", "simulate"]
@@ -95,6 +95,7 @@ class Model:
             hosts=build_hosts(scenario, replication=replication, source=source),
             resolver=resolver,
             groups=scenario.local,
+            delivery_timeout_s=delivery_timeout(scenario.server, source=source),
             start=start,
         )
         self.layout = layout

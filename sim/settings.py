@@ -71,6 +71,29 @@ def model_config(
     return build(ModelConfig, wanted, source=source, overrides=overrides)
 
 
+DELIVERY_TIMEOUT_S: Final = 300.0
+"""Default of the server's ``local.limits.timeout_s``; a test holds the two together."""
+
+
+def delivery_timeout(server: Mapping[str, Any], *, source: str) -> float:
+    """Return how long a local delivery may take: of ``local``, all that a model asks for.
+
+    Raises:
+        ConfigError: it is no number above 0.
+    """
+    found: Any = server
+    for key in ("local", "limits"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or "timeout_s" not in found:
+        return DELIVERY_TIMEOUT_S
+    value = found["timeout_s"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(
+            source, "server.local.limits.timeout_s", value, "must be a number above 0"
+        )
+    return float(value)
+
+
 def server_config(server: Mapping[str, Any], source: str, overrides: Sequence[str]) -> ModelConfig:
     """Return a scenario's settings of the server.
 

@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mta.core.instructions import DeliverLocally, Instruction
+from mta.core.settings import ConfigError
 from mta.core.stimuli import LocalDeliveryDone, Stimulus
+from mta.delivery.base import DeliveryLimits
 from sim.costs import Costs
 from sim.groups import LocalGroup
 from sim.local import LocalResult, jain_index
 from sim.runner import Model, SimResult
 from sim.scenario import Scenario, load
+from sim.settings import DELIVERY_TIMEOUT_S, delivery_timeout
 from sim.workload import draw
 from tests.support.model import model, scenario
 
@@ -76,6 +79,30 @@ def test_a_delivery_that_fails_for_good_is_reported():
     assert result.counts["transactions"] == 5
     assert result.counts["queued"] == 0
     assert found.summary()["groups"]["a"]["latency_s"]["p50"] is None
+
+
+def test_a_command_that_hangs_is_ended():
+    """At the server's deadline, as a temporary failure; it hangs again at the next attempt."""
+    of = local(
+        LocalGroup("a", messages=1, to_s=0.0, seconds=1000.0),
+        local={"limits": {"timeout_s": 5}},
+        retry={"mda_base_s": 10.0},
+    )
+    of.drain_s = 60.0
+    _, result, found = run(of, costs=FREE)
+    # Attempts begin at 0, 10 and 40 s.
+    assert found.groups[0].tempfails == found.attempts == 3
+    assert result.counts["queued"] == 1
+
+
+def test_the_deadline_is_that_of_the_server():
+    """The same default, and one line for what is no time."""
+    assert DeliveryLimits().timeout_s == DELIVERY_TIMEOUT_S == delivery_timeout({}, source="x")
+    assert delivery_timeout({"local": {"limits": {"timeout_s": 7}}}, source="x") == 7.0
+    assert delivery_timeout({"local": {"limits": {}}}, source="x") == DELIVERY_TIMEOUT_S
+    for wrong in (0, True, "long", -1.0):
+        with pytest.raises(ConfigError, match=r"^x: server\.local\.limits\.timeout_s = .*above 0$"):
+            delivery_timeout({"local": {"limits": {"timeout_s": wrong}}}, source="x")
 
 
 def test_mail_to_the_outside_goes_on():

@@ -26,9 +26,9 @@ from sim.kernel import Kernel
 from sim.workload import Schedule
 
 DELIVERED: Final = "Delivered"
-TRY_AGAIN: Final = "4.3.0 Error (temporary failure)"
+TRY_AGAIN: Final = "4.3.0 Error (temporary failure: exited abnormally)"
 TIMED_OUT: Final = "4.3.0 Error (terminated; timeout)"
-UNAVAILABLE: Final = "5.3.0 Error (service unavailable)"
+UNAVAILABLE: Final = "5.3.0 Error (service unavailable: exited abnormally)"
 """Words of mta/delivery/pipe.py for exit status 75, a deadline and 69, so that a trace of the model reads like one of
 the server."""
 

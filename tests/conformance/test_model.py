@@ -83,7 +83,7 @@ class Watch:
 
     def __init__(self, it: Model) -> None:
         self.it = it
-        self.ledger = Ledger(it.config.limits)
+        self.ledger = Ledger(it.config.limits, it.engine.agent.rules)
         self.offered = 0
         self.ended: dict[int, int] = {}
         self.running = 0

@@ -66,6 +66,11 @@ class Phase(enum.Enum):
     """Whatever comes is thrown away."""
 
 
+_COMMAND: Final = Phase.COMMAND
+_CHUNK: Final = Phase.CHUNK
+"""For the hottest loop: a member of an enumeration is found by its metaclass."""
+_BUSY: Final = (Phase.COMMIT, Phase.VERIFY)
+"""Phases in which input waits."""
 _WAITING: Final = (Phase.CLOSING, Phase.COMMIT, Phase.VERIFY, Phase.HANDSHAKE)
 """Phases in which no command is obeyed."""
 
@@ -272,7 +277,7 @@ class Session(SMTP):
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES and self._wire is not None:
                 self._wire.abort()
-        elif phase in (Phase.COMMIT, Phase.VERIFY) or self._write_paused:
+        elif (phase is not _COMMAND and phase in _BUSY) or self._write_paused:
             # Not more than one read's worth: the client pipelines, and may wait.
             self._input += data
             self._pause_reading()
@@ -403,14 +408,15 @@ class Session(SMTP):
         """Obey; return where the first command that is not complete begins."""
         at = 0
         while not self._write_paused:
-            if self.phase is Phase.CHUNK:
+            phase = self.phase
+            if phase is _COMMAND:
+                line_max, too_long = self.limits.max_line, _LINE_TOO_LONG
+            elif phase is _CHUNK:
                 at = self._take_chunk(data, at)
-                if self.phase is Phase.CHUNK:
+                if self.phase is _CHUNK:
                     break
                 continue
-            if self.phase is Phase.COMMAND:
-                line_max, too_long = self.limits.max_line, _LINE_TOO_LONG
-            elif self.phase is Phase.AUTH:
+            elif phase is Phase.AUTH:
                 line_max, too_long = self.limits.max_auth_line + 1, AUTH_TOO_LONG  # and its CR
             else:
                 break
@@ -426,10 +432,10 @@ class Session(SMTP):
                 break
             self._line = data[at : end - 1]
             at = end + 1
-            if self.phase is Phase.AUTH:
-                self._respond(self._line, at < len(data))
-            else:
+            if phase is _COMMAND:
                 self._command(self._line, at < len(data))
+            else:
+                self._respond(self._line, at < len(data))
         return at
 
     def _command(self, line: bytes, more: bool) -> None:

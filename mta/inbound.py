@@ -271,6 +271,8 @@ class Inbound(ChunkedSession, XclientSession):
 
     def _begin_chunk(self, size: int) -> ChunkReader | Reply:
         """Return who reads a chunk, or why nobody does: as DATA, and also not after DATA (RFC 3030 2)."""
+        if self._locked and (refusal := self._refusal(b"BDAT")) is not None:
+            return refusal
         mail = self._mail
         if mail is None:
             return _BAD_SEQUENCE

@@ -461,7 +461,8 @@ class Session(SMTP):
         if method is None:
             self.fail(Reply(500, "5.5.1", "Command unrecognized"))
             return
-        if self._locked and (refusal := self._refusal(verb)) is not None:
+        # BDAT says so itself, when its octets are read: they are no commands.
+        if self._locked and verb != b"BDAT" and (refusal := self._refusal(verb)) is not None:
             self.fail(refusal)
             return
         try:

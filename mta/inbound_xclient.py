@@ -66,6 +66,7 @@ class XclientSession(Session):
         self._reset()
         self.helo = said.helo or ""
         self.esmtp = self.helo != "" and said.protocol == "ESMTP"
+        self._lock()
         port = f" port={said.port}" if said.port else ""
         login = f" user={self.login}" if self.login else ""
         self.door.log(

@@ -10,6 +10,7 @@ from mta.core.stimuli import (
     AgentResumed,
     EnvelopeRestored,
     MessageSubmitted,
+    RemoveRequested,
     Selector,
     SuspendRequested,
 )
@@ -147,6 +148,21 @@ def test_much_that_expires_together_expires_in_steps():
     assert core.next_wakeup() == core.now
     core.wake()
     assert 0 == len(core.engine.store)
+
+
+def test_what_is_gone_between_two_steps_is_gone():
+    """The operator removes what was found to be too old."""
+    core = Core(scheduler=TTL, validating=False, representations=["full"])
+    core.tell(AgentPaused())
+    for _ in range(EXPIRED_PER_CALL + 10):
+        core.submit("one.test", sender="")
+    core.now = EPOCH + 700_000.0
+    core.wake()
+    core.tell(RemoveRequested(Selector()))
+    assert 0 == len(core.engine.store)
+    assert core.engine.scheduler.recipients_max == 1
+    core.wake()
+    assert core.next_wakeup() > core.now
 
 
 def test_an_end_of_the_pause_ends_the_steps():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mta.core.reply import Reply
+from mta.inbound_door import Listener
 from tests.support.door import FakeDoor
 from tests.support.wire import Client
 
@@ -132,6 +133,19 @@ async def test_octets_of_a_refused_chunk_are_no_commands(state, cut):
     assert client.say("NOOP") == "250 2.0.0 Ok\r\n"
     assert client.say("RSET") == "250 2.0.0 Ok\r\n"
     assert len(door.accepted) == accepted
+
+
+@pytest.mark.parametrize(
+    "listener", [Listener("x", "required"), Listener("x", "none", "required", False)]
+)
+async def test_octets_are_no_commands_before_tls_or_a_login(listener):
+    """530 comes when they are read."""
+    door = FakeDoor()
+    client = Client(door, listener=listener)
+    client.say("EHLO c.test")
+    answer = client.send(bdat(b"STARTTLS\r\nEHLO evil.test\r\n", last=True) + b"NOOP\r\n")
+    assert [line[:9] for line in answer.splitlines()] == ["530 5.7.0", "250 2.0.0"]
+    assert client.session.helo == "c.test"
 
 
 @pytest.mark.parametrize("command", ["DATA", "MAIL FROM:<e@f>", "RCPT TO:<g@h>", "STARTTLS"])

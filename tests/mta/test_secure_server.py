@@ -232,3 +232,48 @@ def test_a_new_certificate_needs_no_restart(run, tmp_path):
 
     run(main())
     assert "the certificate that was read before is kept" in (tmp_path / "log").read_text()
+
+
+def _behind_a_proxy(port: int, header: bytes) -> str:
+    """Send a PROXY header and the ClientHello in one segment; return what the server says to EHLO."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = trusting().wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as wire:
+        pending = header
+
+        def step(call, *args):
+            nonlocal pending
+            while True:
+                try:
+                    return call(*args)
+                except ssl.SSLWantReadError:
+                    wire.sendall(pending + outgoing.read())
+                    pending = b""
+                    data = wire.recv(65_536)
+                    assert data, "closed"
+                    incoming.write(data)
+
+        step(tls.do_handshake)
+        said = step(tls.read, 4096).decode()
+        tls.write(b"EHLO c.test\r\n")
+        return said + step(tls.read, 4096).decode()
+
+
+def test_a_proxy_speaks_before_tls(run, tmp_path, fds):
+    """PROXY, then TLS from the start, in one segment: no octet of either is lost (mta/preface.py)."""
+
+    async def main():
+        more = config(tmp_path)
+        more["smtp"]["proxy_networks"] = ["127.0.0.0/8"]
+        async with serving(tmp_path, FaultyEffects(), **more) as server:
+            ports = {name: port for name, (_, port) in server.listeners.addresses.items()}
+            header = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 465\r\n"
+            said = await asyncio.to_thread(_behind_a_proxy, ports["smtps"], header)
+            assert said.startswith("220 ")
+            assert "250-CHUNKING" in said
+            await until(lambda: not server.door.connections)
+        return (tmp_path / "log").read_text()
+
+    log = run(main())
+    assert "smtp connected address=192.0.2.1 host=unknown" in log
+    assert "smtp proxied port=56324 proxy=127.0.0.1" in log

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mta.core.reply import Reply
+from mta.inbound_door import Listener
 from mta.xclient import ClientAttributes, parse_xclient
 from tests.support.door import FakeDoor
 from tests.support.wire import Client
@@ -108,6 +109,19 @@ async def test_a_login_may_relay():
     assert client.say("RCPT TO:<c@d>").startswith("550 5.7.1 ")
     client.say("RSET", "XCLIENT LOGIN=kim", "EHLO c.test", "MAIL FROM:<a@b>")
     assert client.say("RCPT TO:<c@d>").startswith("250 ")
+
+
+async def test_a_login_opens_what_asks_for_one():
+    """A listener for users, behind a proxy that knows them; and it closes again."""
+    door = FakeDoor()
+    door.trusted = {"127.0.0.1"}
+    client = Client(door, listener=Listener("submission", "none", "required", False))
+    client.say("EHLO c.test")
+    assert client.say("MAIL FROM:<a@b>").startswith("530 ")
+    client.say("XCLIENT LOGIN=kim", "EHLO c.test")
+    assert client.say("MAIL FROM:<a@b>").startswith("250 ")
+    client.say("RSET", "XCLIENT LOGIN=[UNAVAILABLE]", "EHLO c.test")
+    assert client.say("MAIL FROM:<a@b>").startswith("530 ")
 
 
 async def test_nothing_may_follow_in_the_same_segment():

@@ -26,15 +26,8 @@ from mta.core.stimuli import (
     TransactionDone,
 )
 from mta.effects import Effects
-from mta.outconnection import (
-    CONNECT_TIMED_OUT,
-    LOCAL_FAULT,
-    STOPPED,
-    OutboundConnection,
-    SessionRow,
-    is_source_fault,
-    network_error,
-)
+from mta.outconnection import OutboundConnection, SessionRow
+from mta.outerrors import CONNECT_TIMED_OUT, LOCAL_FAULT, STOPPED, is_source_fault, network_error
 from mta.outtls import OutboundTls
 from mta.smtpstates import Timeouts
 from mta.tlsplan import TlsPlan
@@ -147,7 +140,10 @@ class Outbound:
             reason = CONNECT_TIMED_OUT
         except OSError as error:
             connection.task = None
-            connection.fail(network_error(error), source_fault=is_source_fault(error, connection))
+            connection.fail(
+                network_error(error),
+                source_fault=is_source_fault(error, connection.instruction.source),
+            )
             return
         except BaseException as error:
             # Cancelled, or our own mistake: whichever, the driver is told.

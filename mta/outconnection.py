@@ -5,9 +5,6 @@ driver's), what is due to the driver is told once, and the descriptor is given b
 """
 
 import asyncio
-import contextlib
-import errno
-import os
 import ssl
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +20,7 @@ from mta.core.stimuli import (
     Result,
     TransactionDone,
 )
-from mta.effects import NotLoopbackError
+from mta.outerrors import LOCAL_FAULT, STOPPED, network_error
 from mta.outtls import BAD_CERTIFICATE, NO_HANDSHAKE, tls_reason
 from mta.smtpclient import CLOSED_BY_PEER, ClientSession
 from mta.smtpgreeting import BEFORE_READY
@@ -36,34 +33,11 @@ from mta.smtpstates import (
     State,
     TransactionResult,
 )
-from mta.tlspipe import TlsPipe, fingerprint
+from mta.tlspipe import TlsPipe
 from mta.tlsplan import TlsPlan
 
 if TYPE_CHECKING:
     from mta.outbound import Outbound
-
-CONNECT_TIMED_OUT = "Connection timed out"
-LOCAL_FAULT = "Local resource shortage"
-"""What a reply, a bounce or a log says when we could not connect for a reason of our own."""
-NOT_LOOPBACK = "Not a loopback address, and relay.allow is loopback"
-STOPPED = "Server is stopping"
-
-_NETWORK_ERRNOS = frozenset(
-    (
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.ECONNABORTED,
-        errno.ENETUNREACH,
-        errno.EHOSTUNREACH,
-        errno.ENETDOWN,
-        errno.EHOSTDOWN,
-        errno.ETIMEDOUT,
-        errno.EPIPE,
-        errno.EADDRNOTAVAIL,
-        errno.EAFNOSUPPORT,
-    )
-)
-"""Errors that say something about the network. All others are ours, and nobody's business."""
 
 
 class SessionRow(NamedTuple):
@@ -364,7 +338,15 @@ class OutboundConnection(asyncio.Protocol):
             return
         self._write_records(tls)
         if tls.established and not before:
-            refusal = self._inspect(tls)
+            owner, plan = self._owner, self.plan
+            assert plan is not None
+            assert owner.tls is not None
+            refusal = owner.tls.inspect(
+                tls,
+                plan,
+                now=owner.effects.now(),
+                log=lambda line: owner.log(f"{self._name} {line}"),
+            )
             if refusal:
                 self._act(session.lost(refusal, self._loop.time()))
                 return
@@ -375,30 +357,6 @@ class OutboundConnection(asyncio.Protocol):
             self._hear(session, said)
         if tls.ended and not self._over:
             self._act(session.eof(self._loop.time()))
-
-    def _inspect(self, tls: TlsPipe) -> str:
-        """Log what was agreed; return why that is not good enough, or nothing."""
-        owner, plan = self._owner, self.plan
-        assert plan is not None
-        assert owner.tls is not None
-        owner.tls.stats.established += 1
-        owner.tls.stats.resumed += tls.resumed
-        owner.log(f"{self._name} mta tls ciphers={tls.ciphers()}")
-        certificate = tls.certificate()
-        if not certificate:
-            owner.log(f'{self._name} smtp cert-check result="no certificate presented"')
-            return f"{BAD_CERTIFICATE}: none was presented" if plan.tlsa or plan.verify else ""
-        why = ""
-        if plan.tlsa:
-            from mta.dane import failure  # the library behind it is large, and rarely wanted
-
-            why = failure(plan.tlsa, tls.chain(), plan.names, owner.effects.now())
-        valid = not why and bool(plan.tlsa or plan.verify)
-        owner.log(
-            f'{self._name} mta cert-check result="{"valid" if valid else "unverified"}"'
-            f' fingerprint="{fingerprint(certificate)}"'
-        )
-        return f"{BAD_CERTIFICATE}: {why}" if why else ""
 
     def _tls_failed(self, reason: str) -> str | None:
         """Take the end of a session before it was ready: was it for want of TLS?
@@ -513,21 +471,3 @@ class OutboundConnection(asyncio.Protocol):
             return
         # Not close(): that would wait until the host has read what it will not answer.
         self._transport.abort()
-
-
-def is_source_fault(error: OSError, connection: OutboundConnection) -> bool:
-    """Return whether an address of ours that was asked for can't be used."""
-    return bool(connection.instruction.source) and error.errno == errno.EADDRNOTAVAIL
-
-
-def network_error(error: OSError) -> str:
-    """Return an error of the network in words; faults of this machine all look alike."""
-    if isinstance(error, TimeoutError):
-        return CONNECT_TIMED_OUT
-    if isinstance(error, NotLoopbackError):
-        return NOT_LOOPBACK
-    # asyncio raises one OSError without errno when several attempts failed.
-    with contextlib.suppress(TypeError, ValueError):
-        if error.errno in _NETWORK_ERRNOS:
-            return os.strerror(error.errno)
-    return LOCAL_FAULT

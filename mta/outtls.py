@@ -16,7 +16,7 @@ from mta.credentials import read_credentials
 from mta.resolver import address_literal
 from mta.smtphello import Login, TlsLevel
 from mta.tlsa import TlsaLookups
-from mta.tlspipe import TlsPipe
+from mta.tlspipe import TlsPipe, fingerprint
 from mta.tlsplan import (
     NOT_ALLOWED,
     TESTED,
@@ -240,6 +240,39 @@ class OutboundTls:
         if name is not None and not plan.verify and not _is_name(name):
             name = None
         return TlsPipe(context, name, session)
+
+    def inspect(
+        self, pipe: TlsPipe, plan: TlsPlan, *, now: float, log: Callable[[str], None]
+    ) -> str:
+        """Look at what a handshake has agreed on, and log it.
+
+        Args:
+            pipe: the connection's TLS, established.
+            plan: what it has to be.
+            now: seconds since the epoch.
+            log: takes a line without the session.
+
+        Returns:
+            Why it is not good enough, or nothing.
+        """
+        self.stats.established += 1
+        self.stats.resumed += pipe.resumed
+        log(f"mta tls ciphers={pipe.ciphers()}")
+        certificate = pipe.certificate()
+        if not certificate:
+            log('smtp cert-check result="no certificate presented"')
+            return f"{BAD_CERTIFICATE}: none was presented" if plan.tlsa or plan.verify else ""
+        why = ""
+        if plan.tlsa:
+            from mta.dane import failure  # the library behind it is large, and rarely wanted
+
+            why = failure(plan.tlsa, pipe.chain(), plan.names, now)
+        valid = not why and bool(plan.tlsa or plan.verify)
+        log(
+            f'mta cert-check result="{"valid" if valid else "unverified"}"'
+            f' fingerprint="{fingerprint(certificate)}"'
+        )
+        return f"{BAD_CERTIFICATE}: {why}" if why else ""
 
     def keep(self, pipe: TlsPipe, plan: TlsPlan, instruction: OpenConnection) -> None:
         """Keep what can be resumed, as it is good enough for the next connection of the same plan."""

@@ -24,7 +24,7 @@ from mta.delivery.base import (
 )
 from mta.delivery.headers import heading, refusal
 from mta.effects import Effects
-from mta.outconnection import LOCAL_FAULT, network_error
+from mta.outerrors import LOCAL_FAULT, network_error
 from mta.smtpclient import CLOSED_BY_PEER, ClientSession
 from mta.smtpstates import Closed, Event, Failed, Ready, Timeouts, TransactionResult
 

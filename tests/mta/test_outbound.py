@@ -25,13 +25,7 @@ from mta.core.stimuli import (
 from mta.effects import Effects
 from mta.esmtp import TOO_LARGE
 from mta.outbound import Outbound, delivery_line, show_duration
-from mta.outconnection import (
-    CONNECT_TIMED_OUT,
-    LOCAL_FAULT,
-    NOT_LOOPBACK,
-    STOPPED,
-    network_error,
-)
+from mta.outerrors import CONNECT_TIMED_OUT, LOCAL_FAULT, NOT_LOOPBACK, STOPPED, network_error
 from mta.outtls import OutboundTls
 from mta.smtpclient import CHUNK_BYTES, TIMED_OUT, Timeouts
 

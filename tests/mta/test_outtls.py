@@ -11,14 +11,16 @@ import pytest
 import uvloop
 
 from mta.config import Config
+from mta.core.ids import SessionId
+from mta.core.instructions import OpenConnection
 from mta.core.reply import Outcome
 from mta.core.settings import ConfigError, build
 from mta.core.stimuli import ConnectionClosed, ConnectionFailed, ConnectionReady, TransactionDone
 from mta.effects import Effects
-from mta.outconnection import LOCAL_FAULT, STOPPED
+from mta.outerrors import LOCAL_FAULT, STOPPED
 from mta.outtls import OutboundTls
 from mta.smtpclient import TOO_MUCH_DATA
-from mta.smtphello import NO_STARTTLS, REFUSED_STARTTLS
+from mta.smtphello import NO_STARTTLS, REFUSED_STARTTLS, Login
 from mta.smtpstates import Timeouts
 from tests.mta.test_outbound import LOOPS, LoopFactory, Recorder, one_message, run
 from tests.support.faults import FaultyEffects, Plan
@@ -281,6 +283,40 @@ class TestFailures:
 
         run(main())
 
+    @pytest.mark.parametrize("loop", LOOPS)
+    def test_the_second_connection_can_fail_too(self, loop: LoopFactory, ca_file: Path) -> None:
+        """Once each: the driver is told once, and nothing is left."""
+
+        async def main() -> None:
+            second = Plan(2, matches=lambda point: point.op == "connect")
+            effects = FaultyEffects(second)
+            async with TlsMx(starttls="close").running() as mx:
+                recorder = Recorder(mx.port, tls=tls_of(ca_file), effects=effects)
+                assert await deliver(recorder) == LOCAL_FAULT
+                stats = recorder.outbound.stats
+                assert len(recorder.told) == 1
+                assert (stats.opened, stats.failed, stats.ready) == (1, 1, 0)
+
+        run(main(), loop)
+
+    def test_the_server_can_stop_while_the_second_connection_is_made(self, ca_file: Path) -> None:
+        async def main() -> None:
+            effects = FaultyEffects()
+            async with TlsMx(starttls="close").running() as mx:
+                recorder = Recorder(mx.port, tls=tls_of(ca_file), effects=effects)
+                recorder.open()
+                await mx.asked.wait()
+                effects.hangs.add(("connect", "outbound"))
+                again = asyncio.Event()
+                recorder.outbound.log = lambda line: again.set() if "downgr" in line else None
+                await again.wait()
+                recorder.outbound.abort_all()
+                assert [type(each) for each in recorder.told] == [ConnectionFailed]
+                await recorder.outbound.wait_idle()
+            assert mx.connections == 1
+
+        run(main())
+
     def test_a_client_certificate_that_is_demanded_too_late_costs_tls_not_the_mail(
         self, ca_file: Path
     ) -> None:
@@ -461,6 +497,49 @@ class TestAuth:
         path.chmod(0o600)
         with pytest.raises(ConfigError, match="is not UTF-8"):
             tls_of(ca_file, credentials=str(path))
+
+
+class TestRules:
+    """``[[relays]]`` says for some destinations what ``[relay]`` says for all."""
+
+    def test_level_and_login_of_a_destination(self, ca_file: Path, tmp_path: Path) -> None:
+        async def main() -> None:
+            file = TestAuth.file(tmp_path, f"provider us {SECRET}\n")
+            rules = [
+                {
+                    "domains": [".partner.test"],
+                    "smart_host": [f"[{NAME}]"],
+                    "tls": "verify",
+                    "auth": "provider",
+                },
+                {"domains": ["old.test"], "tls": "none"},
+            ]
+            keys = {"relay": {"ca_file": str(ca_file), "credentials": file}, "relays": rules}
+            config = build(Config, keys, source="test")
+            tls = OutboundTls(config, Effects(), source="test")
+            key_of = config.relay_rules().key_of
+            found = {}
+            for domain in ("a.partner.test", "old.test", "other.test"):
+                plan = await tls.plan(
+                    OpenConnection(SessionId(1), key_of(domain), "", "127.0.0.1", NAME)
+                )
+                found[domain] = (plan.scheme, plan.verify, plan.hello.login)
+            assert found == {
+                "a.partner.test": ("smtp+tls", True, Login("us", SECRET)),
+                "old.test": ("smtp+notls", False, None),
+                "other.test": ("smtp", False, None),
+            }
+            assert SECRET not in repr(found)
+
+        run(main())
+
+    def test_a_login_that_is_not_there(self, ca_file: Path) -> None:
+        keys = {
+            "relay": {"ca_file": str(ca_file)},
+            "relays": [{"domains": ["*"], "smart_host": ["h.test"], "auth": "x"}],
+        }
+        with pytest.raises(ConfigError, match=r"relays\.0\.auth.*is not in relay\.credentials"):
+            OutboundTls(build(Config, keys, source="test"), Effects(), source="test")
 
 
 class TestConfiguration:

@@ -4,8 +4,13 @@ Without ``[[rules]]`` there is no `Addressing`, and every address is relayed. Wi
 allows.
 """
 
+import asyncio
+import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 from mta.core.address import NULL_PATH, Path, parse_path
 from mta.core.admission import Network, parse_networks
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
     from mta.effects import Effects
     from mta.log import Log
     from mta.trace import Tracer
+
+
+LOOKUP_THREADS: Final = 4
+"""Threads that ask tables. A table of SQLite answers one question at a time, so some wait for each other."""
+_THREAD: Final = "look-up"
 
 
 class _TracedTables:
@@ -109,6 +119,11 @@ class Addressing:
             ConfigError: one of them can't be used.
             ValueError: ``smtp.relay_networks`` has what is no network.
         """
+        self._log = log
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self.takes_time = any(table.kind == "sqlite" for table in config.tables.values())
+        """Tables may take so long that the event loop must not wait: a database may be locked, or have no index."""
         networks = parse_networks(config.smtp.relay_networks)
         self.rules = RuleSet(config.rules, networks=networks)
         self.tables = ServerTables(
@@ -116,10 +131,9 @@ class Addressing:
             config.userbases,
             effects=effects,
             source=source,
-            log=log.warn,
+            log=self._warn,
             expansion=config.expansion.limits,
         )
-        self._log = log
         self._tracer = tracer
         # Why two? What is never traced need not even ask whether it is.
         self._expander = Expander(self.rules, self.tables, config.expansion)
@@ -137,17 +151,47 @@ class Addressing:
 
     def expand(self, recipient: Path, client: Client) -> Expansion:
         """Return what a recipient becomes."""
-        tracer = self._tracer
-        if tracer.expand or tracer.rules or tracer.lookup:
+        if self._is_traced:
             expansion = self._expand_traced(recipient, client)
         else:
             expansion = self._expander.expand(recipient, client=client)
+        return self._logged(recipient, expansion)
+
+    async def expand_on_thread(self, recipient: Path, client: Client) -> Expansion:
+        """Return what `expand` does, while the event loop goes on; `LOOKUP_THREADS` at once.
+
+        Whoever is cancelled here gives up the answer; the thread is free when the tables have answered. What
+        is traced is not left to a thread: log and trace belong to the event loop.
+        """
+        if self._is_traced:
+            return self.expand(recipient, client)
+        loop = self._loop = asyncio.get_running_loop()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix=_THREAD)
+        expand = partial(self._expander.expand, recipient, client=client)
+        return self._logged(recipient, await loop.run_in_executor(self._pool, expand))
+
+    @property
+    def _is_traced(self) -> bool:
+        tracer = self._tracer
+        return tracer.expand or tracer.rules or tracer.lookup
+
+    def _logged(self, recipient: Path, expansion: Expansion) -> Expansion:
+        """Log why an expansion is refused, if it is."""
         if expansion.reply is not None:
             self._log.info(
                 f'expand to=<{recipient.address}> result="{expansion.reply}"'
                 f' reason="{expansion.reason}"'
             )
         return expansion
+
+    def _warn(self, line: str) -> None:
+        """Log what a table says, on whatever thread it does."""
+        if self._loop is None or not threading.current_thread().name.startswith(_THREAD):
+            self._log.warn(line)
+            return
+        with suppress(RuntimeError):  # the loop is closed: nobody reads it any more
+            self._loop.call_soon_threadsafe(self._log.warn, line)
 
     def _expand_traced(self, recipient: Path, client: Client) -> Expansion:
         tracer = self._tracer
@@ -204,6 +248,8 @@ class Addressing:
 
     def close(self) -> None:
         """Let go of the tables. Idempotent."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self.tables.close()
 
 

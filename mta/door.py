@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mta.authentication import Authenticator
     from mta.certificates import Certificates
     from mta.config import Config
+    from mta.core.expanded import Expansion
     from mta.core.limits import SmtpLimits
     from mta.core.metrics import Metrics
     from mta.core.rules import Client
@@ -80,6 +81,7 @@ class ServerDoor:
         self._clients: Counter[str] = Counter()
         self._may_relay: dict[str, bool] = {}
         self._addressing = driver.addressing
+        self._lookups: set[asyncio.Task[Reply | tuple[Recipient, ...]]] = set()
         self._rule_clients: dict[str, Client] = {}
         self.log = log.info
         self.now = driver.effects.now
@@ -230,7 +232,7 @@ class ServerDoor:
 
     def recipient(
         self, peer: str, recipient: Recipient, recipients: int, *, user: str = ""
-    ) -> Reply | tuple[Recipient, ...] | None:
+    ) -> "Reply | tuple[Recipient, ...] | asyncio.Future[Reply | tuple[Recipient, ...]] | None":
         """Say whether this client may send to this recipient, and what it becomes.
 
         Without rules every domain is a remote one. With them the recipient is expanded, all or nothing.
@@ -250,7 +252,7 @@ class ServerDoor:
 
     def _expanded(
         self, peer: str, recipient: Recipient, recipients: int, user: str
-    ) -> Reply | tuple[Recipient, ...]:
+    ) -> "Reply | tuple[Recipient, ...] | asyncio.Future[Reply | tuple[Recipient, ...]]":
         addressing = self._addressing
         assert addressing is not None, recipient
         refused = self._admitted(recipients)
@@ -259,10 +261,45 @@ class ServerDoor:
         client = addressing.client(peer, user=user) if user else self._rule_clients.get(peer)
         if client is None:
             client = self._rule_clients[peer] = addressing.client(peer)
-        expansion = addressing.expand(Path(recipient.address, recipient.domain), client)
+        path = Path(recipient.address, recipient.domain)
+        if addressing.takes_time:
+            task = asyncio.get_running_loop().create_task(
+                self._expanded_later(path, client, recipient, recipients), name="look-up"
+            )
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+            return task
+        return self._becomes(recipient, recipients, addressing.expand(path, client))
+
+    async def _expanded_later(
+        self, path: Path, client: "Client", recipient: Recipient, recipients: int
+    ) -> Reply | tuple[Recipient, ...]:
+        """Expand on a thread: an answer from a database that is locked would hold up everybody."""
+        assert self._addressing is not None
+        if len(self._lookups) > self.limits.max_lookups:
+            self._metrics.inc("smtp.lookup.failed")
+            return admission.LOOKUP_FAILED
+        self._metrics.inc("smtp.lookup")
+        try:
+            async with asyncio.timeout(self.limits.lookup_timeout_s):
+                expansion = await self._addressing.expand_on_thread(path, client)
+        except TimeoutError:
+            self._metrics.inc("smtp.lookup.failed")
+            return admission.LOOKUP_FAILED
+        finally:
+            self._metrics.dec("smtp.lookup")
+        return self._becomes(recipient, recipients, expansion)
+
+    def _becomes(
+        self, recipient: Recipient, recipients: int, expansion: "Expansion"
+    ) -> Reply | tuple[Recipient, ...]:
+        """Return the envelopes of an expansion, if there is room for them."""
+        addressing = self._addressing
+        assert addressing is not None, recipient
         if expansion.reply is not None:
             return expansion.reply
         envelopes = addressing.envelopes(recipient, expansion)
+        refused = None
         if recipients:
             # Why not the first? A list with more members than that could never be written to.
             refused = self._admitted(recipients + len(envelopes) - 1)

@@ -190,13 +190,47 @@ class Inbound(ChunkedSession, XclientSession):
                 if too_many
                 else self.door.recipient(self.peer, recipient, self._envelopes, user=self.login)
             )
-            if isinstance(answer, Reply):
-                self.fail(answer, is_error=too_many)
-                return
-            envelopes = answer or (recipient,)
-            recipients[recipient.address] = envelopes
-            self._envelopes += len(envelopes)
+            if isinstance(answer, asyncio.Future):
+                self.phase = Phase.LOOKUP
+                answer.add_done_callback(partial(self._looked_up, recipient))
+            else:
+                self._take_recipient(recipient, answer, is_error=too_many)
+            return
         self._output.append(b"250 2.1.5 Ok\r\n")
+
+    def _take_recipient(
+        self,
+        recipient: Recipient,
+        answer: Reply | tuple[Recipient, ...] | None,
+        *,
+        is_error: bool = False,
+    ) -> None:
+        if isinstance(answer, Reply):
+            self.fail(answer, is_error=is_error)
+            return
+        envelopes = answer or (recipient,)
+        self._recipients[recipient.address] = envelopes
+        self._envelopes += len(envelopes)
+        self._output.append(b"250 2.1.5 Ok\r\n")
+
+    def _looked_up(
+        self, recipient: Recipient, done: "asyncio.Future[Reply | tuple[Recipient, ...]]"
+    ) -> None:
+        """Take what tables said of a recipient, if the client is still there, and go on with the next command."""
+        error = None if done.cancelled() else done.exception()
+        if self.phase is not Phase.LOOKUP:
+            return  # the client left, or was sent away
+        self.phase = Phase.COMMAND
+        if error is not None:
+            self._reset()
+            self._log_fault("RCPT", error)
+            self.fail(reply_to_fault(error))
+        else:
+            self._take_recipient(
+                recipient, admission.LOOKUP_FAILED if done.cancelled() else done.result()
+            )
+        if self.phase is Phase.COMMAND:  # else that was one error too many
+            self._go_on()
 
     @syntax("DATA")
     async def smtp_DATA(self, arg: str) -> None:

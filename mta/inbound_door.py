@@ -118,10 +118,11 @@ class Door(Protocol):
 
     def recipient(
         self, peer: str, recipient: Recipient, recipients: int, *, user: str = ""
-    ) -> Reply | tuple[Recipient, ...] | None:
+    ) -> "Reply | tuple[Recipient, ...] | asyncio.Future[Reply | tuple[Recipient, ...]] | None":
         """Decide on RCPT: `mta.core.admission.on_recipient`.
 
-        The answer is a refusal, or the envelopes that the recipient becomes; None if that is itself.
+        The answer is a refusal, or the envelopes that the recipient becomes; None if that is itself; a future
+        of it if somebody has to be asked who may take his time. No command is obeyed until then.
 
         Args:
             peer: address of the client.

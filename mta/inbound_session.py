@@ -60,6 +60,8 @@ class Phase(enum.Enum):
     """The answer to a challenge."""
     VERIFY = "verify"
     """Nothing is read: a password is being checked."""
+    LOOKUP = "lookup"
+    """Nothing is read: tables are being asked who a recipient is."""
     COMMIT = "commit"
     """Nothing is read: the last message is being made durable."""
     CLOSING = "closing"
@@ -69,9 +71,9 @@ class Phase(enum.Enum):
 _COMMAND: Final = Phase.COMMAND
 _CHUNK: Final = Phase.CHUNK
 """For the hottest loop: a member of an enumeration is found by its metaclass."""
-_BUSY: Final = (Phase.COMMIT, Phase.VERIFY)
+_BUSY: Final = (Phase.COMMIT, Phase.LOOKUP, Phase.VERIFY)
 """Phases in which input waits."""
-_WAITING: Final = (Phase.CLOSING, Phase.COMMIT, Phase.VERIFY, Phase.HANDSHAKE)
+_WAITING: Final = (Phase.CLOSING, *_BUSY, Phase.HANDSHAKE)
 """Phases in which no command is obeyed."""
 
 
@@ -294,7 +296,7 @@ class Session(SMTP):
     def eof_received(self) -> bool:
         """Keep the connection for writing if an answer is due."""
         self._ended = True
-        return self.phase is Phase.COMMIT
+        return self.phase in (Phase.COMMIT, Phase.LOOKUP)
 
     def pause_writing(self) -> None:
         """Stop obeying a client that doesn't read the answers."""
@@ -350,7 +352,7 @@ class Session(SMTP):
         if self.phase is Phase.HANDSHAKE:
             allowed = min(self.limits.tls_handshake_s, self.limits.timeout_s)
             return min(self._active_at + allowed, self._deadline)
-        if self.phase in (Phase.COMMIT, Phase.VERIFY):
+        if self.phase in _BUSY:
             # The answer to a message is worth more than a punctual end, and not the client's to hurry.
             return self._active_at + self.door.commit_timeout_s
         return min(self._active_at + self.limits.timeout_s, self._deadline)

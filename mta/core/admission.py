@@ -40,6 +40,8 @@ LOAD_SHEDDING = Reply(421, "4.3.2", "Load shedding, try again later")
 """The same for connections, nearer to the limit. KumoMTA's words."""
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3", "Too many recipients, send the rest separately")
 """RFC 5321 4.5.3.1.10: 452, and the recipients accepted before remain."""
+LOOKUP_FAILED = Reply(451, "4.3.0", "Temporary lookup failure")
+"""Tables take too long to say who a recipient is, or too many wait for them. Postfix's words (smtpd_check.c)."""
 RELAYING_DENIED = Reply(550, "5.7.1", "Relaying denied")
 """RFC 5321 3.6.2, RFC 3463 X.7.1."""
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors")

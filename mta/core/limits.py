@@ -74,6 +74,11 @@ class SmtpLimits:
     min_data_rate: int = 0
     """Bytes per second that a message has to arrive with, else its connection counts as idle; 0 for any. Postfix
     ``smtpd_min_data_rate``, which counts only when ``smtpd_per_request_deadline`` does: under stress."""
+    max_lookups: int = 1000
+    """Recipients that wait for tables that take their time (SQLite); over it 451 4.3.0. Ours: a client each."""
+    lookup_timeout_s: float = 5.0
+    """Longest wait of a recipient for such tables, seconds; then 451 4.3.0. Ours; a question ends after 1 s, but
+    many may stand in line."""
     descriptor_share: float = 0.75
     """Share of the process's descriptors (RLIMIT_NOFILE) that inbound connections may reach; then 421, and others wait
     in the kernel. OpenSMTPD: half of them; ours leaves 256 of the usual 1,024 for the queue and for delivery."""

@@ -59,6 +59,10 @@ _ALL = (
     # Why not `drains`? The operator may want it all the time.
     _gauge("smtp.stress", "1 while limits are smaller because connections run out", drains=False),
     _counter("smtp.stress.entered", "How often stress began"),
+    _gauge("smtp.lookup", "Recipients that wait for tables"),
+    _counter(
+        "smtp.lookup.failed", "Recipients refused because tables took too long or too many waited"
+    ),
     _gauge("smtp.accept.paused", "Listeners that let nobody in for want of descriptors"),
     _counter("smtp.accept.pauses", "How often a listener stopped letting clients in"),
     _gauge("smtp.bytes", "Bytes of messages that are being received and are not durable yet"),

@@ -44,6 +44,7 @@ class Acceptor:
         log: Callable[[str], None],
         on_refused: Callable[[Reply], None],
         on_pause: Callable[[bool], None],
+        in_clear: bool = True,
     ) -> None:
         """Listen nowhere yet.
 
@@ -54,12 +55,14 @@ class Acceptor:
             log: told when it stops and when it goes on.
             on_refused: told of a client that was refused.
             on_pause: told True when nobody is let in, False when somebody is again.
+            in_clear: clients expect words before TLS.
         """
         self._make = make
         self._effects = AcceptEffects(effects)
         self._limits = limits
         self._log = log
         self._on_refused = on_refused
+        self._in_clear = in_clear
         self._on_pause = on_pause
         self._loop = asyncio.get_running_loop()
         self._listener: Wire | None = None
@@ -134,7 +137,8 @@ class Acceptor:
     def _refuse(self, wire: Wire) -> None:
         """Tell a client to come again, and have its descriptor back at once."""
         reply = admission.TOO_MANY_CONNECTIONS
-        self._effects.refuse(wire, f"{reply}\r\n")
+        # Who expects TLS would not understand.
+        self._effects.refuse(wire, f"{reply}\r\n" if self._in_clear else "")
         self._log(f'smtp refused reason=descriptors result="{reply}"')
         self._on_refused(reply)
 

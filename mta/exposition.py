@@ -21,11 +21,31 @@ from mta.core.metrics import METRICS, Kind
 from mta.effects import Effects, NotLoopbackError, is_loopback
 
 PREFIX: Final = "mta_"
+LISTENER: Final = "smtp.listener."
+"""What `mta.listeners.Listeners.stats` counts begins so; the listener's name follows."""
 
 
 def prometheus_name(name: str) -> str:
     """Return what Prometheus calls a metric, without the ``_total`` of counters."""
     return PREFIX + name.removeprefix("mta.").replace(".", "_").replace("-", "_")
+
+
+def _by_listener(values: Mapping[str, int | float]) -> Iterator[Metric]:
+    """Yield what is counted by listener; its name is a label."""
+    sessions = GaugeMetricFamily(
+        f"{PREFIX}smtp_listener_session", "Open connections by listener", labels=["listener"]
+    )
+    accepted = CounterMetricFamily(
+        f"{PREFIX}smtp_listener_accepted", "Connections by listener", labels=["listener"]
+    )
+    for name, value in values.items():
+        if name.startswith(LISTENER):
+            listener, _, what = name.removeprefix(LISTENER).partition(".")
+            family = sessions if what == "session" else accepted
+            family.add_metric([listener], float(value))
+    if sessions.samples:
+        yield sessions
+        yield accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +77,8 @@ class _Ours(Collector):
                 yield CounterMetricFamily(title, metric.help, value=value)
             else:
                 yield GaugeMetricFamily(title, metric.help, value=value)
+
+        yield from _by_listener(values)
 
     def describe(self) -> list[Metric]:
         """Promise nothing, so that registering does not ask for a snapshot."""

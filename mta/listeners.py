@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,14 +99,17 @@ class Client(Inbound):
         door: "ServerDoor",
         listener: Listener,
         clients: "set[Client]",
+        accepted: "Counter[str]",
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(door, listener, loop=loop)
         self._clients = clients
+        self._accepted = accepted
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Be found from now on."""
         self._clients.add(self)
+        self._accepted[self.listener.name] += 1
         super().connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -136,6 +140,7 @@ class Listeners:
         """Sessions at the door."""
         self.addresses: dict[str, tuple[str, int]] = {}
         """Where each listener listens, by its name."""
+        self._accepted: Counter[str] = Counter()
         self._config = config
         self._source = source
         self._door = door
@@ -171,6 +176,7 @@ class Listeners:
                 log=self._log,
                 on_refused=partial(self._door.rejected, connection=True),
                 on_pause=self._count_pause,
+                in_clear=place.listener.tls != "implicit",
             )
             try:
                 acceptor.open(place.address, place.port, site="smtp")
@@ -186,6 +192,20 @@ class Listeners:
                 f" tls={place.listener.tls} auth={place.listener.auth} envelope={self._config.envelope} seed={seed}"
             )
 
+    def stats(self) -> dict[str, int]:
+        """Return connections by listener: ``smtp.listener.NAME.session`` open, ``....accepted`` so far.
+
+        Empty if there is but one listener: the metrics of the door say it all.
+        """
+        if len(self._places) < 2:
+            return {}
+        sessions = Counter(client.listener.name for client in self.clients)
+        found = {}
+        for place in self._places:
+            found[f"smtp.listener.{place.name}.session"] = sessions[place.name]
+            found[f"smtp.listener.{place.name}.accepted"] = self._accepted[place.name]
+        return found
+
     def _accept(self, listener: Listener) -> Callable[[], asyncio.BaseProtocol]:
         """Return what makes the first protocol of a connection."""
         if not self._networks:
@@ -200,7 +220,9 @@ class Listeners:
         return prefaces.accept
 
     def _client(self, listener: Listener) -> Client:
-        return Client(self._door, listener, self.clients, asyncio.get_running_loop())
+        return Client(
+            self._door, listener, self.clients, self._accepted, asyncio.get_running_loop()
+        )
 
     def _start(
         self, listener: Listener, wire: asyncio.Transport, announced: Announced | None

@@ -548,7 +548,12 @@ class MtaServer:
         for name, value in values.items():
             if name in METRICS:
                 metrics.set(name, value)
-        return {**metrics.snapshot(), "uptime": round(self.effects.now() - self._started_at, 3)}
+        listeners = self.listeners.stats() if hasattr(self, "listeners") else {}
+        return {
+            **metrics.snapshot(),
+            **listeners,
+            "uptime": round(self.effects.now() - self._started_at, 3),
+        }
 
     # Stop
 

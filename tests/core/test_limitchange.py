@@ -6,9 +6,10 @@ import pytest
 
 from mta.core.limitchange import AT_START, limit_rows, parse_change, put_limit, read_limit
 from mta.core.limits import Limits
+from mta.core.routing import ResolutionStatus
 from mta.core.settings import ConfigError, flatten
 from mta.core.stimuli import Agent, AgentPaused, AgentResumed, LimitChanged
-from tests.support.core import Core
+from tests.support.core import EPOCH, Core
 
 
 def test_every_limit_is_listed_with_its_default():
@@ -144,3 +145,18 @@ def test_a_user_with_a_turn_that_is_paused_loses_it():
     assert {} == core.ledger.delivering
     core.tell(AgentResumed(Agent.MDA, "alice"))
     assert ["alice"] == list(core.ledger.delivering.values())
+
+
+def test_a_due_backlog_is_handed_out_in_batches():
+    """So many envelopes a call, so that a large backlog does not hold up everything else."""
+    core = Core(scheduler={"max_schedule": 3}, mta={"max_deferred": 0}, representations=("slim",))
+    for _ in range(8):
+        core.submit("slow.test")
+    core.unresolved("slow.test", ResolutionStatus.RETRY)
+    core.now = EPOCH + 5000
+    found = []
+    for _ in range(4):
+        before = core.engine.scheduler.in_flight
+        core.wake()
+        found.append(core.engine.scheduler.in_flight - before)
+    assert [3, 3, 2, 0] == found

@@ -69,6 +69,20 @@ async def test_the_page_has_every_metric():
     assert "python_info" not in families
 
 
+async def test_listeners_are_labels():
+    """A name of the operator's is no part of a metric's name."""
+
+    class Listening(Metrics):
+        def snapshot(self):
+            mine = {"smtp.listener.s.session": 2, "smtp.listener.s.accepted": 5}
+            return {**super().snapshot(), **mine}
+
+    async with serving(Listening()) as (_, port):
+        answer = await http(port, b"GET /metrics HTTP/1.0\r\n\r\n")
+    assert b'\nmta_smtp_listener_session{listener="s"} 2.0\n' in answer
+    assert b'\nmta_smtp_listener_accepted_total{listener="s"} 5.0\n' in answer
+
+
 @pytest.mark.parametrize(
     ("request_bytes", "status"),
     [

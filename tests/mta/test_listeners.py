@@ -26,7 +26,9 @@ async def test_each_listener_accepts(tmp_path):
         streams = [await asyncio.open_connection(*address) for address in addresses.values()]
         for reader, _ in streams:
             assert (await reader.readline()).startswith(b"220 ")
-        assert 3 == len(server.listeners.clients) == server.stats()["smtp.session"]
+        stats = server.stats()
+        assert 3 == len(server.listeners.clients) == stats["smtp.session"]
+        assert 1 == stats["smtp.listener.two.session"] == stats["smtp.listener.two.accepted"]
         server.stop()
         for reader, writer in streams:
             assert (await reader.readline()).startswith(b"421 4.3.2 ")

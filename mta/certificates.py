@@ -39,6 +39,7 @@ class Certificates:
         effects: "Effects",
         source: str,
         log: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         """Read them.
 
@@ -46,7 +47,8 @@ class Certificates:
             config: where they are.
             effects: how they are read.
             source: the configuration's file, for errors.
-            log: is told in one line what a human should look at.
+            log: is told in one line what has happened.
+            warn: is told in one line what a human should look at.
 
         Raises:
             ConfigError: they can't be used.
@@ -60,6 +62,7 @@ class Certificates:
         self._files = TableEffects(effects)
         self._source = source
         self._log = log
+        self._warn = warn
         self._context = self._read()
 
     def context(self) -> ssl.SSLContext:
@@ -76,7 +79,7 @@ class Certificates:
         try:
             self._context = self._read()
         except ConfigError as error:
-            self._log(f"tls: {error}; the certificate that was read before is kept")
+            self._warn(f"tls: {error}; the certificate that was read before is kept")
             raise ValueError(f"{error}; the certificate that was read before is kept") from None
         line = f"read {self._certificate}"
         self._log(f"tls: {line}")

@@ -108,6 +108,7 @@ class Passwords:
         effects: "Effects",
         source: str,
         log: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         """Read them.
 
@@ -115,7 +116,8 @@ class Passwords:
             config: where they are.
             effects: how they are read.
             source: the configuration's file, for errors.
-            log: is told in one line what a human should look at; from any thread.
+            log: is told in one line what has happened; from any thread.
+            warn: is told in one line what a human should look at; from any thread.
 
         Raises:
             ConfigError: they can't be used.
@@ -124,6 +126,7 @@ class Passwords:
         self._files = TableEffects(effects)
         self._path: Path | None = config.file
         self._log = log
+        self._warn = warn
         self._static: dict[str, str] = {}
         for name, value in config.users.items():
             clean = clean_name(name)
@@ -174,7 +177,7 @@ class Passwords:
             problem = self._read()
         if problem:
             line = f"{self._path}: {problem}; what was read before is kept"
-            self._log(f"auth: {line}")
+            self._warn(f"auth: {line}")
             raise ValueError(line)
         return f"{len(self._users)} users"
 
@@ -196,7 +199,7 @@ class Passwords:
                 return
             if problem := self._read():
                 self._bad = seen
-                self._log(f"auth: {path}: {problem}; what was read before is kept")
+                self._warn(f"auth: {path}: {problem}; what was read before is kept")
             else:
                 self._log(f"auth: read {len(self._users)} users")
         finally:

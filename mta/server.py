@@ -295,14 +295,14 @@ class MtaServer:
         Raises:
             ConfigError: they can't be used.
         """
-        config, warn = self.config, self.log.warn
+        config, info, warn = self.config, self.log.info, self.log.warn
         if config.tls.certificate is not None:
             self._certificates = Certificates(
-                config.tls, effects=self.effects, source=self.source, log=warn
+                config.tls, effects=self.effects, source=self.source, log=info, warn=warn
             )
         if config.auth.file is not None or config.auth.users:
             self._passwords = Passwords(
-                config.auth, effects=self.effects, source=self.source, log=warn
+                config.auth, effects=self.effects, source=self.source, log=info, warn=warn
             )
             self._authenticator = Authenticator(
                 self._passwords,

@@ -23,7 +23,11 @@ def read(pair: Pair, effects: FaultyEffects | None = None, **options) -> Certifi
     lines: list[str] = []
     config = TlsConfig(pair.certificate, pair.key, **options)
     made = Certificates(
-        config, effects=effects or FaultyEffects(), source="mta.toml", log=lines.append
+        config,
+        effects=effects or FaultyEffects(),
+        source="mta.toml",
+        log=lines.append,
+        warn=lines.append,
     )
     made.lines = lines  # type: ignore[attr-defined]
     return made

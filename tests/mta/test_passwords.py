@@ -46,7 +46,9 @@ def file(tmp_path) -> Path:
 @pytest.fixture
 def passwords(file, effects, lines) -> Passwords:
     config = AuthConfig(file, {"carol": CHEAP.hash("three")})
-    return Passwords(config, effects=effects, source="mta.toml", log=lines.append)
+    return Passwords(
+        config, effects=effects, source="mta.toml", log=lines.append, warn=lines.append
+    )
 
 
 def test_right_and_wrong(passwords):
@@ -62,7 +64,7 @@ def test_right_and_wrong(passwords):
 def test_encrypt_makes_what_is_taken(effects):
     """Normalised like what the client sends."""
     made = AuthConfig(users={"u\u0308": encrypt("a\u0308")})
-    passwords = Passwords(made, effects=effects, source="x", log=print)
+    passwords = Passwords(made, effects=effects, source="x", log=print, warn=print)
     assert passwords.verify("\u00fc", "\u00e4")
 
 
@@ -84,7 +86,7 @@ def test_nobody_takes_as_long_as_somebody(passwords, monkeypatch):
 def test_it_takes_as_long_with_a_clock(effects):
     """Measured: the two medians are within a factor of two."""
     config = AuthConfig(users={"alice": encrypt("x")})
-    passwords = Passwords(config, effects=effects, source="x", log=print)
+    passwords = Passwords(config, effects=effects, source="x", log=print, warn=print)
 
     def median(user: str) -> float:
         taken = []
@@ -139,7 +141,7 @@ def test_a_file_that_can_not_be_used(file, effects, spoil, text):
     """One line, exit status 2."""
     spoil(file)
     with pytest.raises(ConfigError) as caught:
-        Passwords(AuthConfig(file), effects=effects, source="mta.toml", log=print)
+        Passwords(AuthConfig(file), effects=effects, source="mta.toml", log=print, warn=print)
     assert str(caught.value).startswith(f'mta.toml: auth.file = "{file}": ')
     assert text in str(caught.value)
 
@@ -148,7 +150,9 @@ def test_a_file_that_can_not_be_used(file, effects, spoil, text):
 def test_users_of_the_configuration_are_checked(effects, users):
     """A hash that is none may be a password: it is not shown."""
     with pytest.raises(ConfigError) as caught:
-        Passwords(AuthConfig(users=users), effects=effects, source="mta.toml", log=print)
+        Passwords(
+            AuthConfig(users=users), effects=effects, source="mta.toml", log=print, warn=print
+        )
     assert "auth.users.a" in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -211,6 +215,8 @@ def test_a_broken_hash_is_not_a_wrong_password(effects):
     """One that looks right and can't be decoded."""
     broken = "$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$!!!!"
     assert problem_of(broken) == ""
-    passwords = Passwords(AuthConfig(users={"a": broken}), effects=effects, source="x", log=print)
+    passwords = Passwords(
+        AuthConfig(users={"a": broken}), effects=effects, source="x", log=print, warn=print
+    )
     with pytest.raises(PasswordCheckError):
         passwords.verify("a", "x")

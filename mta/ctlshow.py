@@ -116,17 +116,57 @@ def _envelope_lines(row: Row, now: float) -> str:
 
 
 def _relay_line(row: Row, now: float) -> str:
-    return f"[relay:{plain(row.get('domain'))}] {_key_values(row, without=('domain',))}\n"
+    """Return lines of ``smtpctl show relays`` (mta.c, ``mta_dump``), and what else there is behind them."""
+    tasks, connections = row.get("tasks", 0), row.get("connections", 0)
+    known = {
+        "refcount": tasks + connections + bool(row.get("held")),
+        "ntask": tasks,
+        "nconn": connections,
+        "lastconn": _since(row, now),
+        "timeout": _left(row.get("dead_until") or row.get("retry_at"), now),
+        "wait": plain(row.get("wait") or None) + ("[ONHOLD]" if row.get("held") else ""),
+    }
+    rest = _key_values(row, without=("domain", "tasks", "connections", "wait", "connectors"))
+    lines = f"[relay:{plain(row.get('domain'))}] {_key_values(known)} {rest}\n"
+    for one in row.get("connectors") or ():
+        lines += (
+            f"  connector {plain(one['source'])} nconn={one['connections']}"
+            f" lastconn={_since(one, now)} flags={plain(one['flags'])}\n"
+        )
+    return lines
+
+
+def _since(row: Row, now: float) -> str:
+    at = row.get("last_connect_at")
+    return "-" if at is None else duration(max(0.0, now - at))
+
+
+def _left(instant: float | None, now: float) -> str:
+    return "-" if instant is None or instant <= now else duration(instant - now)
 
 
 def _route_line(row: Row, now: float) -> str:
-    ends = f"{plain(row.get('source'))} <-> {plain(row.get('address'))}"
-    return f"{ends} {_key_values(row, without=('source', 'address'))}\n"
+    """Return a line of ``smtpctl show routes``: New, Disabled; a route's name here is its two ends."""
+    source = row.get("source")
+    ends = f"{'[]' if source in (None, '', '-') else plain(source)} <-> {plain(row.get('address'))}"
+    new, disabled = row.get("state") == "new", row.get("state") == "disabled"
+    known = {
+        "nconn": row.get("connections"),
+        "penalty": row.get("penalty"),
+        "timeout": _left(row.get("enabled_at"), now),
+    }
+    rest = _key_values(row, without=("source", "address", "connections", "penalty"))
+    return f"{ends} {'N' if new else '-'}{'D' if disabled else '-'} {_key_values(known)} {rest}\n"
 
 
 def _host_line(row: Row, now: float) -> str:
-    ends = f"{plain(row.get('address'))} {plain(row.get('name'))}"
-    return f"{ends} {_key_values(row, without=('address', 'name'))}\n"
+    """Return a line of ``smtpctl show hosts``: address, name, then refcount, nconn, lastconn."""
+    known = {
+        "refcount": row.get("relays"),
+        "nconn": row.get("connections"),
+        "lastconn": _since(row, now),
+    }
+    return f"{plain(row.get('address'))} {plain(row.get('name'))} {_key_values(known)}\n"
 
 
 def _session_line(row: Row, now: float) -> str:

@@ -25,6 +25,7 @@ from mta.footprint import estimate_bytes
 from mta.queue.base import QueueUnavailableError, StoredEnvelope
 
 if TYPE_CHECKING:
+    from mta.core.relay import Connector, Relay
     from mta.core.stimuli import (
         RemoveRequested,
         ScheduleRequested,
@@ -166,9 +167,46 @@ class Operations:
                     "dead_until": relay.dead_until if relay.is_dead(now) else None,
                     "last_connect_at": _instant(relay.gauge.last_connect_at),
                     "last_status": relay.dead_status or relay.status or None,
+                    "retry_at": relay.retry_at,
+                    "wait": self._waits_for(relay, now),
+                    "connectors": [self._connector(one, relay, now) for one in relay.connectors],
                 }
             )
         return rows
+
+    def _waits_for(self, relay: "Relay", now: float) -> list[str]:
+        """Return what keeps a relay from opening another connection now, in smtpctl's manner."""
+        agent = self._server.engine.agent
+        found = ["MX"] if relay.resolving else []
+        if relay.retry_at is not None and relay.retry_at > now:
+            found.append("DELAY")
+        if relay.in_line:
+            found.append("PLACE")
+        if len(relay.sessions) >= relay.limits.max_conn_per_relay:
+            found.append("LIMIT_RELAY")
+        if len(agent.sessions) >= agent.limits.max_conn:
+            found.append("LIMIT_ALL")
+        return found
+
+    def _connector(self, connector: "Connector", relay: "Relay", now: float) -> Row:
+        """Return one (source, relay), with smtpctl's words for what is wrong with it."""
+        places = self._server.engine.agent.places
+        source = places.sources.get(connector.source)
+        flags = []
+        if not {("", relay.domain), (connector.source, relay.domain)}.isdisjoint(places.paused):
+            flags.append("ERROR_BLOCKED")
+        if source is not None and source.enabled_at > now:
+            flags.append("ERROR_SOURCE")
+        if source is not None and source.connections >= relay.limits.max_conn_per_source:
+            flags.append("LIMIT_SOURCE")
+        if connector.connections >= relay.limits.max_conn_per_connector:
+            flags.append("LIMIT_CONN")
+        return {
+            "source": connector.source or "[]",
+            "connections": connector.connections,
+            "last_connect_at": _instant(connector.last_connect_at),
+            "flags": flags,
+        }
 
     def routes(self) -> list[Row]:
         """Return pairs of source and address."""

@@ -13,6 +13,7 @@ from mta.core.reply import Outcome
 from mta.core.retry import RetrySettings
 from mta.core.routing import Resolution, ResolutionStatus
 from mta.core.stimuli import (
+    Agent,
     AgentPaused,
     AgentResumed,
     ConnectionClosed,
@@ -21,6 +22,7 @@ from mta.core.stimuli import (
     DomainResolved,
     DrainRequested,
     EnvelopeRestored,
+    LimitChanged,
     MessageSubmitted,
     RemoveRequested,
     Result,
@@ -331,6 +333,26 @@ class Driver(RuleBasedStateMachine):
     def pause_or_resume(self, stimulus):
         self.tell(stimulus)
 
+    @rule(
+        kind=st.sampled_from([AgentPaused, AgentResumed]),
+        domain=st.sampled_from(DOMAINS),
+        source=st.sampled_from(["", *TWO_SOURCES]),
+    )
+    def pause_or_resume_one(self, kind, domain, source):
+        """One destination, from any source or from one: the others go on."""
+        self.tell(kind(Agent.MTA, domain, source))
+
+    @rule(
+        key=st.sampled_from(
+            [f"mta.{name}" for name in (*CAPS, "task_high_water", "max_relays", "session_mail_max")]
+            + ["scheduler.max_inflight", "scheduler.max_held", "scheduler.max_schedule"]
+        ),
+        value=st.integers(2, 6),
+    )
+    def change_limit(self, key, value):
+        """Up or down, whatever is open or waits."""
+        self.tell(LimitChanged(f"limits.{key}", value))
+
     @rule(address=st.sampled_from([*ADDRESSES, "203.0.113.1"]))
     def enable_route(self, address):
         self.tell(RouteEnabled(address))
@@ -373,6 +395,9 @@ class Driver(RuleBasedStateMachine):
         core, ledger = self.core, self.ledger
         note("the end: everything works")
         self.tell(AgentResumed())
+        for domain in DOMAINS:
+            for source in ("", *TWO_SOURCES):
+                self.tell(AgentResumed(Agent.MTA, domain, source))
         for address in ADDRESSES:
             self.tell(RouteEnabled(address))
         left = dict(ledger.rows)

@@ -402,17 +402,19 @@ def test_other_tables_in_a_pipe(server):
     assert ["uptime=93784", "uptime.human=1d2h"] == stats[:2]
     assert "scheduler.envelope=1" in stats
     assert len(METRICS) + 2 == len(stats)
-    first, second = server.ctl("show", "relays").splitlines()
+    first, connector, second = server.ctl("show", "relays").splitlines()
+    assert "  connector [] nconn=0 lastconn=- flags=ERROR_BLOCKED" == connector
     assert first.startswith(
-        "[relay:flaky.test] state=dead,onhold tasks=50 running=0 held=1234 connections=0 "
+        "[relay:flaky.test] refcount=51 ntask=50 nconn=0 lastconn=- timeout=- wait=MX[ONHOLD] "
+        "state=dead,onhold running=0 held=1234 "
     )
     assert first.endswith('status="451 4.4.1 Connection refused"')
     assert second.endswith("dead_until=- last_status=-")
     assert (
-        "- <-> 127.0.0.9 state=disabled connections=0 penalty=3 enabled_at=1700000100\n"
+        "[] <-> 127.0.0.9 -D nconn=0 penalty=3 timeout=- state=disabled enabled_at=1700000100\n"
         == server.ctl("show", "routes")
     )
-    assert server.ctl("show", "hosts").startswith("127.0.0.9 mx1.flaky.test connections=0 ")
+    assert server.ctl("show", "hosts").startswith("127.0.0.9 mx1.flaky.test refcount=- nconn=0 ")
     assert "" == server.ctl("show", "sessions")
     envelope = server.ctl("show", "envelope", "0000002a00000001").splitlines()
     assert "evpid: 0000002a00000001" == envelope[0]

@@ -209,6 +209,8 @@ async def test_a_paused_destination_and_a_paused_user(shown):
     assert ("alice", "paused", 0) == (row["user"], row["state"], row["held"])
     (relay,) = shown.relays()
     assert "paused" in relay["state"].split(",")
+    (connector,) = relay["connectors"]
+    assert (["ERROR_BLOCKED"], 0) == (connector["flags"], connector["connections"])
     for number in range(PAUSED_MAX):
         with contextlib.suppress(ValueError):
             shown.pause("mta", f"d{number}.test")
@@ -234,6 +236,10 @@ async def test_a_limit_that_changed_counts_for_the_next_command(shown):
     assert server.driver.outbound.timeouts.banner == 3.0
     with pytest.raises(ConfigError):
         shown.set_limit("limits.smtp.max_rcpt=0")
+    shown.set_limit("limits.mta.max_conn_per_relay=1")
+    shown.set_limit("limits.mta.max_conn=1")
+    (relay,) = shown.relays()
+    assert [] == relay["wait"]
     (row,) = shown.limit_rows("smtp.max_rcpt")
     assert (1, 1000) == (row["value"], row["default"])
 

@@ -99,6 +99,15 @@ class FakeTarget:
                 "connections": 0,
                 "window": 5,
                 "dead_until": NOW + 45.0,
+                "wait": ["MX"],
+                "connectors": [
+                    {
+                        "source": "[]",
+                        "connections": 0,
+                        "last_connect_at": None,
+                        "flags": ["ERROR_BLOCKED"],
+                    }
+                ],
                 "last_status": "451 4.4.1 Connection refused",
             },
             {

@@ -117,6 +117,7 @@ def test_one_destination_is_paused_and_the_others_go_on():
     assert ["two.test"] == [c.domain for c in core.ledger.connections.values()]
     core.tell(AgentResumed(Agent.MTA, "one.test"))
     core.tell(AgentResumed(Agent.MTA, "never.test"))
+    core.tell(AgentResumed(Agent.MTA, "one.test", "127.0.0.9"))
     core.answer_all()
     core.settle()
     assert {} == core.ledger.rows

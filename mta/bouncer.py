@@ -161,7 +161,7 @@ class Bouncer:
         body = compose(
             kind,
             original,
-            [(envelope.recipient, _cause(kind, envelope, status)) for envelope, status in found],
+            _named(kind, found),
             hostname=driver.config.hostname,
             message=message,
             now=now,
@@ -218,6 +218,20 @@ class Bouncer:
         for envelope in evpids:
             driver.queue.remove(envelope)
         return ()
+
+
+def _named(
+    kind: BounceKind, found: list[tuple[StoredEnvelope, str]]
+) -> list[tuple[Recipient, str]]:
+    """Return who is named, with what happened: what an address became is one entry if it fared alike.
+
+    The sender knows the address that it wrote to, and need not know what is behind it.
+    """
+    named: dict[tuple[str, str, str], tuple[Recipient, str]] = {}
+    for envelope, status in found:
+        recipient, cause = envelope.recipient, _cause(kind, envelope, status)
+        named.setdefault((recipient.address, recipient.orcpt, cause), (recipient, cause))
+    return list(named.values())
 
 
 def _cause(kind: BounceKind, envelope: StoredEnvelope, status: str) -> str:

@@ -197,3 +197,18 @@ def test_a_server_without_rules_relays_everything(tmp_path):
             send(server, f"info@[{HOST}]")
             drained(server)
         assert [(f"info@[{HOST}]",)] == [captured.rcpts for captured in host.taken]
+
+
+def test_success_of_an_alias_is_reported_once(running, tmp_path):
+    """Two mailboxes, one address that the sender knows: ``delivered``, into the sender's own mailbox."""
+    server, _ = running
+    with smtplib.SMTP("127.0.0.1", server.port, local_hostname="client.test") as smtp:
+        wishes = ["NOTIFY=SUCCESS", "ORCPT=rfc822;info@here.test"]
+        assert {} == smtp.sendmail("bob@here.test", "info@here.test", TEXT, ["RET=FULL"], wishes)
+    drained(server)
+    (report,) = [message for message in box(tmp_path, "bob") if message.is_multipart()]
+    assert report["Return-Path"] == "<>"
+    _, status, _ = report.get_payload()
+    _, fields = status.get_payload()
+    assert ("delivered", "2.0.0") == (fields["Action"], fields["Status"])
+    assert "rfc822; info@here.test" == fields["Final-Recipient"] == fields["Original-Recipient"]

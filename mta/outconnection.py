@@ -342,10 +342,7 @@ class OutboundConnection(asyncio.Protocol):
             assert plan is not None
             assert owner.tls is not None
             refusal = owner.tls.inspect(
-                tls,
-                plan,
-                now=owner.effects.now(),
-                log=lambda line: owner.log(f"{self._name} {line}"),
+                tls, plan, self._name, now=owner.effects.now(), log=owner.log
             )
             if refusal:
                 self._act(session.lost(refusal, self._loop.time()))

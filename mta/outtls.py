@@ -111,28 +111,35 @@ class OutboundTls:
             self._tlsa = TlsaLookups(resolver.servers, config.dns, effects)
         if resolver is not None and config.relay.mta_sts:
             self._sts = _policies(config, effects, resolver, self._verifying, log)
-        self._logins: Mapping[str, Login] = {}
-        if config.relay.credentials is not None:
-            self._logins = read_credentials(
-                config.relay.credentials, effects, source=source, key="relay.credentials"
-            )
-        if config.relay.auth and config.relay.auth.lower() not in self._logins:
-            problem = "is not in relay.credentials"
-            raise ConfigError(source, "relay.auth", config.relay.auth, problem)
+        self._files = config, effects, source
+        self._logins = _logins(config, effects, source)
         levels = {config.relay.tls, *(rule.tls for rule in config.relays)}
         if "dane" in levels and resolver is not None and not resolver.servers.trusted:
             log(
                 "mta dane: no name server may say what DNSSEC has validated, so no record counts;"
                 " use one on loopback, or dns.trust_ad"
             )
-        for number, rule in enumerate(config.relays):
-            if rule.auth and rule.auth.lower() not in self._logins:
-                problem = "is not in relay.credentials"
-                raise ConfigError(source, f"relays.{number}.auth", rule.auth, problem)
 
     def __len__(self) -> int:
         """Return how many sessions are kept."""
         return len(self._sessions)
+
+    def update(self) -> None:
+        """Read authorities and passwords again.
+
+        Raises:
+            ValueError: one of them can't be used; all stays as it was, and the log has it.
+        """
+        try:
+            verifying, logins = _context(*self._files), _logins(*self._files)
+        except ConfigError as error:
+            self._log(f"mta relay: {error}; what was read before is kept")
+            raise ValueError(str(error)) from None
+        self._verifying, self._logins = verifying, logins
+        # They belong to the old context.
+        self._sessions.clear()
+        if self._sts is not None:
+            self._sts.context = verifying
 
     def policy_stats(self) -> dict[str, int]:
         """Return what was counted of look-ups, by the names of `mta.core.metrics`."""
@@ -242,25 +249,26 @@ class OutboundTls:
         return TlsPipe(context, name, session)
 
     def inspect(
-        self, pipe: TlsPipe, plan: TlsPlan, *, now: float, log: Callable[[str], None]
+        self, pipe: TlsPipe, plan: TlsPlan, session: str, *, now: float, log: Callable[[str], None]
     ) -> str:
         """Look at what a handshake has agreed on, and log it.
 
         Args:
             pipe: the connection's TLS, established.
             plan: what it has to be.
+            session: as the log shows it.
             now: seconds since the epoch.
-            log: takes a line without the session.
+            log: takes one line.
 
         Returns:
             Why it is not good enough, or nothing.
         """
         self.stats.established += 1
         self.stats.resumed += pipe.resumed
-        log(f"mta tls ciphers={pipe.ciphers()}")
+        log(f"{session} mta tls ciphers={pipe.ciphers()}")
         certificate = pipe.certificate()
         if not certificate:
-            log('smtp cert-check result="no certificate presented"')
+            log(f'{session} smtp cert-check result="no certificate presented"')
             return f"{BAD_CERTIFICATE}: none was presented" if plan.tlsa or plan.verify else ""
         why = ""
         if plan.tlsa:
@@ -269,7 +277,7 @@ class OutboundTls:
             why = failure(plan.tlsa, pipe.chain(), plan.names, now)
         valid = not why and bool(plan.tlsa or plan.verify)
         log(
-            f'mta cert-check result="{"valid" if valid else "unverified"}"'
+            f'{session} mta cert-check result="{"valid" if valid else "unverified"}"'
             f' fingerprint="{fingerprint(certificate)}"'
         )
         return f"{BAD_CERTIFICATE}: {why}" if why else ""
@@ -340,6 +348,21 @@ def tls_reason(error: Exception) -> str:
 
 def _is_name(name: str) -> bool:
     return name.isascii() and all(0 < len(label) < 64 for label in name.split("."))
+
+
+def _logins(config: "Config", effects: "Effects", source: str) -> "Mapping[str, Login]":
+    """Return all logins; whatever the configuration names is among them."""
+    logins: Mapping[str, Login] = {}
+    if config.relay.credentials is not None:
+        logins = read_credentials(
+            config.relay.credentials, effects, source=source, key="relay.credentials"
+        )
+    wanted = {"relay.auth": config.relay.auth}
+    wanted |= {f"relays.{number}.auth": rule.auth for number, rule in enumerate(config.relays)}
+    for key, name in wanted.items():
+        if name and name.lower() not in logins:
+            raise ConfigError(source, key, name, "is not in relay.credentials")
+    return logins
 
 
 def _bare_context(config: "Config") -> ssl.SSLContext:

@@ -150,10 +150,11 @@ class MtaServer:
         self._stop.set()
 
     def _reload(self) -> None:
-        """Open the log anew, read certificate and users again; what can't be read is in the log."""
+        """Open the log anew, read certificates, users and passwords again; what can't be read is in the log."""
         if hasattr(self, "log"):
             self.log.reopen()
-            for part in (self._certificates, self._passwords):
+            outbound = getattr(self, "_outbound_tls", None)
+            for part in (self._certificates, self._passwords, outbound):
                 with suppress(ValueError):
                     if part is not None:
                         part.update()

@@ -84,7 +84,8 @@ class StsPolicies:
         self._servers = servers
         self._config = config
         self._effects = effects
-        self._context = context
+        self.context = context
+        """Of TLS, that verifies; may be replaced."""
         self._port = port
         self._limits = limits
         self._log = log
@@ -161,7 +162,7 @@ class StsPolicies:
         for address in addresses[:ADDRESSES_MAX]:
             try:
                 return await fetch(
-                    self._effects, self._context, host, address, self._port, timeout_s=FETCH_S
+                    self._effects, self.context, host, address, self._port, timeout_s=FETCH_S
                 )
             except FetchError as error:
                 failure = error

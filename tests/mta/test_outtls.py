@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import uvloop
 
 from mta.config import Config
@@ -540,6 +541,38 @@ class TestRules:
         }
         with pytest.raises(ConfigError, match=r"relays\.0\.auth.*is not in relay\.credentials"):
             OutboundTls(build(Config, keys, source="test"), Effects(), source="test")
+
+
+class TestUpdate:
+    """SIGHUP reads files again; a mistake in one changes nothing."""
+
+    def test_new_passwords_and_authorities(self, tmp_path: Path) -> None:
+        async def main() -> None:
+            ca, lines = tmp_path / "ca.pem", []
+            ca.write_bytes(authority().ca.cert_pem.bytes())
+            file = TestAuth.file(tmp_path, f"{NAME} us old-password")
+            keys = {"ca_file": str(ca), "credentials": file, "tls": "verify"}
+            config = build(Config, {"relay": keys}, source="test")
+            tls = OutboundTls(config, Effects(), source="test", log=lines.append)
+            async with TlsMx(auth="PLAIN", logins={"us": SECRET}).running() as mx:
+                recorder = Recorder(mx.port, tls=tls)
+                assert "454 4.7.0 Authentication failed" in str(await deliver(recorder))
+                TestAuth.file(tmp_path, f"{NAME} us {SECRET}")
+                tls.update()
+                assert await deliver(recorder) is Outcome.OK
+                # One mistake, and both files stay as they were.
+                TestAuth.file(tmp_path, f"{NAME} us")
+                ca.write_bytes(trustme.CA().cert_pem.bytes())
+                with pytest.raises(ValueError, match="line 1: must be: host user password"):
+                    tls.update()
+                assert lines[-1].endswith("; what was read before is kept")
+                assert await deliver(recorder) is Outcome.OK
+                TestAuth.file(tmp_path, f"{NAME} us {SECRET}")
+                tls.update()
+                assert "certificate not trusted" in str(await deliver(recorder))
+            assert SECRET not in "\n".join(lines)
+
+        run(main())
 
 
 class TestConfiguration:

@@ -111,6 +111,7 @@ def test_it_takes_as_long_with_a_clock(effects):
         ("a $argon2i$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$YWJjZA", "is no argon2id hash"),
         ("a $argon2id$v=19$m=999999999,t=1,p=1$c2FsdHNhbHQ$YWJjZA", "asks for more than 256 MiB"),
     ],
+    ids=["no hash", "no dollar", "md5", "no name", "twice", "argon2i", "memory"],
 )
 def test_lines_that_can_not_be(text, why):
     """Told by their number; what may be a password is not repeated."""
@@ -146,7 +147,7 @@ def test_a_file_that_can_not_be_used(file, effects, spoil, text):
     assert text in str(caught.value)
 
 
-@pytest.mark.parametrize("users", [{"a b": encrypt("x")}, {"a": "secret"}])
+@pytest.mark.parametrize("users", [{"a b": encrypt("x")}, {"a": "secret"}], ids=["name", "hash"])
 def test_users_of_the_configuration_are_checked(effects, users):
     """A hash that is none may be a password: it is not shown."""
     with pytest.raises(ConfigError) as caught:

@@ -299,7 +299,7 @@ class OutboundConnection(asyncio.Protocol):
                 tls.send(chunk)
             except ssl.SSLError as error:
                 # The events must not overtake what the caller is about to tell.
-                self._loop.call_soon(self.fail, tls_reason(error))
+                self._loop.call_soon(self.fail, tls_reason(error, established=True))
                 break
             self._write_records(tls)
         self._arm(session)
@@ -334,7 +334,8 @@ class OutboundConnection(asyncio.Protocol):
             said = tls.feed(data)
         except (ssl.SSLError, MemoryError) as error:
             self._write_records(tls)  # the alert that tells why
-            self._act(session.lost(tls_reason(error), self._loop.time()))
+            reason = tls_reason(error, established=before)
+            self._act(session.lost(reason, self._loop.time()))
             return
         self._write_records(tls)
         if tls.established and not before:

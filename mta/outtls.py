@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 BAD_CERTIFICATE = "454 4.7.5 Server certificate not trusted"
 NO_HANDSHAKE = "454 4.7.5 Cannot start TLS"
 """Postfix smtp_proto.c has the codes and these words."""
+BROKEN = "TLS connection is broken"
 
 _SessionKey: TypeAlias = tuple[str, int, str, bool]
 
@@ -337,13 +338,13 @@ def bare(name: str) -> str:
     return name.strip("[]").lower().rstrip(".")
 
 
-def tls_reason(error: Exception) -> str:
-    """Return what a failed handshake is called in logs and bounces."""
+def tls_reason(error: Exception, *, established: bool = False) -> str:
+    """Return what a failed handshake, or TLS that broke later, is called in logs and bounces."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"{BAD_CERTIFICATE}: {error.verify_message.rstrip('.')}"
     reason = getattr(error, "reason", None)
     what = str(reason).lower().replace("_", " ") if reason else "handshake failure"
-    return f"{NO_HANDSHAKE}: {what}"
+    return f"{BROKEN}: {what}" if established else f"{NO_HANDSHAKE}: {what}"
 
 
 def _is_name(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Outbound TLS against real servers: every level, every failure, and what the next connection finds."""
 
 import asyncio
+import functools
 import re
 import ssl
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import trustme
 import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mta.config import Config
 from mta.core.ids import SessionId
@@ -19,10 +22,11 @@ from mta.core.settings import ConfigError, build
 from mta.core.stimuli import ConnectionClosed, ConnectionFailed, ConnectionReady, TransactionDone
 from mta.effects import Effects
 from mta.outerrors import LOCAL_FAULT, STOPPED
-from mta.outtls import OutboundTls
+from mta.outtls import OutboundTls, tls_reason
 from mta.smtpclient import TOO_MUCH_DATA
 from mta.smtphello import NO_STARTTLS, REFUSED_STARTTLS, Login
 from mta.smtpstates import Timeouts
+from mta.tlspipe import TlsPipe
 from tests.mta.test_outbound import LOOPS, LoopFactory, Recorder, one_message, run
 from tests.support.faults import FaultyEffects, Plan
 from tests.support.tlsmx import NAME, TlsMx, authority
@@ -60,6 +64,11 @@ async def deliver(recorder: Recorder) -> Outcome | str:
         if isinstance(stimulus, TransactionDone):
             return stimulus.results[0].outcome
     raise AssertionError(recorder.told)
+
+
+@functools.cache
+def tls_of_nobody() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 LEVELS = ["none", "may", "encrypt", "verify"]
@@ -164,6 +173,7 @@ FAILURES: dict[str, dict[str, Any]] = {
     "close": {"starttls": "close"},
     "reset": {"starttls": "reset"},
     "hang": {"starttls": "hang"},
+    "drips": {"starttls": "drips"},
     "expired": {"certificate": "expired"},
     "wrong-name": {"certificate": "wrong_name"},
     "stranger": {"certificate": "stranger"},
@@ -283,6 +293,37 @@ class TestFailures:
             assert [under for under, _ in mx.messages] == [True]
 
         run(main())
+
+    def test_an_answer_in_clear_is_none(self, ca_file: Path) -> None:
+        """After the final dot nobody knows then; and what goes on in clear is not believed."""
+
+        async def main() -> None:
+            mx = TlsMx()
+            mx.breaks = True
+            async with mx.running():
+                recorder = Recorder(mx.port, tls=tls_of(ca_file, tls="verify"))
+                assert await deliver(recorder) is Outcome.TEMPFAIL
+                done = next(each for each in recorder.told if isinstance(each, TransactionDone))
+                status = done.results[0].status
+                assert status.startswith("TLS connection is broken: ")
+                assert status.endswith(" after the final dot")
+                assert recorder.outbound.stats.ambiguous == 1
+                assert mx.connections == 1
+
+        run(main(), asyncio.new_event_loop)
+
+    @given(st.lists(st.binary(max_size=600), max_size=5))
+    def test_no_bytes_are_a_handshake_or_a_surprise(self, pieces: list[bytes]) -> None:
+        pipe = TlsPipe(tls_of_nobody(), NAME)
+        assert pipe.take().startswith(b"\x16\x03")
+        reasons = []
+        for piece in pieces:
+            try:
+                assert pipe.feed(piece) == b""
+            except ssl.SSLError as error:
+                reasons.append(tls_reason(error))
+        assert all(reason.isprintable() for reason in reasons)
+        assert not pipe.established
 
     @pytest.mark.parametrize("loop", LOOPS)
     def test_the_second_connection_can_fail_too(self, loop: LoopFactory, ca_file: Path) -> None:

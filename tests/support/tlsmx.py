@@ -55,7 +55,7 @@ class TlsMx:
     """A server that takes mail, over TLS if the client asks.
 
     Behaviour ``starttls``: ``offered``; ``none``; ``hidden`` (works, but is not offered); bytes that answer STARTTLS
-    instead; ``injects`` (220 and more in the same segment); ``garbage``, ``close``, ``hang``, ``reset`` after its 220.
+    instead; ``injects`` (220 and more in the same segment); ``garbage``, ``close``, ``hang``, ``drips``, ``reset`` after its 220.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class TlsMx:
         self.auth_answer = auth_answer
         self.context = context or authority().context(certificate)
         self.context.sni_callback = self._sni
+        self.breaks = False
+        """The answer to the final dot is in clear."""
         self.names: list[str | None] = []
         """Of SNI, one for each handshake."""
         self.messages: list[tuple[bool, bytes]] = []
@@ -153,6 +155,10 @@ class TlsMx:
                 writer.write(b"354 go\r\n")
                 message = await reader.readuntil(b"\r\n.\r\n")
                 self.messages.append((secure, message))
+                if self.breaks:
+                    writer.transport._ssl_protocol._transport.write(b"250 taken\r\n")  # type: ignore[attr-defined]
+                    await self._stop.wait()
+                    raise EOFError
                 writer.write(b"250 2.0.0 taken\r\n")
             elif verb == b"QUIT":
                 writer.write(b"221 2.0.0 bye\r\n")
@@ -180,7 +186,15 @@ class TlsMx:
         if how == "reset":
             writer.transport.abort()
             raise EOFError
-        if how in ("hang", "garbage", "injects"):
+        if how == "drips":
+            await reader.read(1)
+            # The head of a record that never comes, one byte at a time.
+            for byte in b"\x16\x03\x03\x3f\xff" + b"\x02" * 100:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), 0.02)
+        if how in ("hang", "garbage", "injects", "drips"):
             await self._stop.wait()
             raise EOFError
         await writer.start_tls(self.context, ssl_handshake_timeout=10)

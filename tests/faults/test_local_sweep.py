@@ -18,6 +18,7 @@ from mta.core.stimuli import ScheduleRequested, Selector
 from mta.server import MtaServer
 from tests.conftest import open_descriptors
 from tests.faults.test_sweep import ALL, ERRNOS, settled
+from tests.mta.delivery.test_lmtp import Server
 from tests.support.faults import FaultyEffects, Point
 from tests.support.inprocess import breaking, drained, is_counted, send, serving, until
 
@@ -35,6 +36,23 @@ def of_command(home: Path) -> str:
     return "".join(file.read_text() for file in home.glob("got.*"))
 
 
+class Lmtp(Server):
+    """A server whose mail is that of one run."""
+
+    async def __aenter__(self) -> "Lmtp":
+        self.listener = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        port = self.listener.sockets[0].getsockname()[1]
+        WAYS["lmtp"] = ({"delivery": "lmtp", "lmtp": f"127.0.0.1:{port}"}, self.text, 3)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.listener.close()
+        await self.listener.wait_closed()
+
+    def text(self, home: Path) -> str:
+        return b"".join(self.bodies).decode()
+
+
 WAYS: dict[str, tuple[dict[str, Any], Callable[[Path], str], int]] = {
     "maildir": ({"delivery": "maildir"}, of_maildir, 8),
     "mbox": ({"delivery": "mbox"}, of_mbox, 8),
@@ -43,6 +61,7 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[[Path], str], int]] = {
         of_command,
         4,
     ),
+    "lmtp": ({}, of_command, 3),
 }
 """How it is delivered, what has arrived, and how many effects that has at least."""
 
@@ -125,6 +144,14 @@ async def one_fault(directory: Path, way: str, number: int, code: int, when: str
 @pytest.mark.parametrize("way", WAYS)
 async def test_one_fault_loses_no_local_mail(tmp_path: Path, way: str) -> None:
     """Whatever fails once, the message arrives in the end, and so does the next."""
+    if way != "lmtp":
+        await sweep(tmp_path, way)
+        return
+    async with Lmtp() as server:
+        await sweep(tmp_path, way, server.bodies.clear)
+
+
+async def sweep(tmp_path: Path, way: str, forget: Callable[[], None] = lambda: None) -> None:
     numbers = itertools.count(1)
     assert [] == await one_fault(tmp_path / "0", way, 10**6, errno.EIO, "before")
     gc.collect()
@@ -137,6 +164,7 @@ async def test_one_fault_loses_no_local_mail(tmp_path: Path, way: str) -> None:
             turns = [(ERRNOS[number % len(ERRNOS)], ("before", "after")[number // 2 % 2])]
         failed: list[Point] = []
         for code, when in turns:
+            forget()
             run = tmp_path / f"{number}-{code}-{when}"
             failed = await one_fault(run, way, number, code, when)
             await settled(before, tasks)

@@ -8,7 +8,8 @@ Times are seconds since the epoch and never decrease. `Engine.validate()` assert
 
 A map:
 
-- values: ids, address, reply, limits, settings (checked configuration)
+- values: ids, address, reply, limits, settings (checked configuration), limitchange (limits set at run time)
+- hoststats, shape: what the operator asks about: the latest news of destinations, the age of queued mail
 - stimuli, instructions: all that crosses the border
 - envelopes/: how envelopes are kept in memory, five representations behind one interface
 - engine: the door; gives each stimulus to one of the two machines behind it

@@ -113,6 +113,50 @@ def test_what_is_relayed_is_shown(server):
     assert "no route" in refused(server, "resume", "route", "127.0.0.77")
 
 
+def test_a_limit_counts_from_when_it_is_set(server):
+    """For the next command of a client, and the log says what it was."""
+    assert [1000] == [row["value"] for row in server.ask("show", "limits", "smtp.max_rcpt")]
+    server.ask("set", "limits.smtp.max_rcpt=1")
+    with smtplib.SMTP("127.0.0.1", server.port, local_hostname="client.test") as smtp:
+        smtp.ehlo()
+        smtp.mail("a@one.test")
+        assert [250, 452] == [smtp.rcpt(f"{name}@[127.0.0.2]")[0] for name in "bc"]
+    logged(server, "limits.smtp.max_rcpt 1000 -> 1")
+    assert "needs a restart" in refused(server, "set", "limits.mda.policy=raised")
+
+
+def test_one_destination_is_paused_while_the_other_goes_on(server):
+    """Its mail waits; resumed, it is tried."""
+    server.ask("pause", "mta", "for", "[127.0.0.2]")
+    send(server, "b@[127.0.0.2]", "c@[127.0.0.3]")
+    (paused,) = server.ask("show", "mta", "paused")
+    assert ("mta", "[127.0.0.2]", None) == (paused["agent"], paused["only"], paused["source"])
+    settle(
+        server, lambda rows: [row["domain"] for row in rows] == ["[127.0.0.3]"], "show", "hoststats"
+    )
+    assert {"inflight", "in_flight"} & {row["state"] for row in server.ask("show", "queue")}
+    server.ask("resume", "mta", "for", "[127.0.0.2]")
+    settle(server, lambda rows: len(rows) == 2, "show", "hoststats")
+
+
+def test_ages_times_and_the_live_view(server):
+    """The shape of the queue, the profile, and one reading of top."""
+    server.ask("profile")
+    send(server, "b@[127.0.0.2]", "c@[127.0.0.2]")
+    settle(server, lambda rows: len(rows) == 1, "show", "hoststats")
+    total, one = server.ask("show", "shape")
+    assert ("TOTAL", 2, 2) == (total["domain"], total["total"], total["ages"][0])
+    assert ("[127.0.0.2]", 2) == (one["domain"], one["total"])
+    server.ask("unprofile")
+    rows = {(row["group"], row["name"]): row for row in server.ask("show", "profile")}
+    assert 1 == rows["stimulus", "MessageSubmitted"]["count"]
+    assert rows["effect", "sqlite commit"]["p99_s"] > 0
+    (row,) = server.ask("top", "--once")
+    assert 2 == row["stats"]["scheduler.envelope"]
+    assert row["rates"]["messages"] > 0
+    assert "[127.0.0.2]" == row["slowest"][0]["domain"]
+
+
 def test_sessions_of_both_directions_are_shown(tmp_path):
     """A client in the middle of a message, and a host that never greets."""
     with socket.socket() as silent:
@@ -229,7 +273,7 @@ def test_traces_go_to_the_log_and_to_whoever_follows(server):
 
     logged(server, "disconnected reason=quit", 2)
     lines = [line for line in server.log.read_text().splitlines() if "trace smtp:" in line]
-    assert any(">>> DATA" in line.upper() for line in lines)
+    assert any("<<< DATA" in line.upper() for line in lines)
     send(server, "b@[127.0.0.2]")
     logged(server, "disconnected reason=quit", 3)
     assert len(lines) == server.log.read_text().count("trace smtp:")

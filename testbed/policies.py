@@ -37,8 +37,8 @@ from testbed.summary import host, versions
 POLICIES: Final = ("tempfail", "raised", "hold")
 REPRESENTATIONS: Final = ("fixed", "full", "slim")
 
-SCALE: Final = 0.03
-"""Of the burst, unless somebody says otherwise: nine runs in about six minutes on two cores."""
+SCALE: Final = 0.02
+"""Of the burst, unless somebody says otherwise: nine runs in about five minutes on two cores."""
 
 RESULT: Final = "policies.json"
 SCHEMA: Final = 1

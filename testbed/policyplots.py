@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from testbed.plots import LIGHT, MARKERS, MIB, Theme, make_panels, rc, thousands
 from testbed.policies import cell_of
@@ -164,6 +164,7 @@ def latency(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
                 ylim=(0, 100),
             )
             axes.set_xlim(left=LATENCY_MIN_S)
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.legend(loc="lower right")
         axes_of[0].set_ylabel("per cent of messages")

@@ -184,7 +184,7 @@ def _head(result: Mapping[str, Any], title: str) -> str:
     cells = result["cells"]
     items = "".join(
         f'<li class="{"good" if holds else "bad" if holds is False else "warn"}"><strong>'
-        f"{ {True: 'Yes.', False: 'No.', None: 'Not to be told.'}[holds] }</strong> {escape(words[:1].upper() + words[1:])}.</li>"
+        f"{ {True: 'Yes.', False: 'No.', None: 'Not to be told.'}[holds] }</strong> {escape(words)}.</li>"
         for holds, words in verdicts(result)
     )
     burst = cells[0]["burst_messages"] if cells else 0
@@ -294,8 +294,8 @@ def _stores(result: Mapping[str, Any]) -> str:
             "<p>RSS of a fresh process that fills only the store with envelopes of this scenario. <em>fixed</em> is OpenSMTPD's"
             " <code>struct envelope</code> until January 2013, 8,584 bytes written whole for each envelope that an agent has;"
             " <em>full</em> is every field as a Python programmer keeps it, without padding; <em>slim</em> is the scheduler's"
-            " record and what the agent needs. That full is close to slim is no error: what 2013 saved was fixed-size buffers."
-            " </p>",
+            " record and what the agent needs. Full is close to slim: what was saved in 2013 was room for strings that were not"
+            " there, which Python never had.</p>",
         ]
     )
 

@@ -248,7 +248,7 @@ def test_the_tables_fit_a_terminal() -> None:
 def test_the_page_needs_nothing_else() -> None:
     """Everything is inside, and what comes from the run is escaped."""
     page = html(result(cell("hold", "slim", lost=1), failures=["a < b"]))
-    assert "<strong>No.</strong> Nothing is lost" in page
+    assert "<strong>No.</strong> nothing is lost" in page
     assert "A &lt;burst&gt;" in page
     assert "a &lt; b" in page
     assert page.count("<figure>") == len(policyplots.FIGURES)

@@ -124,9 +124,8 @@ def tables(result: Mapping[str, Any]) -> Iterator[RenderableType]:
         "drain\ns",
         "sent\nback",
         "oldest\ns",
-        "Jain\n",
-        "others\np50 s",
-        "\np99 s",
+        "\nJain",
+        "others\np99 s",
     ):
         shown.add_column(head, justify="right", no_wrap=True)
     for cell in result["cells"]:
@@ -135,7 +134,7 @@ def tables(result: Mapping[str, Any]) -> Iterator[RenderableType]:
         if model:
             latency = {"p50": model["others_p50_s"], "p99": model["others_p99_s"]}
             row = _terminal({**model, "bytes_per_pending": None}, latency)
-            shown.add_row("", "(model)", *row, style="dim")
+            shown.add_row("  (model)", "", *row, style="dim")
     yield shown
     for holds, words in verdicts(result):
         mark = {True: "yes", False: "NO", None: "?"}[holds]
@@ -149,14 +148,13 @@ def _terminal(cell: Mapping[str, Any], latency: Mapping[str, float | None]) -> l
         return "-" if value is None else f"{value:,.{digits}f}"
 
     return [
-        shown(cell["peak_rss_bytes"] / MIB, 1),
+        shown(cell["peak_rss_bytes"] / MIB, 0),
         shown(cell["bytes_per_pending"], 0),
         shown(cell["peak_agent"], 0),
-        shown(cell["burst_drain_s"], 1),
+        shown(cell["burst_drain_s"], 0),
         shown(cell["sent_back"], 0),
-        shown(cell["oldest_age_s"], 1),
+        shown(cell["oldest_age_s"], 0),
         shown(cell["jain"], 2),
-        shown(latency["p50"], 2),
         shown(latency["p99"], 2),
     ]
 
@@ -219,6 +217,7 @@ def _numbers(result: Mapping[str, Any]) -> str:
                 ),
                 _both(number(cell["sent_back"]), number(model.get("sent_back")), model),
                 _both(number(cell["tempfails"]), number(model.get("tempfails")), model),
+                _both(number(cell["overflows"]), number(model.get("overflows")), model),
                 _both(number(cell["oldest_age_s"], 1), number(model.get("oldest_age_s"), 1), model),
                 _both(number(cell["jain"], 3), number(model.get("jain"), 3), model),
                 _both(number(latency["p50"], 2), number(model.get("others_p50_s"), 2), model),
@@ -235,6 +234,7 @@ def _numbers(result: Mapping[str, Any]) -> str:
         "Burst drained, s",
         "Sent back by the agent",
         "Attempts that failed for now",
+        "Overflowed the hold queue",
         "Oldest, s",
         "Jain",
         "Others, p50, s",
@@ -249,7 +249,9 @@ def _numbers(result: Mapping[str, Any]) -> str:
             " waiting envelope</em>: slope of RSS on queued envelopes while the queue grew, from 40 % of its peak on, with its"
             " standard error; below some 4,000 envelopes it is mostly caches and buffers. <em>Burst drained</em>: from its first 250"
             " to its last delivery. <em>Sent back by the agent</em>: had no room, went to the back of the queue with a back-off; the"
-            " client never hears of it. <em>Attempts that failed for now</em> include those. <em>Oldest</em>: greatest age that a"
+            " client never hears of it. <em>Attempts that failed for now</em> include those. <em>Overflowed the hold"
+            " queue</em>: found 1,000 held already, and waits for a back-off without having been tried; when the burst is over the agent"
+            " may stand idle until that has passed, so hold can drain later than raised. <em>Oldest</em>: greatest age that a"
             " message reached. <em>Jain</em>: index of fairness over users, of the share of what was accepted for them while the burst"
             " came in that was delivered by its end; who floods is worse off by right, and 50/51 = 0.980 is what a server reaches"
             " that serves the fifty at once. <em>Others</em>: from 250 to delivery.</p>",

@@ -232,16 +232,19 @@ def test_the_tables_fit_a_terminal() -> None:
     """80 columns, the model below each row."""
     model = {
         "peak_rss_bytes": 80 << 20, "peak_queue": 4900, "peak_agent": 60, "burst_drain_s": 41.0,
-        "tempfails": 0, "sent_back": 0, "overflows": 0, "oldest_age_s": 31.0, "jain": None,
+        "tempfails": 0, "sent_back": 123_456, "overflows": 0, "oldest_age_s": 31.0, "jain": None,
         "others_p50_s": 0.1, "others_p99_s": None,
     }  # fmt: skip
     with Path("/dev/null").open("w") as nowhere:
         console = Console(width=80, record=True, file=nowhere)
-        for each in tables(result(cell("hold", "slim", model=model), failures=["hold, slim: x"])):
+        fat = cell("tempfail", "packed", model=model, peak_rss_bytes=2 << 30, peak_agent=200_000)
+        for each in tables(result(fat, failures=["hold, slim: x"])):
             console.print(each)
     text = console.export_text()
     assert "(model)" in text
     assert "failed: hold, slim: x" in text
+    assert "123,456" in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -103,7 +103,7 @@ def waiting(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
             axes.legend(loc="upper right")
             thousands(axes, "y")
         for axes in axes_of:
-            axes.set_ylim(0, top * 1.25 or 1)
+            axes.set_ylim(0, top * 1.5 or 1)
         axes_of[0].set_ylabel("envelopes")
     return figure
 
@@ -166,7 +166,7 @@ def latency(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
             axes.set_xlim(left=LATENCY_MIN_S)
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.legend(loc="lower right")
+            axes.legend(loc="upper left")
         axes_of[0].set_ylabel("per cent of messages")
     return figure
 

@@ -196,13 +196,14 @@ class OutboundConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the session."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write"), transport
-        self._transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport
         owner = self._owner
-        owner.transport_opened()
         if self._over:
-            # Given up while the loop was about to tell us.
-            self._transport.abort()  # type: ignore[union-attr]
+            # Given up while the loop was about to tell us. It is not counted: uvloop does not tell the end
+            # of a transport whose task was cancelled, and the task is waited for.
+            transport.abort()  # type: ignore[attr-defined]
             return
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is no asyncio.Transport
+        owner.transport_opened()
         owner.log(f"{self._name} mta connected")
         assert self.plan is not None
         self._session = ClientSession(
@@ -243,6 +244,8 @@ class OutboundConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end of the transport."""
+        if self._transport is None:
+            return
         self._transport = None
         if self._over and self._handle is not None:
             self._handle.cancel()
@@ -457,10 +460,12 @@ class OutboundConnection(asyncio.Protocol):
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        if self.task is not None:
-            self.task.cancel()
         if self._transport is None:
+            if self.task is not None:
+                self.task.cancel()
             return
+        # A host that answers at once may be told of before the task that connected goes on: it is left to
+        # end by itself, because uvloop would not tell the end of the transport otherwise.
         if clean and self._tls is not None:
             self._tls.close()
             self._write_records(self._tls)

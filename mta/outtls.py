@@ -114,8 +114,7 @@ class OutboundTls:
             self._sts = _policies(config, effects, resolver, self._verifying, log)
         self._files = config, effects, source
         self._logins = _logins(config, effects, source)
-        levels = {config.relay.tls, *(rule.tls for rule in config.relays)}
-        if "dane" in levels and resolver is not None and not resolver.servers.trusted:
+        if "dane" in _levels(config) and resolver is not None and not resolver.servers.trusted:
             log(
                 "mta dane: no name server may say what DNSSEC has validated, so no record counts;"
                 " use one on loopback, or dns.trust_ad"
@@ -351,6 +350,11 @@ def _is_name(name: str) -> bool:
     return name.isascii() and all(0 < len(label) < 64 for label in name.split("."))
 
 
+def _levels(config: "Config") -> set[str]:
+    """Return all levels that some destination has."""
+    return {config.relay.tls, *(rule.tls for rule in config.relays)}
+
+
 def _logins(config: "Config", effects: "Effects", source: str) -> "Mapping[str, Login]":
     """Return all logins; whatever the configuration names is among them."""
     logins: Mapping[str, Login] = {}
@@ -379,7 +383,9 @@ def _context(config: "Config", effects: "Effects", source: str) -> ssl.SSLContex
     context = _bare_context(config)
     path = config.relay.ca_file
     if path is None:
-        context.load_default_certs()
+        # They take 0.4 MB and a twentieth of a second, which only those pay who ask for them.
+        if config.relay.mta_sts or _levels(config) & {"verify", "implicit"}:
+            context.load_default_certs()
         return context
     try:
         context.load_verify_locations(cadata=effects.read_file(path, site="tls").decode("ascii"))

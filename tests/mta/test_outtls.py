@@ -637,6 +637,26 @@ class TestConfiguration:
         with pytest.raises(ConfigError, match=r"is not in relay\.credentials"):
             tls_of(ca_file, credentials=file, auth="other", smart_host="h.test")
 
+    @pytest.mark.parametrize(
+        ("keys", "wanted"),
+        [
+            ({}, False),
+            ({"relay": {"tls": "dane"}}, False),
+            ({"relay": {"tls": "verify"}}, True),
+            ({"relay": {"mta_sts": True}}, True),
+            ({"relays": [{"domains": ["*"], "tls": "implicit"}]}, True),
+        ],
+    )
+    def test_the_systems_authorities_are_read_if_somebody_is_verified(
+        self, keys: dict[str, Any], wanted: bool
+    ) -> None:
+        """They take memory and time, which a test-bed's numbers would show."""
+        tls = OutboundTls(build(Config, keys, source="test"), Effects(), source="test")
+        system = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        system.load_default_certs()
+        expected = len(system.get_ca_certs()) if wanted else 0
+        assert len(tls._verifying.get_ca_certs()) == expected
+
     @pytest.mark.parametrize("content", [None, b"", b"no PEM", b"\xff\xfe"])
     def test_authorities_that_are_none(self, content: bytes | None, tmp_path: Path) -> None:
         path = tmp_path / "ca.pem"

@@ -15,7 +15,15 @@ import pytest
 from mta.core import records
 from mta.core.engine import Engine
 from mta.core.envelopes import REPRESENTATIONS
-from mta.core.instructions import DeferEnvelope, Instruction, Note, ResolveDomain, StartTransaction
+from mta.core.instructions import (
+    BounceKind,
+    DeferEnvelope,
+    Instruction,
+    Note,
+    ResolveDomain,
+    SendBounce,
+    StartTransaction,
+)
 from mta.core.routing import Resolution, ResolutionStatus
 from mta.core.settings import flatten
 from mta.core.stimuli import (
@@ -95,6 +103,7 @@ async def eventful(it: Rig) -> None:
     await it.settle()
     await it.advance(30.0)
     it.out.answer = lambda rcpt: OK
+    await it.submit("s@two.test", notify="SUCCESS,DELAY")
     it.driver.tell(ScheduleRequested(Selector()))
     await drained(it)
 
@@ -124,6 +133,7 @@ async def run(
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "defaults": {"retry": {"base_s": 5.0}},
+    "warned": {"retry": {"base_s": 5.0}, "bounce": {"warn_interval_s": [2.0, 10.0]}},
     "jitter": {"retry": {"base_s": 5.0, "jitter": "full"}},
     "narrow": {
         "retry": {"base_s": 5.0},
@@ -170,6 +180,9 @@ async def test_a_trace_told_again_gives_the_same_instructions(tmp_path: Path, na
     assert {"MessageSubmitted", "TransactionDone", "ConnectionFailed", "TimeReached"} <= kinds
     asked = {type(one).__name__ for each in heard for one in each.instructions}
     assert {"SendBounce", "DeferEnvelope", "RemoveEnvelope", "CloseConnection"} <= asked
+    told = {one.kind for each in heard for one in each.instructions if isinstance(one, SendBounce)}
+    assert {BounceKind.FAILED, BounceKind.RELAYED} <= told
+    assert (BounceKind.DELAYED in told) == (name == "warned")
     for representation in REPRESENTATIONS:
         header = header_of(it, representation)
         lines = [encode(header)]
@@ -225,6 +238,7 @@ def model_driver(it: Rig) -> tuple[Model, list[Played]]:
             envelope=config.envelope,
             seed=1,
             retry=config.retry,
+            bounce=config.bounce,
             concurrency=config.concurrency,
             limits=config.limits,
         ),

@@ -50,6 +50,7 @@ SERVERS = st.fixed_dictionaries(
     {
         "envelope": st.sampled_from(REPRESENTATIONS),
         "retry": st.sampled_from([{"base_s": 0.5}, {"policy": "exponential", "base_s": 0.5}]),
+        "bounce": st.sampled_from([{}, {"warn_interval_s": [0.3, 1.0]}]),
         "limits": st.fixed_dictionaries(
             {
                 "mta": st.fixed_dictionaries(
@@ -83,7 +84,11 @@ class Watch:
 
     def __init__(self, it: Model) -> None:
         self.it = it
-        self.ledger = Ledger(it.config.limits, it.engine.agent.rules)
+        self.ledger = Ledger(
+            it.config.limits,
+            it.engine.agent.rules,
+            warn_after_s=tuple(it.config.bounce.warn_interval_s),
+        )
         self.offered = 0
         self.ended: dict[int, int] = {}
         self.running = 0

@@ -143,7 +143,7 @@ def test_a_file_that_can_not_be_used(file, effects, spoil, text):
     spoil(file)
     with pytest.raises(ConfigError) as caught:
         Passwords(AuthConfig(file), effects=effects, source="mta.toml", log=print, warn=print)
-    assert str(caught.value).startswith(f'mta.toml: auth.file = "{file}": ')
+    assert str(caught.value).startswith('mta.toml: auth.file = "/')
     assert text in str(caught.value)
 
 

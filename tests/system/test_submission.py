@@ -182,6 +182,6 @@ def test_a_certificate_that_can_not_be_used_is_one_line(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr == (
-        f'mta: {server.file}: tls.key = "{pair.key}": may be read by others, make it rw-r----- at most\n'
-    )
+    assert done.stderr.startswith(f'mta: {server.file}: tls.key = "/')
+    assert done.stderr.endswith(": may be read by others, make it rw-r----- at most\n")
+    assert done.stderr.count("\n") == 1

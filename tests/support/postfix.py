@@ -1,9 +1,12 @@
 """A Postfix of our own: Debian's binaries, our directory, our ports; the system's is left alone."""
 
+import json
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 TOOLS = ("/usr/sbin/postfix", "/usr/sbin/smtp-source", "/usr/sbin/smtp-sink")
 
@@ -55,6 +58,7 @@ anvil     unix  -       -       n       -       1       anvil
 tlsmgr    unix  -       -       n       1000?   1       tlsmgr
 discard   unix  -       -       n       -       -       discard
 scache    unix  -       -       n       -       1       scache
+virtual   unix  -       n       n       -       -       virtual
 postlog   unix-dgram n  -       n       -       1       postlogd
 """
 
@@ -95,6 +99,33 @@ class RunningPostfix:
         done = self._postfix("start")
         assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
         return self
+
+    def queue(self) -> list[dict[str, Any]]:
+        """Return what `postqueue -j` says: a table for each message."""
+        done = subprocess.run(
+            ["/usr/sbin/postqueue", "-c", str(self.etc), "-j"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def flush(self) -> None:
+        """Let it try everything now, as `postqueue -f` does."""
+        subprocess.run(["/usr/sbin/postqueue", "-c", str(self.etc), "-f"], timeout=30, check=True)
+
+    def reload(self) -> None:
+        """Let it read its files again."""
+        done = self._postfix("reload")
+        assert done.returncode == 0, done.stderr
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+        """Wait until something holds; if it does not come to hold, say what is in the log."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
 
     def _postfix(self, verb: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

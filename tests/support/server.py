@@ -156,6 +156,13 @@ class RunningServer:
             assert time.monotonic() < deadline, (text, found)
             time.sleep(0.02)
 
+    def until_logged_some(self, text: str, timeout_s: float = 5.0) -> None:
+        """Wait until a text is in the log, however often."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.log.read_text():
+            assert time.monotonic() < deadline, text
+            time.sleep(0.02)
+
     def rss_bytes(self) -> int:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")

@@ -25,7 +25,7 @@ from sim.replay import arrivals
 from sim.runner import simulate
 from sim.scenario import Scenario, load, to_toml
 from sim.settings import model_config
-from sim.workload import Schedule, draw
+from sim.workload import draw
 from testbed.children import Child, RunError, UsageError, python, source_environment
 from testbed.ledger import read_lines
 from testbed.observe import LOCAL_RECORD
@@ -220,9 +220,7 @@ class LocalMail:
                 if not self.delivered_at[seq] <= t:
                     self.delivered_at[seq] = t
         self.group = schedule.group
-        names = list(schedule.users)
-        self.burst, self.others = _burst_of(run.scenario, schedule)
-        self.names = names
+        self.burst = _burst_of(run.scenario)
 
     def numbers(self) -> dict[str, Any]:
         """Return drain time, oldest age, fairness and the others' latency, as `sim.local.LocalResult` has them."""
@@ -287,12 +285,9 @@ class LocalMail:
         return curves
 
 
-def _burst_of(scenario: Scenario, schedule: Schedule) -> tuple[int, int]:
-    """Return the index of the group whose users get most each, and how many users the others are."""
-    per_user = [each.per_user(scenario.load.scale) for each in scenario.local]
-    burst = int(np.argmax(per_user))
-    assert len(schedule.users) == len(per_user)
-    return burst, sum(each.users for i, each in enumerate(scenario.local) if i != burst)
+def _burst_of(scenario: Scenario) -> int:
+    """Return the index of the group whose users get most messages each."""
+    return int(np.argmax([each.per_user(scenario.load.scale) for each in scenario.local]))
 
 
 def _thinned(values: Floats, digits: int) -> list[float | None]:

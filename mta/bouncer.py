@@ -58,8 +58,11 @@ class Bouncer:
         if instruction.kind is not BounceKind.DELAYED:
             self._reporting.update([envelope for envelope, _ in instruction.failures])
             reported = 0
-        store, scheduler = driver.engine.store, driver.engine.scheduler
-        others = store.of_message(instruction.msgid, recipients_max=scheduler.recipients_max)
+        # How many recipients the message had is known as long as it is recent; else it could be any number.
+        recent = driver.recent.get(instruction.msgid)
+        engine = driver.engine
+        most = len(recent.recipients) if recent else engine.scheduler.recipients_max
+        others = engine.store.of_message(instruction.msgid, recipients_max=most)
         ready = self._gathering.add(
             instruction, driver.effects.now(), is_last=len(others) == reported
         )

@@ -452,6 +452,7 @@ class Driver:
 
     def _bounce(self, instruction: SendBounce) -> None:
         kind = instruction.kind
+        self.bouncer.send(instruction)  # begins; the rest is before its next step
         for envelope, status in instruction.failures:
             if kind is BounceKind.DELAYED:
                 # Written down first: better no second warning than one for each start.
@@ -466,7 +467,6 @@ class Driver:
             else:
                 self._failed(envelope, status)
             self.recent.tried(envelope)
-        self.bouncer.send(instruction)
 
     def _suspend(self, instruction: SuspendEnvelope) -> None:
         self.queue.set_flags(instruction.evpid, instruction.flags)

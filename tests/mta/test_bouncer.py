@@ -279,3 +279,46 @@ class TestDelay:
             it.driver.tell(ScheduleRequested(Selector()))
             await it.emptied()
             assert 0 == it.driver.bouncer.submitted
+
+
+class TestHostile:
+    async def test_a_thousand_unknown_recipients_are_one_report(self, tmp_path):
+        """With a forged sender: what comes back is one message, and not worth the trouble (reports are bounded)."""
+        body = b"Subject: x\r\n\r\n" + b"x" * 70 + b"\r\n" * 5000
+        async with rig(tmp_path, limits={"mta": {"max_rcpt_per_task": 1000}}) as it:
+            it.out.answer = lambda rcpt: OK if rcpt == "victim@one.test" else NEVER
+            rcpts = [f"no{n}@two.test" for n in range(1000)]
+            await it.submit(*rcpts, sender="victim@one.test", body=body, ret="FULL")
+            await it.emptied()
+            (bounce,) = it.bounces
+            assert 1001 == len(email.message_from_bytes(bounce.body).get_payload()[1].get_payload())  # type: ignore[union-attr, index]
+            commands = sum(len(f"RCPT TO:<{rcpt}>\r\n") for rcpt in rcpts)
+            assert len(bounce.body) < 10 * (commands + len(body))
+
+    async def test_a_hosts_words_stay_in_their_field(self, tmp_path):
+        """Line ends, other fields and other parts in a reply, in every kind of report (CVE-2020-8794)."""
+        evil = (
+            "2.0.0 ok\r\nBcc: all@one.test\r\n\r\n--=_x\r\nContent-Type: text/html\x1b[2J\x00"
+            + "x" * 9999
+        )
+        for code, outcome in (("250", Outcome.OK), ("550", Outcome.PERMFAIL)):
+            directory = tmp_path / code
+            directory.mkdir()
+            async with rig(directory) as it:
+                verdict = (outcome, f"{code} {evil}")
+                it.out.answer = lambda rcpt, verdict=verdict: (
+                    OK if rcpt == "a@one.test" else verdict
+                )
+                await it.submit(notify="SUCCESS,FAILURE", orcpt="rfc822;a+0Db")
+                await it.emptied()
+                (bounce,) = it.bounces
+                assert bounce.body.isascii()
+                assert len(bounce.body) < 5000
+                message = email.message_from_bytes(bounce.body)
+                assert "Bcc" not in message
+                assert 3 == len(message.get_payload())
+                _, fields = blocks(bounce)
+                assert {"Action", "Status", "Final-Recipient", "Original-Recipient"} < set(
+                    fields.keys()
+                )
+                assert "Bcc" not in fields

@@ -10,23 +10,29 @@ from collections.abc import Collection
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from mta.core.destinations import WRONG_FAMILY, Destinations
 from mta.core.envelopes.base import Handle
 from mta.core.hoststats import HostStats
-from mta.core.ids import SessionId, show_session
+from mta.core.ids import SessionId
 from mta.core.instructions import (
     Instruction,
     Note,
     OpenConnection,
-    ResolveDomain,
     StartTransaction,
 )
 from mta.core.outcomes import Outcomes
 from mta.core.places import Choice, Place, Places, places_of
-from mta.core.relay import NEVER, Connector, Relay, Route, Session, SessionState, Task
+from mta.core.relay import Connector, Relay, Route, Session, SessionState, Task
 from mta.core.relaybook import RelayBook
 from mta.core.relayrules import RelayRules
 from mta.core.reply import Outcome
-from mta.core.routing import order_hosts
+from mta.core.rests import (
+    NETWORK_ERROR,
+    route_failed,
+    route_rejects,
+    source_failed,
+    why_no_route,
+)
 from mta.core.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -36,18 +42,6 @@ if TYPE_CHECKING:
     from mta.core.limits import Limits
     from mta.core.scheduler import Scheduler
     from mta.core.stimuli import DomainResolved, TransactionDone
-
-_NETWORK_ERROR = "451 4.4.1 Network error on destination MXs"
-"""OpenSMTPD mta.c, ``mta_flush``."""
-
-_REJECTS_ALL = "451 4.5.0 Destination seem to reject all mails"
-_WRONG_FAMILY = "451 4.4.4 Address family mismatch on destination MXs"
-_NO_ROUTE = "451 4.4.4 No valid route to destination"
-"""OpenSMTPD mta.c, ``mta_on_source``; codes of RFC 3463."""
-
-_TTL_MIN_S = 1.0
-"""An answer of the resolver holds at least so long: with a TTL of 0 (RFC 2181 8) it would be asked for
-again before it was ever used. Ours."""
 
 
 class MtaAgent:
@@ -81,12 +75,8 @@ class MtaAgent:
         self.suspend_later = self.outcomes.suspend_later
         self._waiting = Waiting(scheduler)
         self.hoststats = HostStats()
-        self._rng = rng
+        self._destinations = Destinations(own_names=own_names, own_addresses=own_addresses, rng=rng)
         self._next_session = int(first_session)
-        self._own_names = own_names
-        self._own_addresses = own_addresses
-        self._asked: dict[str, list[Relay]] = {}
-        """Who waits for which name to be looked up."""
         self._paused_sessions: list[tuple[float, SessionId]] = []
         """(instant, session) of connections between two transactions."""
 
@@ -113,40 +103,22 @@ class MtaAgent:
 
     # The destination becomes known
 
-    def _resolve(self, relay: Relay, out: list[Instruction]) -> None:
-        """Ask for the hosts of a relay."""
-        relay.answers = {}
-        relay.asked.update(relay.plan.hosts or (relay.domain,))
-        for name in relay.plan.hosts or (relay.domain,):
-            waiting = self._asked.setdefault(name, [])
-            if not waiting:
-                out.append(ResolveDomain(name))
-            waiting.append(relay)
-
     def resolved(self, answer: "DomainResolved", now: float, out: list[Instruction]) -> None:
         """Take the resolver's answer."""
-        for relay in self._asked.pop(answer.domain, ()):
-            relay.asked.discard(answer.domain)
-            relay.answers[answer.domain] = answer.resolution
-            if not relay.asked:
-                self._resolved(relay, now, out)
+        for relay in self._destinations.answered(answer):
+            self._resolved(relay, now, out)
 
     def _resolved(self, relay: Relay, now: float, out: list[Instruction]) -> None:
-        failure = self._find_targets(relay)
-        relay.resolved_until = now + max(
-            min(answer.ttl_s for answer in relay.answers.values()), _TTL_MIN_S
-        )
-        relay.answers = {}
+        failure = self._destinations.find(relay, now)
         if failure is None:
             # There may be other hosts now than the one that it waits for.
             relay.in_line = False
             self._pump(relay, now, out)
             self._forget_if_empty(relay, now)
             return
-        relay.resolved_until = NEVER
         outcome, status = failure
         self.hoststats.note(relay.domain, status, now)
-        if status == _WRONG_FAMILY:
+        if failure == WRONG_FAMILY:
             out.append(Note(f"smtp-out: Address family mismatch on [relay:{relay.domain}]"))
         else:
             out.append(Note(f"smtp-out: Failed to resolve MX for [relay:{relay.domain}]: {status}"))
@@ -155,26 +127,6 @@ class MtaAgent:
         else:
             self._reject_all(relay, status)
             self._forget_if_empty(relay, now)
-
-    def _find_targets(self, relay: Relay) -> tuple[Outcome, str] | None:
-        """Set the addresses of a relay from the answers; return why there are none."""
-        plan, limits = relay.plan, relay.limits
-        found, failure = order_hosts(
-            [relay.answers[name] for name in plan.hosts or (relay.domain,)],
-            smart=bool(plan.hosts),
-            balance=plan.balance,
-            own_names=self._own_names,
-            own_addresses=self._own_addresses,
-            max_mx=limits.max_mx,
-            max_addresses=limits.max_addresses,
-            rng=self._rng,
-        )
-        targets = tuple([target for target in found if plan.takes(target.address)])
-        if found and not targets:
-            return Outcome.TEMPFAIL, _WRONG_FAMILY
-        if targets:
-            relay.targets = targets
-        return failure
 
     # Connections
 
@@ -217,7 +169,7 @@ class MtaAgent:
         relay.connecting -= 1
         self.places.gone(session, now)
         if source_fault:
-            self._source_failed(session, reason, now, out)
+            source_failed(self.places, session, reason, now, out)
         else:
             self._route_failed(session, reason, now, out)
         self._unblock(session, now, out)
@@ -238,18 +190,7 @@ class MtaAgent:
             self.book.pause(relay, now + limits.route_delay_base_s)
             return
         # Connections that fail together end here once, with the last of them: one piece of news.
-        delay = route.fail(now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s)
-        self.routes[route.source, route.address] = route
-        out.append(Note(f"smtp-out: Disabling route {route} for {delay:g}s"))
-
-    def _source_failed(
-        self, session: Session, reason: str, now: float, out: list[Instruction]
-    ) -> None:
-        """Leave a source alone: hosts are as good as before. OpenSMTPD mta.c, ``mta_source_error``."""
-        source, limits = self.places.sources[session.route.source], session.relay.limits
-        if source.enabled_at <= now:
-            out.append(Note(f"smtp-out: Error on {session.route}: {reason}"))
-            source.rest(now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s)
+        route_failed(self.places, session, now, out)
 
     def closed(
         self, session_id: SessionId, reason: str, now: float, out: list[Instruction]
@@ -292,7 +233,7 @@ class MtaAgent:
             relay.policy.succeeded(busy=relay.busy + 1)
         elif not any_ok:
             relay.policy.failed(busy=relay.busy + 1)
-            relay.status = done.results[-1].status if done.results else _NETWORK_ERROR
+            relay.status = done.results[-1].status if done.results else NETWORK_ERROR
         if any_ok and relay.domain in self.outcomes.deferred:
             self.outcomes.try_deferred(relay)
         limits = relay.limits
@@ -302,7 +243,7 @@ class MtaAgent:
         if not done.usable:
             self._end_session(session, now, out)
         elif session.tried >= limits.max_try_before_disable:
-            self._reject_route(session, now, out)
+            route_rejects(session, now, out)
             self._end_session(session, now, out)
         elif (
             session.messages >= limits.session_mail_max
@@ -320,13 +261,6 @@ class MtaAgent:
     def _end_session(self, session: Session, now: float, out: list[Instruction]) -> None:
         self.places.close(session, out)
         self._revive_or_rest(session.relay, session.relay.status, now, out)
-
-    def _reject_route(self, session: Session, now: float, out: list[Instruction]) -> None:
-        """The host takes connections, but none of our messages. OpenSMTPD mta_session.c, MAX_TRYBEFOREDISABLE."""
-        limits, route = session.relay.limits, session.route
-        out.append(Note(f"{show_session(session.id)} mta host-rejects-all-mails"))
-        delay = route.reject(now, base_s=limits.route_delay_base_s, max_s=limits.route_delay_max_s)
-        out.append(Note(f"smtp-out: Disabling route {route} for {delay:g}s"))
 
     # What a relay does next
 
@@ -365,7 +299,7 @@ class MtaAgent:
         """Open one connection if everything allows it; return whether one was opened."""
         if relay.resolved_until <= now:
             if not relay.asked:
-                self._resolve(relay, out)
+                self._destinations.ask(relay, out)
             return False
         if len(relay.sessions) >= max(1, relay.policy.window):
             return False
@@ -421,25 +355,13 @@ class MtaAgent:
         rest = self.places.rest_ends_at(relay)
         if now < rest and not relay.sessions:
             # Every host has failed: the destination is dead until the first of them has rested.
-            self._fail_relay(relay, self._why_no_route(relay, now), rest, now, out)
+            self._fail_relay(relay, why_no_route(self.places, relay, now), rest, now, out)
         elif not choice.full:
             self.book.pause(relay, earliest)
         elif relay.look_at <= now or earliest < relay.look_at:
             # Why not a pause? A place may come free before the gap ends.
             relay.look_at = earliest
             self.book.look_again(relay, earliest)
-
-    def _why_no_route(self, relay: Relay, now: float) -> str:
-        """Return what senders are told when everything of a destination is at rest."""
-        ways = [
-            self.routes.get((connector.source, target.address))
-            for target in relay.targets
-            for connector in relay.connectors
-        ]
-        resting = [route for route in ways if route is not None and route.enabled_at > now]
-        if any(route.rejects for route in resting):
-            return _REJECTS_ALL
-        return (relay.status or _NETWORK_ERROR) if resting else _NO_ROUTE
 
     def _revive_or_rest(
         self, relay: Relay, status: str, now: float, out: list[Instruction]
@@ -451,7 +373,7 @@ class MtaAgent:
             relay.policy.revive(busy=relay.busy)
             return
         until = now + relay.limits.route_delay_base_s
-        self._fail_relay(relay, status or _NETWORK_ERROR, until, now, out)
+        self._fail_relay(relay, status or NETWORK_ERROR, until, now, out)
 
     # Failure of a destination as a whole
 
@@ -628,21 +550,13 @@ class MtaAgent:
             in_flight: envelopes in flight elsewhere.
             held: envelopes held elsewhere.
         """
-        changed = self.places.limits_changed
-        for domain, relay in self.relays.items():
-            assert relay.domain == domain
-            assert all(task.handles for task in relay.tasks.values()), domain
-            waiting = sum(len(task.handles) for task in relay.tasks.values())
-            assert waiting == relay.waiting_envelopes
-            running = [s for s in relay.sessions if s.task is not None]
-            assert len(running) == relay.busy
-            assert sum(len(s.task.handles) for s in running if s.task) == relay.running_envelopes
-            states = [session.state for session in relay.sessions]
-            assert states.count(SessionState.CONNECTING) == relay.connecting
-            assert states.count(SessionState.IDLE) == len(relay.idle)
-            assert changed or len(relay.sessions) <= relay.limits.max_conn_per_relay
-            in_flight += waiting + relay.running_envelopes
-            held += len(relay.held)
+        flying, waiting = self.book.validate()
+        in_flight += flying
+        held += waiting
+        caps = {
+            relay.limits.max_conn_per_relay - len(relay.sessions) for relay in self.relays.values()
+        }
+        assert self.places.limits_changed or min(caps, default=0) >= 0
         assert in_flight == self.scheduler.in_flight, (in_flight, self.scheduler.in_flight)
         assert held == self.scheduler.held
         self.places.validate()

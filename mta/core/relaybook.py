@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mta.core.concurrency import make_concurrency
 from mta.core.envelopes.base import EnvelopeState
 from mta.core.holdqueue import HoldQueue
-from mta.core.relay import Gauge, Relay
+from mta.core.relay import Gauge, Relay, SessionState
 from mta.core.relayrules import RelayRules
 
 if TYPE_CHECKING:
@@ -97,3 +97,21 @@ class RelayBook:
     def next_at(self) -> float | None:
         """Return the next instant at which `due` has something to yield, or None."""
         return self._delayed[0][0] if self._delayed else None
+
+    def validate(self) -> tuple[int, int]:
+        """Assert the invariants of each relay; return how many envelopes are in flight and held. O(n), for tests."""
+        in_flight = held = 0
+        for domain, relay in self.relays.items():
+            assert relay.domain == domain
+            assert all(task.handles for task in relay.tasks.values()), domain
+            waiting = sum(len(task.handles) for task in relay.tasks.values())
+            assert waiting == relay.waiting_envelopes
+            running = [s for s in relay.sessions if s.task is not None]
+            assert len(running) == relay.busy
+            assert sum(len(s.task.handles) for s in running if s.task) == relay.running_envelopes
+            states = [session.state for session in relay.sessions]
+            assert states.count(SessionState.CONNECTING) == relay.connecting
+            assert states.count(SessionState.IDLE) == len(relay.idle)
+            in_flight += waiting + relay.running_envelopes
+            held += len(relay.held)
+        return in_flight, held

@@ -225,9 +225,8 @@ class MtaAgent:
         relay = session.relay
         task = self._end_task(session)
         any_ok = self.outcomes.settle(session, task, done.results, now, out)
-        if done.results:
-            status = done.results[-1].status
-            self.hoststats.note(relay.domain, status, now, now - session.busy_since)
+        status = done.results[-1].status
+        self.hoststats.note(relay.domain, status, now, now - session.busy_since)
         session.messages += 1
         if done.usable:
             relay.policy.succeeded(busy=relay.busy + 1)

@@ -229,7 +229,7 @@ def holders(root: object, wanted: Callable[[object], bool]) -> int:
 async def test_all_parts_of_the_server_share_its_limits(tmp_path):
     """So that a limit set at run time counts for whoever reads it: nobody has a copy."""
     async with serving(tmp_path, FaultyEffects(), **config(tmp_path / "home")) as server:
-        for name in ("smtp", "mta", "mda", "scheduler", "queue"):
+        for name in ("smtp", "mta", "mda", "scheduler", "queue", "memory"):
             ours = getattr(server.config.limits, name)
             kind = type(ours)
             assert holders(server, lambda it, ours=ours: it is ours) >= 2

@@ -176,3 +176,22 @@ def test_an_end_of_the_pause_ends_the_steps():
     core.tell(AgentResumed())
     assert not core.engine.expiry.active
     assert 0 == len(core.engine.store)
+
+
+def test_what_comes_due_for_a_paused_agent_is_parked_in_steps():
+    """The other agent's mail does not wait until all of it is looked at."""
+    core = Core(validating=False, representations=["packed"])
+    core.tell(AgentPaused(MDA))
+    for message in range(1, EXPIRED_PER_CALL + 11):
+        core.tell(
+            restored(message, 1e6)._replace(
+                recipient=Recipient("kim@here.test", "kim@", delivery="local", user="kim"),
+                due_at=EPOCH + 5.0,
+            )
+        )
+    core.now = EPOCH + 5.0
+    core.wake()
+    assert 10 == core.engine.scheduler.count_of(EnvelopeState.PENDING)
+    core.wake()
+    assert 0 == core.engine.scheduler.count_of(EnvelopeState.PENDING)
+    assert EXPIRED_PER_CALL + 10 == core.engine.scheduler.count_of(EnvelopeState.SCHEDULED)

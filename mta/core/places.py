@@ -302,9 +302,7 @@ class Places:
 
     def turns(self, place: Place) -> Iterator[Relay]:
         """Yield those whose turn it is while there are free places: who wants a second one queues again."""
-        waiting = self.blocked.get(place)
-        if waiting is None:
-            return
+        waiting = self.blocked[place]
         turns = len(waiting)
         while turns:
             turns -= 1

@@ -57,6 +57,7 @@ def test_a_relay_is_empty_when_nothing_needs_it():
     assert relay.is_empty()
 
     relay.asked.add("one.test")
+    assert relay.resolving
     assert not relay.is_empty()
     relay.asked.clear()
     relay.tasks[MsgId(1)] = Task(MsgId(1))

@@ -97,6 +97,10 @@ class TestConfiguration:
                 "relays.0.limits.task_low_water = 50: must be below task_high_water (50)",
             ),
             (
+                {"domains": ["*"], "auth": "me"},
+                'relays.0.auth = "me": needs smart_host: any host would be sent the password',
+            ),
+            (
                 {"domains": ["*"], "smarthost": "x"},
                 'relays.0.smarthost = "x": unknown key (did you mean smart_host?)',
             ),

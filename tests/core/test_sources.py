@@ -131,6 +131,33 @@ class TestSources:
         core.done(2)
         assert {} == {k: r.penalty for k, r in core.engine.agent.routes.items() if r.penalty}
 
+    def test_connections_that_fail_together_for_one_source_are_one_piece_of_news(self):
+        """The source rests once, and the log says so once."""
+        core = core_of({"domains": ["*"], "sources": [S1]})
+        submit(core, 1)
+        submit(core, 1, "two.test")
+        core.resolve("one.test", (10, A))
+        core.resolve("two.test", (10, B))
+        assert 1 == len(notes(source_fails(core, 1)))
+        assert [] == notes(source_fails(core, 2))
+        assert 1 == core.engine.agent.places.sources[S1].penalty
+
+    def test_a_host_has_a_place_for_a_source_that_never_went_there(self):
+        """Who waits for the host gets the place that another source's connection had."""
+        core = core_of(
+            {"domains": ["one.test"], "sources": [S1]},
+            {"domains": ["two.test"], "sources": [S2]},
+            mta={"max_conn_per_host": 2},
+        )
+        submit(core, 2)
+        core.resolve("one.test", (10, A))
+        core.ready(1)
+        submit(core, 1, "two.test")
+        assert [] == opened(core.resolve("two.test", (10, A)))
+        core.ready(2)
+        core.done(1, usable=False)
+        assert [(S2, A)] == opened(core.closed(1, "quit"))
+
     def test_no_source_can_be_used(self):
         """Mail is tried later, and senders are told OpenSMTPD's words, not our errno."""
         core = core_of({"domains": ["*"], "sources": [S1, S2]}, mta={"max_conn_per_relay": 1})
@@ -209,6 +236,15 @@ class TestFamilies:
         core = core_of({"domains": ["*"], **rule})
         submit(core, 9)
         assert {address} == {to for _, to in opened(core.resolve("one.test", (10, SIX), (10, A)))}
+
+    def test_sources_of_both_families(self):
+        """Each goes to addresses of its own; the destination is dead when both ways are at rest."""
+        ours = "2001:db8::9"
+        core = core_of({"domains": ["*"], "sources": [S1, ours]}, mta={"max_conn_per_relay": 1})
+        submit(core, 1)
+        assert [(S1, A)] == opened(core.resolve("one.test", (10, A), (20, SIX)))
+        assert [(ours, SIX)] == opened(core.failed(1))
+        assert {"Connection refused"} == statuses(core.failed(2))
 
     def test_none_is_left(self):
         """Temporary, with OpenSMTPD's words: the operator's mistake, or the zone's."""
@@ -321,16 +357,15 @@ class TestLimits:
     def test_who_has_wider_limits_need_not_wait_behind_who_has_narrower_ones(self):
         """A place that is too narrow for the first in line is given to the next for whom it is not."""
         core = core_of(
-            {"domains": ["slow.test"], "limits": {"max_conn_per_host": 1}},
+            {"domains": ["slow.test", "slow2.test"], "limits": {"max_conn_per_host": 1}},
             mta={"max_conn_per_host": 2},
         )
         submit(core, 2, "fast.test")
         core.resolve("fast.test", (10, A))
         core.ready(1)
-        submit(core, 1, "slow.test")
-        core.resolve("slow.test", (10, A))
-        submit(core, 1, "third.test")
-        core.resolve("third.test", (10, A))
+        for domain in ("slow.test", "slow2.test", "third.test", "fourth.test"):
+            submit(core, 1, domain)
+            core.resolve(domain, (10, A))
         core.ready(2)
         out = core.done(2, usable=False) + core.closed(2, "quit")
         assert ["third.test"] == [o.domain for o in only(OpenConnection, out)]

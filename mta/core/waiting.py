@@ -85,12 +85,15 @@ class Waiting:
 
     def next_task(self, relay: Relay, now: float) -> Task | None:
         """Take the oldest transaction out; None if all its envelopes are too old."""
-        message, task = next(iter(relay.tasks.items()))
-        del relay.tasks[message]
+        tasks = relay.tasks
+        task = tasks.pop(next(iter(tasks)))
         scheduler = self._scheduler
-        store = scheduler.store
-        relay.waiting_envelopes -= len(task.handles)
-        expired = [handle for handle in task.handles if store.expires_at_of(handle) <= now]
+        expires_at_of = scheduler.store.expires_at_of
+        handles = task.handles
+        relay.waiting_envelopes -= len(handles)
+        if len(handles) == 1 and expires_at_of(handles[0]) > now:
+            return task
+        expired = [handle for handle in handles if expires_at_of(handle) <= now]
         if expired:
             task.handles = [handle for handle in task.handles if handle not in expired]
             for handle in expired:

@@ -139,6 +139,9 @@ class _Observation:
             seed=scenario.seed,
             relay_port=world.smtp_port,
             nameserver=world.dns,
+            ca_file=world.ca_file
+            if any(each.tls != "none" for each in scenario.destinations)
+            else None,
         )
         stack.callback(server.stop)
         server.start()

@@ -46,6 +46,7 @@ class OurServer:
         seed: int,
         relay_port: int,
         nameserver: str,
+        ca_file: Path | None = None,
     ) -> None:
         """Write the configuration into a directory of its own; `start` does the rest.
 
@@ -56,6 +57,7 @@ class OurServer:
             seed: of its random choices; 0 is taken as 1, because 0 would draw one.
             relay_port: where the world's hosts listen.
             nameserver: ``address:port`` of the world's.
+            ca_file: of the authority that vouches for the world's hosts, unless the scenario names one; None if none has TLS.
         """
         self.directory = directory
         self.config = directory / "mta.toml"
@@ -82,6 +84,11 @@ class OurServer:
             "control": {"socket": str(self._socket)},
             "log": {"file": self.log.name, "stimuli": self.trace.name},
         }
+        if ca_file is not None:
+            # Relative, too, where it can be.
+            inside = ca_file.parent == directory
+            named = {"relay": {"ca_file": ca_file.name if inside else str(ca_file)}}
+            overrides = merged(named, overrides)
         settings = merged(overrides, own)
         self.config.write_text(to_toml(settings), encoding="utf-8")
 

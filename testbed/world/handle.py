@@ -45,7 +45,7 @@ class World:
 
         Args:
             scenario: Name or path.
-            record_dir: Gets ``sink-<n>.jsonl``, what arrived, and ``world.log``, what went wrong.
+            record_dir: Gets ``sink-<n>.jsonl``, what arrived, ``world.log``, what went wrong, and ``ca.pem``.
             overrides: ``key=value`` on top of the scenario.
             smtp_port: Of all hosts; 0 chooses one.
             dns_port: Of the name server; 0 chooses one.
@@ -65,6 +65,7 @@ class World:
             self._command += ["--set", override]
         self._command += ["--smtp-port", str(smtp_port), "--dns-port", str(dns_port)]
         self._command += ["--record-dir", str(record_dir), "--processes", str(processes)]
+        self._command += ["--ca-file", str(self.ca_file)]
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: queue.Queue[bytes] = queue.Queue()
         self._reader: threading.Thread | None = None
@@ -102,6 +103,11 @@ class World:
     def log(self) -> Path:
         """What the world wrote to standard error."""
         return self.record_dir / "world.log"
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate of the authority that vouches for hosts with TLS; there once started."""
+        return self.record_dir / "ca.pem"
 
     @property
     def records(self) -> list[Path]:

@@ -74,6 +74,23 @@ def test_the_configuration_says_what_the_bench_needs(tmp_path: Path) -> None:
     assert not Path(written["control"]["socket"]).parent.exists()
 
 
+@pytest.mark.parametrize("named", ["", "own.pem"])
+def test_a_scenario_may_name_its_own_authority(tmp_path: Path, named: str) -> None:
+    """The world's is for those that name none; inside the directory by its name, so that it can be moved."""
+    server = OurServer(
+        tmp_path,
+        representation="packed",
+        overrides={"relay": {"ca_file": named}} if named else {},
+        seed=1,
+        relay_port=4025,
+        nameserver="127.0.0.1:4053",
+        ca_file=tmp_path / "ca.pem",
+    )
+    written = tomllib.loads(server.config.read_text())
+    assert 0 == server.stop()
+    assert (named or "ca.pem", 4025) == (written["relay"]["ca_file"], written["relay"]["port"])
+
+
 def test_the_queue_id_is_in_the_reply() -> None:
     """As the load recorded it; another server's reply has none of ours."""
     assert "0000002a" == queue_id("2.0.0 0000002a Message accepted for delivery")

@@ -205,6 +205,28 @@ def test_local_users_are_accounted_for(tmp_path: Path, nothing_left: None) -> No
     assert [] == outside(tmp_path)
 
 
+def test_the_server_knows_the_authority_of_a_world_with_tls(
+    tmp_path: Path, nothing_left: None
+) -> None:
+    """A server that sends to verified hosts only delivers everything; the configuration names a file."""
+    verified = TINY.partition('[[destinations]]\nname = "flaky"')[0]
+    verified += '[[destinations]]\nname = "private"\ndomain = "private.test"\ntls = "required"\n'
+    verified = verified.replace('domain = "steady.test"', 'domain = "steady.test"\ntls = "offered"')
+    verified += '[server.relay]\ntls = "verify"\n'
+    (tmp_path / "verified.toml").write_text(verified)
+    arguments = ("run", "./verified.toml", "--no-model", "--json", "--out", "out")
+    with bench(*arguments, "--set", "load.messages=40", cwd=tmp_path) as process:
+        stdout, stderr = process.communicate(timeout=100)
+
+    assert 0 == process.returncode, stderr
+    summary = json.loads(stdout)
+    assert (120, 120, 0) == tuple(summary[key] for key in ("accepted", "delivered", "lost"))
+    assert 'ca_file = "ca.pem"' in (tmp_path / "out" / "packed" / "mta.toml").read_text()
+    tally = json.loads((tmp_path / "out" / "packed" / "run.json").read_text())["world"]
+    assert tally["tls"] > 0
+    assert tally["tls_failed"] == 0
+
+
 def test_a_server_that_dies_fails_the_run(
     scenario: Path, tmp_path: Path, nothing_left: None
 ) -> None:

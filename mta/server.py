@@ -26,9 +26,8 @@ from importlib.metadata import PackageNotFoundError, version
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from mta.addressing import Addressing
+from mta import readings
 from mta.authentication import Authenticator
-from mta.certificates import Certificates
 from mta.control import ControlServer, ControlSocketBusyError
 from mta.core import records
 from mta.core.engine import Engine
@@ -44,18 +43,20 @@ from mta.listeners import Listeners, listening, parse_address, unusable
 from mta.log import Log
 from mta.memory import MemoryWatch
 from mta.operations import Operations
-from mta.outtls import OutboundTls
-from mta.passwords import Passwords
 from mta.profile import EffectProbe, Profile
 from mta.queue.base import QueueUnavailableError
 from mta.queue.database import QueueCorruptError
 from mta.queue.sqlite import QueueLockedError, SqliteQueue
-from mta.resolver import Resolver
 from mta.trace import StimulusTrace, Tracer
 
 if TYPE_CHECKING:
+    from mta.addressing import Addressing
+    from mta.certificates import Certificates
     from mta.config import Config
+    from mta.outtls import OutboundTls
+    from mta.passwords import Passwords
     from mta.queue.writer import Commit
+    from mta.resolver import Resolver
 
 SAMPLE_S = 0.2
 """Grain of the gauges in trace.jsonl, seconds."""
@@ -195,38 +196,25 @@ class MtaServer:
             warn_after_s=config.bounce.warn_interval_s,
             rules=rules,
         )
-        try:
-            self._resolver = Resolver(
-                config.dns,
-                effects,
-                max_mx=config.limits.mta.max_mx,
-                max_addresses=config.limits.mta.max_addresses,
-            )
-        except ValueError as error:
-            raise ConfigError(
-                self.source, "dns.nameserver", config.dns.nameserver, str(error)
-            ) from None
-        self._outbound_tls = OutboundTls(
+        found = readings.read(
             config,
-            effects,
+            self.source,
             rules=rules,
-            source=self.source,
-            resolver=self._resolver,
-            log=self.log.info,
+            effects=effects,
+            log=self.log,
+            tracer=self.tracer,
         )
-        networks = config.smtp.relay_networks
-        addressing: Addressing | None = None
-        if config.rules:
-            try:
-                addressing = self._addressing = Addressing(
-                    config, effects=effects, source=self.source, log=self.log, tracer=self.tracer
-                )
-            except ConfigError:
-                raise
-            except ValueError as error:
-                raise ConfigError(
-                    self.source, "smtp.relay_networks", networks, str(error)
-                ) from None
+        self._resolver, self._outbound_tls = found.resolver, found.outbound_tls
+        self._addressing = found.addressing
+        self._certificates, self._passwords = found.certificates, found.passwords
+        if found.passwords is not None:
+            self._authenticator = Authenticator(
+                found.passwords,
+                effects=effects,
+                limits=config.limits.smtp,
+                metrics=self.metrics,
+                log=self.log.warn,
+            )
         self.driver = Driver(
             self.engine,
             config,
@@ -237,24 +225,20 @@ class MtaServer:
             tracer=self.tracer,
             record=self._record,
             profile=self.profile,
-            addressing=addressing,
+            addressing=found.addressing,
             tls=self._outbound_tls,
         )
-        self._open_security()
-        try:
-            self.door = ServerDoor(
-                config,
-                self.driver,
-                self.queue,
-                log=self.log,
-                tracer=self.tracer,
-                metrics=self.metrics,
-                first_session=SessionId(sessions),
-                certificates=self._certificates,
-                authenticator=self._authenticator,
-            )
-        except ValueError as error:
-            raise ConfigError(self.source, "smtp.relay_networks", networks, str(error)) from None
+        self.door = ServerDoor(
+            config,
+            self.driver,
+            self.queue,
+            log=self.log,
+            tracer=self.tracer,
+            metrics=self.metrics,
+            first_session=SessionId(sessions),
+            certificates=self._certificates,
+            authenticator=self._authenticator,
+        )
         self.memory = MemoryWatch(
             config.limits.memory,
             effects,
@@ -290,29 +274,6 @@ class MtaServer:
         places = listening(self.config, self.source)
         return tuple({place.address: None for place in places if place.port == port})
 
-    def _open_security(self) -> None:
-        """Read certificate and users.
-
-        Raises:
-            ConfigError: they can't be used.
-        """
-        config, info, warn = self.config, self.log.info, self.log.warn
-        if config.tls.certificate is not None:
-            self._certificates = Certificates(
-                config.tls, effects=self.effects, source=self.source, log=info, warn=warn
-            )
-        if config.auth.file is not None or config.auth.users:
-            self._passwords = Passwords(
-                config.auth, effects=self.effects, source=self.source, log=info, warn=warn
-            )
-            self._authenticator = Authenticator(
-                self._passwords,
-                effects=self.effects,
-                limits=config.limits.smtp,
-                metrics=self.metrics,
-                log=warn,
-            )
-
     def update_security(self, what: str) -> str:
         """Read the certificate (``tls``) or the users (``auth``) again; return in one line what came of it.
 
@@ -337,13 +298,7 @@ class MtaServer:
         except OSError as error:
             raise unusable(self.source, "log.file", config.log.file, error) from None
         self.tracer = Tracer(self.log)
-        for number, subsystem in enumerate(config.log.trace):
-            try:
-                self.tracer.set(subsystem, True)
-            except ValueError as error:
-                raise ConfigError(
-                    self.source, f"log.trace.{number}", subsystem, str(error)
-                ) from None
+        readings.trace(config, self.source, self.tracer)
         if config.log.stimuli is not None:
             try:
                 self._record = StimulusTrace(self.effects, config.log.stimuli, self._header())

@@ -40,6 +40,36 @@ def test_a_mistake_is_one_line(tmp_path, command, text, words):
     assert words in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[tls]\ncertificate = "none.pem"\nkey = "none.pem"\n', 'tls.certificate = "none.pem"'),
+        ('[auth]\nfile = "nobody"\n', 'auth.file = "nobody": no such file'),
+        ('[relay]\nca_file = "none.pem"\n', 'relay.ca_file = "none.pem": no such file'),
+        ('[smtp]\nlisten = "127.0.0.1:99999"\n', 'smtp.listen = "127.0.0.1:99999"'),
+        ('[smtp]\nproxy_networks = ["10.0.0.0/33"]\n', 'smtp.proxy_networks.0 = "10.0.0.0/33"'),
+        ('[dns]\nnameserver = "here"\n', 'dns.nameserver = "here"'),
+        ('[control]\nmetrics = "here"\n', 'control.metrics = "here"'),
+        ('[log]\ntrace = ["mail"]\n', 'log.trace.0 = "mail"'),
+        (
+            '[tables.a]\npath = "none"\n[[rules]]\nname = "r"\nmatch_domains = ["*"]\n'
+            'action = "local"\naliases = "a"\n',
+            "none: No such file",
+        ),
+    ],
+)
+def test_check_reads_what_the_file_names(tmp_path, monkeypatch, text, words):
+    """Certificates, users, tables, addresses: what would keep the server from starting is said before."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mta.toml"
+    path.write_text(text)
+    done = run(app, ["check", "-c", str(path)])
+    assert 2 == done.exit_code
+    assert 1 == done.stderr.count("\n")
+    assert words in done.stderr
+    assert [path] == list(tmp_path.iterdir())
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     """With the system's word for it."""
     done = run(app, ["check", "-c", str(tmp_path / "none")])

@@ -1,7 +1,7 @@
 """The door of the model: clients that follow a schedule, as many at a time as there are sessions.
 
 Open loop: a message is due whatever the server does, and waits for a client when all of them are busy
-(loadtests/_player.py). What the server answers is decided by `mta.core.admission`, as at its door.
+(loadtests/_player.py). Closed loop: users think, send, wait for their answer, and think again. What the server answers is decided by `mta.core.admission`, as at its door.
 """
 
 from array import array
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 RULE: Final = "local"
 """Name of the rule that a local address finds."""
-TRIES: Final = 5
-"""Attempts of a client that hears 421; loadtests/_hooks.py."""
 RETRY_WAIT_S: Final = 1.0
-"""Between two of them."""
+"""Between two attempts of a client that hears 421; loadtests/_hooks.py."""
 AHEAD_S: Final = 0.1
 """How far ahead messages are given to clients that are free."""
 
@@ -134,10 +132,14 @@ class Inbound:
         self._keeps = load.keep
         self._awaited = 0
         """Clients that will be free at an event, each for one message that waits."""
-        self._clients_free = load.sessions
+        self._clients_free = load.clients
+        self._is_closed = load.loop == "closed"
+        self._think_s: list[float] = schedule.think_s.tolist()
+        self._tries_max = load.tries
         self._clients_waiting: deque[int] = deque()
-        self._closing: deque[float] = deque()
-        """When clients that have their answer will be free. An event is made only for one that is waited for."""
+        self._closing: deque[tuple[float, int]] = deque()
+        """When clients that have their answer will be free, and the connections (1 or 0) that they close then. An event is
+        made only for one that is waited for."""
         self._connections = 0
         self._opened = 0
         self._tries: dict[int, int] = {}
@@ -145,7 +147,7 @@ class Inbound:
         smtp = limits.smtp
         self._few_connections = min(smtp.max_conn, smtp.max_conn_per_client)
         self._few_recipients = smtp.max_rcpt
-        self._small = min(smtp.max_message_size, smtp.max_bytes_in_memory // 2 // load.sessions)
+        self._small = min(smtp.max_message_size, smtp.max_bytes_in_memory // 2 // load.clients)
         self._few_envelopes = limits.queue.max_envelopes // 2
         self._few_bytes = limits.queue.max_bytes // 2
         self._few_waiting = limits.queue.max_waiting // 2
@@ -161,7 +163,11 @@ class Inbound:
 
     def start(self) -> None:
         """Let the clients begin."""
-        self._kernel.schedule(max(0.0, self._due_s[0]), self._arrive, None)
+        if not self._is_closed:
+            self._kernel.schedule(max(0.0, self._due_s[0]), self._arrive, None)
+            return
+        for _ in range(min(self._clients_free, self._count)):
+            self._think()
 
     @property
     def connections(self) -> int:
@@ -199,9 +205,9 @@ class Inbound:
             else:
                 self._clients_waiting.append(number)
                 if self._closing:
-                    gap = self._closing.popleft() - now
+                    free_at, connections = self._closing.popleft()
                     self._awaited += 1
-                    kernel.schedule(gap, self._free, None)
+                    kernel.schedule(free_at - now, self._free, connections)
             number += 1
         self._next = number
         self._clients_free = free
@@ -209,11 +215,25 @@ class Inbound:
     def _reap(self) -> None:
         """Count those as free who have closed meanwhile."""
         closing, now = self._closing, self._kernel.now
-        while closing and closing[0] <= now:
-            closing.popleft()
+        while closing and closing[0][0] <= now:
+            self._connections -= closing.popleft()[1]
             self._clients_free += 1
-            if not self._keeps:
-                self._connections -= 1
+
+    def _think(self) -> None:
+        """A user of a closed loop thinks, then sends the next message."""
+        number = self._next
+        self._next += 1
+        self._kernel.schedule(self._think_s[number], self._thought, number)
+
+    def _thought(self, number: int) -> None:
+        self._due_s[number] = self._kernel.now
+        self._begin(number)
+
+    def _closed(self, connections: int) -> None:
+        """A user of a closed loop has closed."""
+        self._connections -= connections
+        if self._next < self._count:
+            self._think()
 
     def _begin(self, number: int) -> None:
         """A free client sends a message: its own part of the dialogue, all at once."""
@@ -223,22 +243,28 @@ class Inbound:
             costs.client_s + costs.client_recipient_s * count, self._dialogue, number
         )
 
-    def _settled(self) -> None:
-        """A client knows what became of its message; it is free when it has closed."""
+    def _settled(self, *, has_connection: bool = True) -> None:
+        """A client knows what became of its message; it is free when it has closed.
+
+        Args:
+            has_connection: the server has counted its connection, which one that was turned away never was.
+        """
         if self.accepted + self.refused == self._count:
             self.ended_at = self._kernel.now
         free_at = max(self._loop.done_at, self._kernel.now) + self._costs.client_close_s
-        if len(self._clients_waiting) > self._awaited:
+        connections = int(has_connection and not self._keeps)
+        if self._is_closed:
+            self._kernel.schedule(free_at - self._kernel.now, self._closed, connections)
+        elif len(self._clients_waiting) > self._awaited:
             self._awaited += 1
-            self._kernel.schedule(free_at - self._kernel.now, self._free, None)
+            self._kernel.schedule(free_at - self._kernel.now, self._free, connections)
         else:
-            self._closing.append(free_at)
+            self._closing.append((free_at, connections))
 
-    def _free(self, _: None) -> None:
+    def _free(self, connections: int) -> None:
         """A client that is waited for is free."""
         self._awaited -= 1
-        if not self._keeps:
-            self._connections -= 1
+        self._connections -= connections
         self._begin(self._clients_waiting.popleft())
 
     # The server
@@ -251,7 +277,7 @@ class Inbound:
         seconds = costs.message_s + costs.recipient_s * count + costs.byte_s * size
         if self._has_local and self._users[self._domain_of[self._first[number]]]:
             seconds += costs.local_rcpt_s
-        opens = not self._keeps or self._opened < self._load.sessions
+        opens = not self._keeps or self._opened < self._load.clients
         if opens:
             seconds += costs.session_s
         fill = self._fill
@@ -314,13 +340,12 @@ class Inbound:
     def _turn_away(self, number: int) -> None:
         """The client heard 421: it comes again a little later, a few times."""
         tries = self._tries.pop(number, 1)
-        if tries < TRIES:
+        if tries < self._tries_max:
             self._tries[number] = tries + 1
             self._kernel.schedule(RETRY_WAIT_S, self._begin, number)
             return
         self.refused += 1
-        self._connections += not self._keeps  # taken off again when the client is free
-        self._settled()
+        self._settled(has_connection=False)
 
     def _message(self, number: int, size: int, count: int) -> Message:
         first = self._first[number]

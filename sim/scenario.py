@@ -120,6 +120,16 @@ class Load:
     """``constant`` spaces messages evenly."""
     sessions: int = 20
     """Connections at a time at most."""
+    loop: Literal["open", "closed"] = "open"
+    """``open``: each message has its instant. ``closed``: ``users`` think, send, wait for the answer, and think again, so that a
+    slow server gets less to do; ``rate`` has no meaning then."""
+    users: int = 20
+    """Who sends in a closed loop, each over a connection of its own; ``sessions`` has no meaning then."""
+    think_s: float = 0.1
+    """Mean time between an answer and the user's next message, in a closed loop. It is exponential if ``arrivals`` are
+    ``poisson``, else always the same."""
+    tries: int = 3
+    """Attempts of a client that hears 421, a second apart. The load generator has an option of its own, --tries."""
     keep: bool = False
     """True sends message after message over kept connections; False makes one for each message."""
     warm_up_s: float = 0.0
@@ -138,11 +148,19 @@ class Load:
             ("scale", self.scale, 0.0001, 1000),
             ("rate", self.rate, 0.001, 1_000_000),
             ("sessions", self.sessions, 1, 10_000),
+            ("users", self.users, 1, 10_000),
+            ("think_s", self.think_s, 0, 1_000_000),
+            ("tries", self.tries, 1, 1000),
             ("warm_up_s", self.warm_up_s, 0, 1_000_000),
             ("senders", self.senders, 1, 1_000_000),
         )
         if self.sender_domain:
             yield from domain_problems("sender_domain", self.sender_domain)
+
+    @property
+    def clients(self) -> int:
+        """Connections at a time at most."""
+        return self.users if self.loop == "closed" else self.sessions
 
     @property
     def count(self) -> int:

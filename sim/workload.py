@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -90,6 +90,9 @@ class Schedule:
     fatal: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
     """bool[message]: that one fails for good."""
 
+    think_s: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """float64[message]: how long a user of a closed loop thinks before it sends this message. Empty in an open loop."""
+
     def __len__(self) -> int:
         return len(self.due_s)
 
@@ -150,13 +153,19 @@ def draw(scenario: Scenario, replication: int = 0) -> Schedule:
     they say: with another ``rate`` the instants scale, with more ``messages`` the first ones stay; a local group
     changes nothing of the mail to the outside, nor of another group's, but its numbers.
     """
-    outside = _draw_outside(scenario, replication)
-    if not scenario.local:
-        return outside
-    parts = [outside]
-    for number, group in enumerate(scenario.local):
-        parts.append(_draw_group(scenario, number, group, replication))
-    return _merged(scenario, parts)
+    schedule = _draw_outside(scenario, replication)
+    if scenario.local:
+        parts = [schedule]
+        for number, group in enumerate(scenario.local):
+            parts.append(_draw_group(scenario, number, group, replication))
+        schedule = _merged(scenario, parts)
+    load = scenario.load
+    if load.loop == "open":
+        return schedule
+    n = len(schedule)
+    rng = stream(scenario.seed, "think", replication)
+    thinks = rng.standard_exponential(n) if load.arrivals == "poisson" else np.ones(n)
+    return replace(schedule, think_s=thinks * load.think_s)
 
 
 def _draw_outside(scenario: Scenario, replication: int) -> Schedule:

@@ -48,15 +48,18 @@ class Latency:
     So pipelining (RFC 2920) helps against it, as it does against distance.
     """
 
-    law: Literal["fixed", "lognormal"] = "fixed"
+    law: Literal["fixed", "lognormal", "exponential"] = "fixed"
+    """``exponential`` has no memory, as queueing theory likes it: for a model that is held against theory."""
     delay_s: float = 0.0
     """Seconds, for ``fixed``."""
+    mean_s: float = 0.0
+    """Seconds, for ``exponential``."""
     median_s: float = 0.0
     """Seconds, for ``lognormal``."""
     sigma: float = 0.0
     """Standard deviation of the natural logarithm, for ``lognormal``."""
     max_s: float = 300.0
-    """Longer draws are cut to this; a lognormal law has no end. The default is what clients wait
+    """Longer draws are cut to this; the laws of chance have no end. The default is what clients wait
     (RFC 5321 4.5.3.2)."""
     verbs: list[str] = field(default_factory=list)
     """Verbs whose replies wait; empty for all."""
@@ -64,16 +67,21 @@ class Latency:
     def problems(self) -> Problems:
         """Yield what makes no sense."""
         yield from range_problem("delay_s", self.delay_s, 0, DELAY_MAX_S)
+        yield from range_problem("mean_s", self.mean_s, 0, DELAY_MAX_S)
         yield from range_problem("median_s", self.median_s, 0, DELAY_MAX_S)
         yield from range_problem("sigma", self.sigma, 0, 10)
         yield from range_problem("max_s", self.max_s, 0, DELAY_MAX_S)
         yield from verb_problems("verbs", self.verbs, VERBS)
         if self.law == "lognormal" and self.median_s == 0:
             yield "median_s", self.median_s, "must be above 0 for the law lognormal"
-        if self.law == "fixed" and (self.median_s or self.sigma):
+        if self.law == "exponential" and self.mean_s == 0:
+            yield "mean_s", self.mean_s, "must be above 0 for the law exponential"
+        if self.law != "lognormal" and (self.median_s or self.sigma):
             yield "law", self.law, "must be lognormal where median_s or sigma is given"
-        if self.law == "lognormal" and self.delay_s:
+        if self.law != "fixed" and self.delay_s:
             yield "delay_s", self.delay_s, "belongs to the law fixed"
+        if self.law != "exponential" and self.mean_s:
+            yield "mean_s", self.mean_s, "belongs to the law exponential"
 
     def make(self, rng: random.Random) -> LatencyBehaviour:
         """Return the behaviour; ``rng`` is its own."""
@@ -82,7 +90,8 @@ class Latency:
         if self.law == "fixed":
             value = min(self.delay_s, longest)
             return LatencyBehaviour(lambda: value, verbs)
-        mu, sigma = math.log(self.median_s), self.sigma
+        mean_s, sigma = self.mean_s, self.sigma
+        mu = math.log(self.median_s) if self.law == "lognormal" else 0.0
         values: list[float] = []
         drawn = 8
         generator: np.random.Generator | None = None
@@ -95,8 +104,12 @@ class Latency:
                 if generator is None:
                     generator = np.random.Generator(np.random.PCG64(rng.getrandbits(128)))
                 drawn = min(drawn * 2, BLOCK)
-                normal = np.minimum(mu + sigma * generator.standard_normal(drawn), 100.0)
-                values.extend(np.minimum(np.exp(normal), longest).tolist())
+                if mean_s:
+                    found = mean_s * generator.standard_exponential(drawn)
+                else:
+                    normal = np.minimum(mu + sigma * generator.standard_normal(drawn), 100.0)
+                    found = np.exp(normal)
+                values.extend(np.minimum(found, longest).tolist())
                 values.reverse()
             return values.pop()
 

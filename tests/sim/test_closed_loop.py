@@ -46,7 +46,13 @@ class TestUsers:
     def test_users_wait_for_the_server(self):
         """With more users than the writer can serve it is always busy, and nobody is refused."""
         costs = Costs(**{**FREE, "commit_message_s": 0.25})
-        load = {"messages": 80, "loop": "closed", "users": 8, "think_s": 1.0, "arrivals": "constant"}
+        load = {
+            "messages": 80,
+            "loop": "closed",
+            "users": 8,
+            "think_s": 1.0,
+            "arrivals": "constant",
+        }
         result = simulate(
             scenario(load, {"limits": {"queue": {"commit_batch_max": 1}}}), costs=costs
         )

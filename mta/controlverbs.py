@@ -170,7 +170,10 @@ class ControlTarget(Protocol):
         ...
 
     def update_security(self, what: str) -> str:
-        """Read ``tls`` (the certificate) or ``auth`` (the users) again; return in one line what came of it.
+        """Read files again; return in one line what came of it.
+
+        Args:
+            what: ``tls`` (the certificate), ``auth`` (the users), ``relay`` (authorities, passwords of other hosts).
 
         Raises:
             ValueError: there is none, or it can't be used, and the one before still counts. One line.
@@ -463,6 +466,7 @@ VERBS: Final[Mapping[str, tuple[frozenset[str], Verb]]] = {
         ("update table", "table", _update_table),
         ("update tls", "", _update_security("tls")),
         ("update auth", "", _update_security("auth")),
+        ("update relay", "", _update_security("relay")),
         ("profile", "", _call("profile", True)),
         ("unprofile", "", _call("profile", False)),
         ("pause mta", "only source", _agent("pause", "mta")),

@@ -89,6 +89,7 @@ VERBS: Final = (
     Verb("update table", "NAME", "table", "read a table again now"),
     Verb("update tls", "", "", "read the certificate again now"),
     Verb("update auth", "", "", "read the users who may log in again now"),
+    Verb("update relay", "", "", "read authorities and passwords for other hosts again now"),
     Verb("encrypt", "", "", "hash a password, asked for or from stdin"),
     Verb("profile", "", "", "measure time per stimulus, instruction and effect"),
     Verb("unprofile", "", "", "stop that"),

@@ -320,5 +320,5 @@ def _lines(verb: str, rows: Iterator[Row], out: TextIO, mode: Mode, end: Callabl
     elif verb in _DONE:
         count = end()["envelopes"]
         out.write(f"{count} envelope{'' if count == 1 else 's'} {_DONE[verb]}\n")
-    elif verb not in ("expand", "set", "update table", "update tls", "update auth"):
+    elif verb not in ("expand", "set") and not verb.startswith("update "):
         out.write("command succeeded\n")

@@ -494,7 +494,7 @@ class Operations:
         return addressing.tables.update(name)
 
     def update_security(self, what: str) -> str:
-        """Read the certificate or the users again."""
+        """Read the certificate, the users or the passwords of other hosts again."""
         return self._server.update_security(what)
 
     def verbose(self, on: bool) -> None:

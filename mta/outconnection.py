@@ -418,6 +418,8 @@ class OutboundConnection(asyncio.Protocol):
                 case Ready():
                     if self._tls is not None and self.plan is not None and owner.tls is not None:
                         owner.tls.keep(self._tls, self.plan, self.instruction)
+                    elif self.plan is not None and owner.tls is not None:
+                        owner.tls.went_in_clear(self.plan)
                     owner.stats.ready += 1
                     owner.on_ready(ConnectionReady(session_id))
                 case Failed(reason):

@@ -14,12 +14,13 @@ from mta.core.relayrules import RelayRules
 from mta.core.settings import ConfigError
 from mta.credentials import read_credentials
 from mta.resolver import address_literal
-from mta.smtphello import Login, TlsLevel
+from mta.smtphello import NO_STARTTLS, Login, TlsLevel
 from mta.tlsa import TlsaLookups
 from mta.tlspipe import TlsPipe, fingerprint
 from mta.tlsplan import (
     NOT_ALLOWED,
     TESTED,
+    TESTING,
     TlsPlan,
     dane_plan,
     enforced_plan,
@@ -124,8 +125,8 @@ class OutboundTls:
         """Return how many sessions are kept."""
         return len(self._sessions)
 
-    def update(self) -> None:
-        """Read authorities and passwords again.
+    def update(self) -> str:
+        """Read authorities and passwords again; return in one line what came of it.
 
         Raises:
             ValueError: one of them can't be used; all stays as it was, and the log has it.
@@ -140,6 +141,12 @@ class OutboundTls:
         self._sessions.clear()
         if self._sts is not None:
             self._sts.context = verifying
+        return f"passwords for other hosts: {len(logins)}"
+
+    def went_in_clear(self, plan: TlsPlan) -> None:
+        """Say so if a policy that is only tested would not have had it: no handshake failed, so nobody else does."""
+        if plan.policy == TESTING:
+            self._log(f"mta-sts: {TESTED} host={plan.server_name}: {NO_STARTTLS}")
 
     def policy_stats(self) -> dict[str, int]:
         """Return what was counted of look-ups, by the names of `mta.core.metrics`."""

@@ -275,11 +275,16 @@ class MtaServer:
         return tuple({place.address: None for place in places if place.port == port})
 
     def update_security(self, what: str) -> str:
-        """Read the certificate (``tls``) or the users (``auth``) again; return in one line what came of it.
+        """Read ``tls`` (the certificate), ``auth`` (the users) or ``relay`` (authorities, passwords of other hosts) again.
+
+        Returns:
+            In one line, what came of it.
 
         Raises:
             ValueError: there is none, or it can't be used; what was read before still counts. One line.
         """
+        if what == "relay":
+            return self._outbound_tls.update()
         part = self._certificates if what == "tls" else self._passwords
         if part is None:
             raise ValueError(f"the configuration has no [{what}]")

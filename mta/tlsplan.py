@@ -47,6 +47,8 @@ class TlsPlan(NamedTuple):
 DOWNGRADE: Final = "opportunistic TLS failed, downgrading to plain"
 """OpenSMTPD mta_session.c."""
 TESTED: Final = "MTA-STS policy in testing would have refused"
+TESTING: Final = "mta-sts-testing"
+"""`TlsPlan.policy` of a plan that such a policy made."""
 NOT_ALLOWED: Final = "454 4.7.5 Host is not in the MTA-STS policy of the domain"
 
 
@@ -97,4 +99,4 @@ def enforced_plan(plan: TlsPlan) -> TlsPlan:
 
 def tested_plan(plan: TlsPlan) -> TlsPlan:
     """Return a plan as an MTA-STS policy in mode ``testing`` makes it: as strict, and if that fails, as before."""
-    return plan._replace(verify=True, fallback=plan, notice=TESTED, policy="mta-sts-testing")
+    return plan._replace(verify=True, fallback=plan, notice=TESTED, policy=TESTING)

@@ -130,6 +130,7 @@ def _wide(monkeypatch):
         ("se", "set"),
         ("up ta", "update table"),
         ("up tl", "update tls"),
+        ("up r", "update relay"),
         ("enc", "encrypt"),
         ("pr", "profile"),
         ("unp", "unprofile"),

@@ -599,7 +599,7 @@ class TestUpdate:
                 recorder = Recorder(mx.port, tls=tls)
                 assert "454 4.7.0 Authentication failed" in str(await deliver(recorder))
                 TestAuth.file(tmp_path, f"{NAME} us {SECRET}")
-                tls.update()
+                assert tls.update() == "passwords for other hosts: 1"
                 assert await deliver(recorder) is Outcome.OK
                 # One mistake, and both files stay as they were.
                 TestAuth.file(tmp_path, f"{NAME} us")

@@ -224,6 +224,7 @@ def test_a_new_certificate_needs_no_restart(run, tmp_path):
             write_pair(tmp_path)
             assert first == await asyncio.to_thread(serial, port)
             server.update_security("tls")
+            assert server.update_security("relay") == "passwords for other hosts: 0"
             second = await asyncio.to_thread(serial, port)
             assert first != second
             (tmp_path / "tls.key").chmod(0o666)

@@ -348,7 +348,7 @@ class TestSts:
                     assert [under for under, _ in mx.messages] == [secure]
                 lines += recorder.lines
                 told = any(TESTED in line for line in lines)
-                bad = ("testing-stranger", "testing-broken", "testing-other-mx")
+                bad = ("testing-stranger", "testing-broken", "testing-clear", "testing-other-mx")
                 assert told == (case in bad), lines
                 request = host.requests[0].split(b"\r\n")
                 assert request[0] == b"GET /.well-known/mta-sts.txt HTTP/1.1"

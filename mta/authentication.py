@@ -1,7 +1,7 @@
 """Checks passwords on threads of its own: so many at a time, so many waiting, and not for ever.
 
 Checking a password is made to be slow, and a client that guesses must not make others wait: the event loop
-never checks. What can't be checked within the limits is a temporary failure.
+never checks. What can't be checked within the limits is a temporary failure; who is refused hears of it later.
 """
 
 import asyncio
@@ -108,11 +108,21 @@ class Authenticator:
         if why:
             self._log(f'auth: a login could not be checked: "{why}"')
         self._metrics.inc(_COUNTER[verdict])
-        answer.set_result(verdict)
+        if verdict is Verdict.PERMFAIL:
+            # Why here? Its place is free already: who guesses waits, and nobody else does.
+            delay = self._limits.auth_failure_delay_s
+            asyncio.get_running_loop().call_later(delay, _tell, answer, verdict)
+        else:
+            answer.set_result(verdict)
 
     def close(self) -> None:
         """End the threads; what waits is forgotten, what runs is let finish. Idempotent."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _tell(answer: "asyncio.Future[Verdict]", verdict: Verdict) -> None:
+    if not answer.done():
+        answer.set_result(verdict)
 
 
 __all__ = ["Authenticator", "Checker"]

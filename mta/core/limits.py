@@ -71,6 +71,8 @@ class SmtpLimits:
     """Passwords checked at a time, each in a thread with the memory that its hash asks for (19 MiB). Ours."""
     auth_timeout_s: float = 10.0
     """Longest wait for a password to be checked; then 454 4.7.0. Ours."""
+    auth_failure_delay_s: float = 1.0
+    """A login that is refused hears of it only after this time, seconds. Postfix ``smtpd_error_sleep_time``."""
     min_data_rate: int = 0
     """Bytes per second that a message has to arrive with, else its connection counts as idle; 0 for any. Postfix
     ``smtpd_min_data_rate``, which counts only when ``smtpd_per_request_deadline`` does: under stress."""

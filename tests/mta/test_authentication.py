@@ -66,7 +66,7 @@ class World:
 
 @pytest.fixture
 def world():
-    made = World(max_auth_pending=4, auth_threads=2, auth_timeout_s=10.0)
+    made = World(max_auth_pending=4, auth_threads=2, auth_timeout_s=10.0, auth_failure_delay_s=0.0)
     yield made
     made.close()
 
@@ -81,6 +81,26 @@ async def test_right_and_wrong(world):
     assert [Verdict.OK, Verdict.PERMFAIL] == [await right, await wrong]
     assert (1, 1, 0, 0) == world.counts()
     assert [] == world.lines
+
+
+async def test_who_guesses_waits():
+    """A refusal comes `auth_failure_delay_s` later; meanwhile its place is another's, who is told at once."""
+    world = World(max_auth_pending=1, auth_failure_delay_s=0.2)
+    world.checker.gate.set()
+    try:
+        began = asyncio.get_running_loop().time()
+        wrong = world.ask("wrong")
+        await until(lambda: not world.authenticator.pending)
+        assert Verdict.OK is await world.ask()
+        assert not wrong.done()
+        assert Verdict.PERMFAIL is await wrong
+        assert asyncio.get_running_loop().time() - began >= 0.2
+        given_up = world.ask("wrong")
+        await until(lambda: not world.authenticator.pending)
+        given_up.cancel()
+        await asyncio.sleep(0.25)  # the time is up, and nobody is there to be told
+    finally:
+        world.close()
 
 
 async def test_more_than_may_wait(world):

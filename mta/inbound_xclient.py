@@ -56,13 +56,13 @@ class XclientSession(Session):
                 self.fail(refusal)
                 return
             self.peer = peer
-            # The name belonged to the other one.
+            # Name and login belonged to the other one.
             self.peer_name = "unknown" if said.name is None else ""
+            self.login = ""
         if said.name is not None:
             self.peer_name = said.name or "unknown"
         if said.login is not None:
             self.login = said.login
-            self._lock()
         self._reset()
         self.helo = said.helo or ""
         self.esmtp = self.helo != "" and said.protocol == "ESMTP"

@@ -111,6 +111,16 @@ async def test_a_login_may_relay():
     assert client.say("RCPT TO:<c@d>").startswith("250 ")
 
 
+async def test_another_client_is_not_logged_in():
+    """Whether the proxy said who its last client was, or logged in itself: that was not this one."""
+    door, client = trusting()
+    door.may_relay = False
+    client.say("XCLIENT ADDR=192.0.2.1 LOGIN=kim", "EHLO c.test", "MAIL FROM:<a@b>")
+    assert client.say("RCPT TO:<c@d>").startswith("250 ")
+    client.say("RSET", "XCLIENT ADDR=192.0.2.2", "EHLO c.test", "MAIL FROM:<a@b>")
+    assert client.say("RCPT TO:<c@d>").startswith("550 5.7.1 ")
+
+
 async def test_a_login_opens_what_asks_for_one():
     """A listener for users, behind a proxy that knows them; and it closes again."""
     door = FakeDoor()

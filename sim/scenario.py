@@ -16,7 +16,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from mta.core.settings import ConfigError, build
 from sim.checks import Problem, domain_problems, in_range
+from sim.clients import CLIENT_GROUPS_MAX, ClientGroup
 from sim.groups import GROUPS_MAX, LocalGroup
+from sim.shapes import Shape
 
 SIZE_MIN: Final = 512
 """Bytes of the smallest message: the headers that identify it must fit (`sim.workload`)."""
@@ -35,6 +37,9 @@ DESTINATIONS_MAX: Final = 200
 
 HOSTS_MAX: Final = 254
 """Host j of a destination has the last octet 1 + j."""
+
+SOURCES_MAX: Final = 250
+"""Source addresses of the load: of 127.0.0.0/24, where no host of a destination is."""
 
 MX_PREFERENCE: Final = 10
 """All hosts of a destination are equally preferred, so that they share its mail."""
@@ -138,8 +143,28 @@ class Load:
     """Different senders."""
     sender_domain: str = ""
     """Where bounces go; empty for the domain of the first destination."""
+    pipelining: bool = True
+    """Commands go in groups where the server offers PIPELINING (RFC 2920)."""
+    tls: float = 0.0
+    """Part of the connections that say STARTTLS; which, is spread evenly. The model sends in clear."""
+    auth: float = 0.0
+    """Part of the connections that log in with AUTH PLAIN; with ``tls``, those that have it come first."""
+    user: str = "load"
+    """Who logs in."""
+    password: str = "load"  # noqa: S105  # of an experiment on the loopback
+    """With what."""
+    bdat: float = 0.0
+    """Part of the messages that go by BDAT where the server offers CHUNKING (RFC 3030)."""
+    sources: int = 1
+    """Addresses of 127.0.0.0/24 that connections come from in turn, from 127.0.0.1 on. One has some 28,000 ports, and
+    each of them rests for a minute after a connection."""
     sizes: Sizes = field(default_factory=Sizes)
     recipients: Recipients = field(default_factory=Recipients)
+    shape: Shape = field(default_factory=Shape)
+    """How the rate changes; the local groups have windows of their own. In a closed loop it says how many of the users
+    take part, at an even pace from start to ``messages / rate`` seconds later."""
+    beside: list[ClientGroup] = field(default_factory=list)
+    """Slow and misbehaving clients at the same time."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what has the right type and makes no sense; see `mta.core.settings`."""
@@ -153,9 +178,23 @@ class Load:
             ("tries", self.tries, 1, 1000),
             ("warm_up_s", self.warm_up_s, 0, 1_000_000),
             ("senders", self.senders, 1, 1_000_000),
+            ("tls", self.tls, 0, 1),
+            ("auth", self.auth, 0, 1),
+            ("bdat", self.bdat, 0, 1),
+            ("sources", self.sources, 1, SOURCES_MAX),
         )
         if self.sender_domain:
             yield from domain_problems("sender_domain", self.sender_domain)
+        for key, value in (("user", self.user), ("password", self.password)):
+            if not value or "\0" in value:
+                yield key, value, "must be some characters, none of them NUL"
+        if len(self.beside) > CLIENT_GROUPS_MAX:
+            problem = f"must be {CLIENT_GROUPS_MAX} tables at most"
+            yield "beside", len(self.beside), problem
+        kinds = [group.kind for group in self.beside]
+        for i, kind in enumerate(kinds):
+            if kind in kinds[:i]:
+                yield f"beside.{i}.kind", kind, "has a table already"
 
     @property
     def clients(self) -> int:

@@ -30,6 +30,7 @@ from sim.distributions import (
 )
 from sim.groups import SECONDS_MAX, LocalGroup
 from sim.scenario import Recipients, Scenario, Sizes, domains_of, sender_domain
+from sim.shapes import shaped
 
 Ints = npt.NDArray[np.int64]
 
@@ -179,7 +180,7 @@ def _draw_outside(scenario: Scenario, replication: int) -> Schedule:
     poisson = load.arrivals == "poisson"
     gaps = named("arrivals").standard_exponential(n) if poisson else np.ones(n)
     # The first message comes after the first gap: at the start of the load, rates are equal.
-    due_s = np.cumsum(gaps) / load.rate
+    due_s = shaped(load.shape, np.cumsum(gaps) / load.rate, n / load.rate)
 
     counts = recipient_law(load.recipients).draw(named("recipients"), n).astype(np.int64)
     first = np.concatenate(([0], np.cumsum(counts)))

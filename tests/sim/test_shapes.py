@@ -49,7 +49,9 @@ def test_a_ramp_rises_evenly():
 
 def test_steps_are_levels():
     """Two levels, the second three times the first."""
-    assert spread(Shape(kind="step", factor=3, steps=2), 2) == pytest.approx([25_000, 75_000], abs=5)
+    assert spread(Shape(kind="step", factor=3, steps=2), 2) == pytest.approx(
+        [25_000, 75_000], abs=5
+    )
 
 
 def test_a_spike_is_where_it_is_said():

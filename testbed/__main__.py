@@ -1,4 +1,4 @@
-"""The `testbed` command: run, policies, report, show, trim, world.
+"""The `testbed` command: run, peers, policies, report, show, trim, world.
 
 Exit status: 0 done; 1 the run failed, and why is the last line; 2 asked wrongly.
 """
@@ -14,6 +14,7 @@ from rich.console import Console
 from mta.core.settings import ConfigError
 from testbed.children import RunError
 from testbed.ending import catch_signals, fail, interrupted
+from testbed.peercommand import peers_app
 from testbed.policycommand import policies_command, print_policies, render_policies
 
 app = typer.Typer(
@@ -47,6 +48,12 @@ def run_command(
             metavar="LIST", help="Of fixed,whole,full,slim,packed; the scenario's without it."
         ),
     ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Which server: ours, postfix, opensmtpd or exim; see `peers`."
+        ),
+    ] = "ours",
     seed: Annotated[int | None, typer.Option(help="Root of all random streams.")] = None,
     out: Annotated[
         Path | None,
@@ -79,6 +86,7 @@ def run_command(
         out=out,
         model=not no_model,
         keep_queue=keep_queue,
+        target=target,
     )
     try:
         with Display() as display:
@@ -95,6 +103,7 @@ def run_command(
 
 
 app.command("policies")(policies_command)
+app.add_typer(peers_app, name="peers")
 
 
 @app.command("report")

@@ -33,7 +33,10 @@ from testbed.ledger import Ledger
 from testbed.localusers import LocalUsers
 from testbed.progress import Part
 from testbed.rundir import Notes, write_json
-from testbed.sampler import Sampler
+from testbed.sampler import INTERVAL_S, Sampler
+from testbed.targets.apart import private_network
+from testbed.targets.base import Target
+from testbed.targets.choice import OURS, PEERS, make_peer
 from testbed.targets.ours import OurServer, merged
 from testbed.world.handle import World, WorldError
 
@@ -61,6 +64,9 @@ SETTLE_S: Final = 4.0
 LOCAL_RECORD: Final = "local.jsonl"
 """What the server's own users got, in the form of the world's records."""
 
+TREE_INTERVAL_S: Final = 0.5
+"""Between two samples of a server of a hundred processes, each of which has to be looked at."""
+
 TICK_S: Final = 0.1
 """Between two looks at what is going on."""
 
@@ -79,7 +85,7 @@ def observe(
     Args:
         scenario: what to run.
         scenario_file: the same, for the children to read.
-        representation: how envelopes are kept.
+        representation: how envelopes are kept; or the name of another server, of `PEERS`.
         directory: made here.
         part: where progress is shown.
         keep_queue: leave the server's queue there even if it is empty.
@@ -104,6 +110,7 @@ class _Observation:
         self._scenario = scenario
         self._file = scenario_file
         self._representation = representation
+        self._is_peer = representation in PEERS
         self._directory = directory
         self._part = part
         self._schedule = draw(scenario)
@@ -128,21 +135,15 @@ class _Observation:
     def _run(self, stack: contextlib.ExitStack, keep_queue: bool) -> Ledger:
         scenario, directory, part = self._scenario, self._directory, self._part
         part.show("starting")
-        world = stack.enter_context(World(self._file, record_dir=directory))
-        local = LocalUsers(directory, scenario, self._schedule, run_id=self._run_id)
-        server = OurServer(
-            directory,
-            representation=self._representation,
-            overrides=merged(local.settings, scenario.server)
-            if scenario.local
-            else scenario.server,
-            seed=scenario.seed,
-            relay_port=world.smtp_port,
-            nameserver=world.dns,
-            ca_file=world.ca_file
-            if any(each.tls != "none" for each in scenario.destinations)
-            else None,
+        if self._is_peer:
+            # Other servers deliver to port 25, and ask for names on port 53.
+            stack.enter_context(private_network())
+        smtp_port, dns_port = (25, 53) if self._is_peer else (0, 0)
+        world = stack.enter_context(
+            World(self._file, record_dir=directory, smtp_port=smtp_port, dns_port=dns_port)
         )
+        local = LocalUsers(directory, scenario, self._schedule, run_id=self._run_id)
+        server = self._server(world, local)
         stack.callback(server.stop)
         server.start()
         stack.callback(self._end_load)
@@ -152,6 +153,8 @@ class _Observation:
             stats=server.stats,
             load=lambda: [self._load.pid] if self._load is not None else [],
             world=lambda: world.pids,
+            interval_s=TREE_INTERVAL_S if server.is_tree else INTERVAL_S,
+            usage=server.usage,
         ) as sampler:
             self._warm_up(server, sampler)
             sampler.phase = "idle"
@@ -182,6 +185,7 @@ class _Observation:
             world=tally,
             stats=stats,
             leaks=leaks,
+            target=self._representation if self._is_peer else OURS,
         )
         write_json(directory / "run.json", asdict(notes))
         if status != 0:
@@ -212,9 +216,32 @@ class _Observation:
             local.discard()
         return ledger
 
+    def _server(self, world: World, local: LocalUsers) -> Target:
+        scenario, directory = self._scenario, self._directory
+        if self._is_peer:
+            return make_peer(
+                self._representation,
+                directory,
+                overrides=scenario.server,
+                nameserver=world.dns.rpartition(":")[0],
+            )
+        return OurServer(
+            directory,
+            representation=self._representation,
+            overrides=merged(local.settings, scenario.server)
+            if scenario.local
+            else scenario.server,
+            seed=scenario.seed,
+            relay_port=world.smtp_port,
+            nameserver=world.dns,
+            ca_file=world.ca_file
+            if any(each.tls != "none" for each in scenario.destinations)
+            else None,
+        )
+
     # Phases
 
-    def _warm_up(self, server: OurServer, sampler: Sampler) -> None:
+    def _warm_up(self, server: Target, sampler: Sampler) -> None:
         sampler.phase = "warm-up"
         self._part.show("warm-up")
         # All at once: what a server needs for so many sessions is no envelope's, and it keeps it.
@@ -240,7 +267,7 @@ class _Observation:
             self._pause(server, TICK_S)
         self._delivered_before = sampler.latest.get("scheduler.delivery.ok", 0.0)
 
-    def _start_load(self, server: OurServer, world: World) -> float:
+    def _start_load(self, server: Target, world: World) -> float:
         """Start the load; return when its schedule begins, in seconds since the epoch."""
         self._part.show("load")
         found = importlib.util.find_spec("loadtests")
@@ -272,7 +299,7 @@ class _Observation:
             self._pause(server, 0.02)
         raise RunError(f"load: did not begin within {LOAD_START_S:.0f} s")
 
-    def _watch_load(self, server: OurServer, world: World, sampler: Sampler) -> None:
+    def _watch_load(self, server: Target, world: World, sampler: Sampler) -> None:
         load = self._load
         assert load is not None
         deadline = time.monotonic() + float(self._schedule.due_s[-1]) + LOAD_LATE_S
@@ -289,7 +316,7 @@ class _Observation:
         if load.status not in (0, 1) or not self._load_end_line().get("complete"):
             raise RunError(load.describe_end())
 
-    def _drain(self, server: OurServer, world: World, sampler: Sampler) -> bool:
+    def _drain(self, server: Target, world: World, sampler: Sampler) -> bool:
         """Wait until the queue is empty; return whether it is."""
         self._next_sample(server, sampler)
         deadline = time.monotonic() + self._scenario.drain_s
@@ -302,10 +329,10 @@ class _Observation:
         world.stats()
         return False
 
-    def _settle(self, server: OurServer, sampler: Sampler) -> dict[str, float]:
+    def _settle(self, server: Target, sampler: Sampler) -> dict[str, float]:
         """Wait for gauges to come back; return those that did not, though the queue is empty."""
         self._pause(server, IDLE_S)
-        if _in_queue(sampler.latest):
+        if _in_queue(sampler.latest) or self._is_peer:
             return {}
         mta = self._scenario.server.get("limits", {}).get("mta", {})
         patience = SETTLE_S + min(float(mta.get("session_keepalive_s", 10.0)), 15.0)
@@ -320,11 +347,11 @@ class _Observation:
 
     # Details
 
-    def _pause(self, server: OurServer, seconds: float) -> None:
+    def _pause(self, server: Target, seconds: float) -> None:
         time.sleep(seconds)
         server.check()
 
-    def _next_sample(self, server: OurServer, sampler: Sampler) -> None:
+    def _next_sample(self, server: Target, sampler: Sampler) -> None:
         """Wait until the gauges are of now."""
         wanted = sampler.samples + 2
         deadline = time.monotonic() + 10.0
@@ -357,7 +384,7 @@ class _Observation:
 
 
 def _in_queue(stats: Mapping[str, float]) -> float:
-    return stats.get("scheduler.envelope", 0.0)
+    return stats.get("scheduler.envelope", stats.get("queue.message", 0.0))
 
 
 def _start_of(record: Path) -> float | None:

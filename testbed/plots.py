@@ -220,7 +220,7 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
         figure, (every, lean) = make_panels(2, height=3.7)
         for name in representations:
             load = run.samples(name).at_or_after(0.0)
-            queued, rss = load["scheduler.envelope"], load["rss_bytes"]
+            queued, rss = load.queue, load["rss_bytes"]
             grows = rising(queued)
             x, y = queued[grows], rss[grows]
             fitted = line(x, y)
@@ -282,11 +282,11 @@ def queue_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
             samples = _during(run.samples(name), scenario)
             axes.plot(
                 samples["t"],
-                samples["scheduler.envelope"],
+                samples.queue,
                 color=theme.colour(name),
                 label="measured",
             )
-            top = max(top, float(np.nanmax(samples["scheduler.envelope"])))
+            top = max(top, float(np.nanmax(samples.queue)))
             title = name
             model = run.prediction(name)
             if model is not None:

@@ -346,10 +346,10 @@ def _ledger(run: Run, summary: Mapping[str, Any]) -> str:
         ]
         for key in keys
     ]
-    deferred = [parts[name]["attempts_deferred"] for name in parts]
-    rows.append(
-        ["<strong>attempts deferred</strong>", *map(number, deferred), number(sum(deferred))]
-    )
+    deferred: list[int | None] = [parts[name]["attempts_deferred"] for name in parts]
+    known = [each for each in deferred if each is not None]
+    told = sum(known) if known else None
+    rows.append(["<strong>attempts deferred</strong>", *map(number, deferred), number(told)])
     heads = ["", *ledgers, "sum"]
     return "\n".join(
         [

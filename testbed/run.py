@@ -21,6 +21,7 @@ from testbed.observe import observe
 from testbed.progress import Display
 from testbed.rundir import Run, write_json
 from testbed.summary import host, summarise, versions
+from testbed.targets.choice import OURS, why_not
 
 RUNS: Final = Path("runs")
 """Where runs are kept unless somebody says otherwise."""
@@ -40,6 +41,8 @@ class Options:
     """The run directory; None for one of its own below `RUNS`."""
     model: bool = True
     keep_queue: bool = False
+    target: str = OURS
+    """Which server: one of `testbed.targets.choice.TARGETS`."""
     is_part: bool = False
     """The run belongs to a larger one, which is what ``latest`` should lead to."""
     footprint: int = COUNT
@@ -55,7 +58,11 @@ def execute(options: Options, display: Display) -> Run:
         RunError: a child failed. What was measured until then is in the directory.
     """
     scenario = load(options.scenario, options.overrides)
-    directory = new_directory(options.out, scenario.name)
+    is_ours = options.target == OURS
+    if not is_ours:
+        _check_peer(options.target, scenario)
+    name = scenario.name if is_ours else f"{scenario.name}-{options.target}"
+    directory = new_directory(options.out, name)
     display.say(f"{scenario.name}: {scenario.title or 'a run'}; in {directory}")
     scenario_file = directory / "scenario.toml"
     scenario_file.write_text(to_toml(scenario), encoding="utf-8")
@@ -68,7 +75,7 @@ def execute(options: Options, display: Display) -> Run:
     write_json(directory / "begun.json", begun)
     envelopes = draw(scenario).envelopes
     ledgers: dict[str, Any] = {}
-    for name in scenario.representations:
+    for name in scenario.representations if is_ours else [options.target]:
         with display.part(name, envelopes) as part:
             ledger = observe(
                 scenario,
@@ -81,9 +88,9 @@ def execute(options: Options, display: Display) -> Run:
             ledgers[name] = accounts.to_json(ledger)
             write_json(directory / "ledger.json", ledgers)
     found = Run(directory)
-    if options.footprint:
+    if options.footprint and is_ours:
         _measure_stores(found, scenario, options.footprint, display)
-    if options.model:
+    if options.model and is_ours:
         with display.part("model", len(scenario.representations)) as part:
             from testbed.model import costs_of, predict  # loads what a run without it does not need
 
@@ -100,6 +107,15 @@ def execute(options: Options, display: Display) -> Run:
     if not options.is_part:
         rundir.link_latest(directory)
     return found
+
+
+def _check_peer(name: str, scenario: Scenario) -> None:
+    """Raise UsageError if another server can't do what the scenario is about, or can't run here."""
+    reason = why_not(name)
+    if reason:
+        raise UsageError(reason)
+    if scenario.local:
+        raise UsageError(f"--target: {name}: local users are in our server only ({scenario.name})")
 
 
 def render(found: Run, *, page: bool = True) -> Path:
@@ -191,6 +207,8 @@ def command_of(options: Options) -> str:
     words = ["testbed", "run", options.scenario]
     for override in options.overrides:
         words += ["--set", override]
+    if options.target != OURS:
+        words += ["--target", options.target]
     if not options.model:
         words.append("--no-model")
     return shlex.join(words)

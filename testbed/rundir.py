@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sim.scenario import Scenario, load
 from testbed.children import UsageError
+from testbed.packages import PACKAGE_OF
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,6 +53,8 @@ class Notes:
     """The server's counters and gauges at the end."""
     leaks: dict[str, float] = field(default_factory=dict)
     """Gauges that should have been 0 after the drain and were not."""
+    target: str = "ours"
+    """Which server; ``representation`` is its name, if it is not ours."""
 
 
 class Samples:
@@ -73,6 +76,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values()), ()))
+
+    @property
+    def queue(self) -> Floats:
+        """How long the queue was: in envelopes, or in messages if the server does not tell more."""
+        return self["scheduler.envelope" if "scheduler.envelope" in self else "queue.message"]
 
     @property
     def names(self) -> list[str]:
@@ -159,10 +167,10 @@ class Run:
 
     @property
     def representations(self) -> list[str]:
-        """Those that were run to their end, in the order of the scenario."""
+        """Those that were run to their end, in the order of the scenario; or the other server that was."""
         return [
             name
-            for name in self.scenario.representations
+            for name in (*self.scenario.representations, *PACKAGE_OF)
             if (self.directory / name / "run.json").is_file()
         ]
 
@@ -202,6 +210,7 @@ SHIPPED: Final = (
 
 SHIPPED_GAUGES: Final = (
     "smtp.message",
+    "queue.message",
     "scheduler.envelope",
     "scheduler.envelope.pending",
     "scheduler.envelope.inflight",

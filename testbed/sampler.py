@@ -111,6 +111,35 @@ def usage_of(pids: Sequence[int]) -> Usage:
     return Usage(Memory(rss, pss, uss), round(cpu_s, 3), fds, threads, round(children_cpu_s, 3))
 
 
+def usage_of_tree(pids: Sequence[int], reaped_s: float = 0.0) -> Usage:
+    """Return what a server of many processes uses: processes may end meanwhile.
+
+    Its time is that of the living and of the dead: each knows what the children took that it has waited for.
+
+    Args:
+        pids: its processes.
+        reaped_s: seconds of those that none of these has waited for.
+
+    Raises:
+        OSError: all of them are gone.
+    """
+    rss = pss = uss = fds = threads = 0
+    cpu_s = reaped_s
+    found = False
+    for pid in pids:
+        try:
+            one = usage_of([pid])
+        except OSError:
+            continue
+        found = True
+        rss, pss, uss = rss + one.memory.rss, pss + one.memory.pss, uss + one.memory.uss
+        cpu_s += one.cpu_s + one.children_cpu_s
+        fds, threads = fds + one.fds, threads + one.threads
+    if not found:
+        raise ProcessLookupError("no process is left")
+    return Usage(Memory(rss, pss, uss), round(cpu_s, 3), fds, threads)
+
+
 def machine_cpu_s() -> float:
     """Return the seconds that the machine's processors were busy since it was started, stolen ones included.
 
@@ -144,6 +173,7 @@ class Sampler:
         load: Callable[[], Sequence[int]] = tuple,
         world: Callable[[], Sequence[int]] = tuple,
         interval_s: float = INTERVAL_S,
+        usage: Callable[[], Usage] | None = None,
     ) -> None:
         """Make a sampler that does not run yet.
 
@@ -154,6 +184,7 @@ class Sampler:
             load: returns the process ids of the load.
             world: returns those of the world.
             interval_s: between two samples.
+            usage: returns what the server uses, or raises OSError; None to add up its processes.
         """
         self.phase = "start"
         """Written into each sample; set it when something else begins."""
@@ -166,6 +197,7 @@ class Sampler:
         self._stats = stats
         self._others = (load, world)
         self._interval_s = interval_s
+        self._usage = usage
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self._error: BaseException | None = None
@@ -222,10 +254,10 @@ class Sampler:
         pids = list(self._server())
         now = time.time()
         try:
-            usage = usage_of(pids) if pids else None
+            usage = self._usage() if self._usage is not None else usage_of(pids)
         except OSError:
             usage = None
-        if usage is None:
+        if usage is None or not usage.memory.rss:
             # It ended, or has not begun. Whoever watches the process says so; there is nothing to measure.
             return names
         others = [_cpu_total(each()) for each in self._others]

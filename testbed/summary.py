@@ -5,6 +5,8 @@ scripts read them. Bytes per envelope come in two ways that must not be mixed up
 
 - ``bytes_per_envelope``: the slope of the server's RSS on queued envelopes while the queue grew in this run (from 40 %
   of its peak on, see `testbed.fit.rising`), with its standard error. The whole server: what the queue costs in caches, allocator and database besides the store.
+For other servers it is the slope of PSS, summed over their processes, on what they have in their queue
+(``queue_unit``); so is every ``rss`` of theirs.
 - ``store_bytes_per_envelope``: RSS of a fresh process that only fills the store with 100,000 envelopes of
   this scenario (`testbed.footprint`).
 """
@@ -93,8 +95,10 @@ def summarise(
 def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the samples and the ledger of one server say."""
     load = samples.at_or_after(0.0)
-    queued, rss, t = load["scheduler.envelope"], load["rss_bytes"], load["t"]
-    before = samples["rss_bytes"][samples["t"] < 0]
+    # Of a hundred processes that share their program, only the sum of their parts means something.
+    memory = "rss_bytes" if notes.target == "ours" else "pss_bytes"
+    queued, rss, t = load.queue, load[memory], load["t"]
+    before = samples[memory][samples["t"] < 0]
     # The last samples before the load: warmed up, nothing to do.
     base = float(np.median(before[-3:])) if len(before) else float(rss[0])
     base_uss = _median_before(samples, "uss_bytes")
@@ -106,6 +110,8 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
     messages = max(int(ledger["messages_accepted"]), 1)
     drain_time = drained_at(t, queued) if notes.drained else None
     return {
+        "target": notes.target,
+        "queue_unit": "envelopes" if "scheduler.envelope" in load else "messages",
         "bytes_per_envelope": _round(fitted.slope if fitted else None, 1),
         "bytes_per_envelope_stderr": _round(fitted.stderr if fitted else None, 1),
         "bytes_per_envelope_uss": _round(private.slope if private else None, 1),
@@ -121,6 +127,7 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         if fitted
         else None,
         "base_rss_bytes": int(base),
+        "base_pss_bytes": int(_median_before(samples, "pss_bytes")),
         "base_uss_bytes": int(base_uss),
         "peak_rss_bytes": int(np.nanmax(rss)),
         "peak_uss_bytes": int(np.nanmax(load["uss_bytes"])),
@@ -143,8 +150,8 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "delivery_latency_s": {
             name: _short(spread) for name, spread in ledger["delivery_latency_s"].items()
         },
-        "attempts_deferred": int(notes.stats.get("scheduler.delivery.tempfail", 0)),
-        "ambiguous": int(notes.stats.get("mta.ambiguous", 0)),
+        "attempts_deferred": _told(notes, "scheduler.delivery.tempfail"),
+        "ambiguous": _told(notes, "mta.ambiguous"),
         "generator_lag_p99_s": (notes.load.get("generator_lag_s") or {}).get("p99"),
         "leaks": notes.leaks,
     }
@@ -258,6 +265,12 @@ def _grown(samples: Samples, name: str) -> float:
 def _p99(values: Floats) -> float | None:
     known = values[np.isfinite(values)]
     return float(np.percentile(known, 99)) if len(known) else None
+
+
+def _told(notes: Notes, name: str) -> int | None:
+    """Return a counter; of other servers None if they have none."""
+    value = notes.stats.get(name, 0 if notes.target == "ours" else None)
+    return None if value is None else int(value)
 
 
 def _round(value: float | None, digits: int) -> float | None:

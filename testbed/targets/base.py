@@ -7,6 +7,8 @@ with, and judged by what went in and what came out. Nothing here imports a serve
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from testbed.sampler import Usage
+
 
 class Owed(NamedTuple):
     """One recipient of one accepted message, as the server names it."""
@@ -21,6 +23,8 @@ class Target(Protocol):
     """One mail server, from its start to its end."""
 
     name: str
+    is_tree: bool
+    """It is many processes, which come and go."""
 
     def start(self) -> None:
         """Start it and return when it takes mail.
@@ -44,7 +48,9 @@ class Target(Protocol):
         ...
 
     def stats(self) -> Mapping[str, float]:
-        """Return its counters and gauges; ``scheduler.envelope`` is the least there is.
+        """Return its counters and gauges; ``scheduler.envelope`` or ``queue.message`` is the least there is.
+
+        What a server can't tell is not in it. Names that ours has too mean the same.
 
         Raises:
             OSError: it does not answer now.
@@ -67,6 +73,22 @@ class Target(Protocol):
         """Return the message's id from the reply to its final dot; empty if it has none."""
         ...
 
+    def usage(self) -> Usage:
+        """Return what its processes use, and the time of those that have ended, if it has many.
+
+        Raises:
+            OSError: it has none now.
+        """
+        ...
+
     def stop(self) -> int:
         """End it and return its exit status. Idempotent."""
+        ...
+
+    def discard_queue(self) -> None:
+        """Remove its queue from the disk; only after `stop`."""
+        ...
+
+    def describe_end(self) -> str:
+        """Return one line on how it ended."""
         ...

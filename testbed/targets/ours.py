@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from testbed.children import Child, RunError, last_line, python, source_environment
+from testbed.sampler import Usage, usage_of
 from testbed.targets.base import Owed
 
 READY_S: Final = 30.0
@@ -36,6 +37,7 @@ class OurServer:
     """Implements `testbed.targets.base.Target`."""
 
     name = "mta"
+    is_tree = False
 
     def __init__(
         self,
@@ -136,6 +138,14 @@ class OurServer:
     def pids(self) -> list[int]:
         """Return the one process that it is."""
         return [self._child.pid] if self._child is not None else []
+
+    def usage(self) -> Usage:
+        """Return what its process uses.
+
+        Raises:
+            OSError: it is gone.
+        """
+        return usage_of(self.pids())
 
     def stats(self) -> Mapping[str, float]:
         """Return its counters and gauges by the names of `mta.core.metrics`.

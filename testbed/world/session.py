@@ -179,10 +179,12 @@ class SinkSession(asyncio.Protocol):
         """Stay while replies wait, but not for a message: FIN is also how a client gives up.
 
         It may have closed its half or all of it, and only a write would tell. A message that waits is
-        not taken then: the client is not going to be told, or did not want to wait.
+        not taken then: the client is not going to be told, or did not want to wait. Unless it said QUIT
+        behind the message: Exim sends both at once, closes its half, and reads on.
         """
         self._eof = True
-        return bool(self._waiting) and all(each.taken is None for each in self._waiting)
+        waiting = self._waiting
+        return bool(waiting) and (waiting[-1].close or all(each.taken is None for each in waiting))
 
     def pause_writing(self) -> None:
         """Stop reading: who does not take replies may not send commands."""

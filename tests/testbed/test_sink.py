@@ -389,6 +389,23 @@ class TestTime:
                 replies = [await client.reply() for _ in range(3)]
                 assert replies == ["250 2.0.0 Ok", "250 2.0.0 Ok", ""]
 
+    async def test_a_client_that_says_quit_with_its_message_and_closes_its_half_is_told(
+        self, tmp_path: Path
+    ):
+        """As Exim ends a connection: dot, QUIT and FIN at once; it reads on, so the message is taken."""
+        path = tmp_path / "sink.jsonl"
+        async with a_sink(
+            {"kind": "latency", "delay_s": 0.02, "verbs": ["."]}, record=path
+        ) as sink:
+            async with a_client(sink) as client:
+                await client.say(ENVELOPE, 3)
+                client.writer.write(b"x\r\n.\r\nQUIT\r\n")
+                client.writer.write_eof()
+                replies = [await client.reply() for _ in range(3)]
+                assert [each[:3] for each in replies] == ["250", "221", ""]
+            assert (sink.tally.messages, sink.tally.abandoned) == (1, 0)
+        assert len(lines_of(path)) == 1
+
     async def test_a_message_is_taken_when_its_reply_leaves_and_not_before(self, tmp_path: Path):
         """The client goes while the host thinks: nothing was acknowledged, so nothing is recorded."""
         path = tmp_path / "sink.jsonl"

@@ -1,0 +1,111 @@
+"""OpenSMTPD as a target, with its defaults: one new connection for a route in 5 s, ten sessions for a relay.
+
+Its schedule can't be told to be faster (a second attempt comes after 400 s, always), so scenarios whose time is
+compressed leave their deferred mail in its queue; the account says so. Debian has version 6.8.0p2 of 2020, which
+does not sync what it accepts.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from testbed.targets.base import Owed
+from testbed.targets.ours import given_up
+from testbed.targets.peer import PORT, PeerServer
+
+CONFIG: Final = """\
+listen on 127.0.0.1 port {port}
+action "out" relay
+match from any for any action "out"
+"""
+
+COUNTERS: Final = (
+    "scheduler.envelope",
+    "scheduler.envelope.incoming",
+    "scheduler.envelope.inflight",
+    "scheduler.envelope.expired",
+    "scheduler.delivery.ok",
+    "scheduler.delivery.tempfail",
+    "scheduler.delivery.permfail",
+    "scheduler.delivery.loop",
+    "scheduler.ramqueue.hold",
+    "queue.bounce",
+    "smtp.session",
+    "mta.session",
+    "mta.connector",
+    "mta.envelope",
+    "mta.task",
+)
+"""Of the 100 that it has, what says how it is."""
+
+_ACCEPTED: Final = re.compile(r"\b([0-9a-f]{8}) Message accepted")
+
+
+class OpenSmtpd(PeerServer):
+    """OpenSMTPD in a cell."""
+
+    name = "opensmtpd"
+    users = (("opensmtpd", "/var/lib/opensmtpd/empty"), ("opensmtpq", "/var/lib/opensmtpd/empty"))
+
+    def configure(self) -> None:
+        """Write smtpd.conf, and make what the package's scripts would."""
+        self.cell.write("etc/smtpd.conf", CONFIG.format(port=PORT))
+        self.cell.write("etc/aliases", "")
+        for each in ("var/lib/opensmtpd", "var/lib/opensmtpd/empty", "var/spool/smtpd"):
+            self.own(each, "root", mode=0o711 if each == "var/spool/smtpd" else 0o755)
+
+    def command(self) -> Sequence[str]:
+        """Return how it is started in the foreground."""
+        return ("/usr/sbin/smtpd", "-d")
+
+    @property
+    def log(self) -> Path:
+        """Its log, which is what it says on standard error."""
+        return self.cell.log
+
+    def queue_length(self) -> Mapping[str, float]:
+        """Return some of its counters, whose names ours has too."""
+        found = dict(counters(self._control("show", "stats").splitlines()))
+        # One that has never been set is not listed.
+        return {name: found.get(name, 0.0) for name in COUNTERS}
+
+    def read_queue(self) -> list[Owed]:
+        """Return what `smtpctl show queue` lists."""
+        return list(listed(self._control("show", "queue").splitlines()))
+
+    def _control(self, *words: str) -> str:
+        # It insists on the group that its package's scripts would have given it.
+        return self.ask("/usr/sbin/smtpctl", *words, group="opensmtpq")
+
+    def bounced(self) -> list[Owed]:
+        """Return what its log says it gave up."""
+        try:
+            with self.log.open(encoding="utf-8", errors="replace") as lines:
+                return list(given_up(lines))
+        except FileNotFoundError:
+            return []
+
+    def queue_id(self, reply: str) -> str:
+        """Return the id in ``2.0.0 0000002a Message accepted for delivery``."""
+        found = _ACCEPTED.search(reply)
+        return found[1] if found else ""
+
+
+def counters(lines: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """Yield the counters of `smtpctl show stats`; those that are no numbers are left out."""
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if equals:
+            try:
+                yield name, float(value)
+            except ValueError:
+                continue
+
+
+def listed(lines: Iterable[str]) -> Iterator[Owed]:
+    """Yield the recipients of `smtpctl show queue`: ``evpid|family|kind|flags|from|rcpt|dest|...``."""
+    for line in lines:
+        fields = line.split("|")
+        if len(fields) > 6:
+            yield Owed(fields[0][:8], fields[6])

@@ -26,7 +26,7 @@ Directory = Annotated[
 @peers_app.command("install")
 def install_command(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="postfix, opensmtpd, exim; all.")
+        list[str] | None, typer.Argument(metavar="NAME", help="postfix, opensmtpd, exim; all.")
     ] = None,
     directory: Directory = None,
 ) -> None:

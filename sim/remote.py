@@ -12,16 +12,17 @@ the same instant are one draw, so pipelining helps; work (tarpits) is done for o
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mta.core.reply import Reply
 from sim.behaviours import read
-from sim.behaviours.base import CONNECT, END_OF_DATA, VERBS, Behaviour, Conn, Parameters, Refusal
-from sim.behaviours.delays import LatencyBehaviour, TarpitBehaviour
-from sim.behaviours.dns import TRUTH, DnsBehaviour, DnsVerdict
-from sim.behaviours.windows import WindowBehaviour
+from sim.behaviours.base import CONNECT, END_OF_DATA, Behaviour, Conn, Parameters, Refusal
+from sim.behaviours.composition import Composition
+from sim.behaviours.nameserver import NameServer
 from sim.distributions import random_stream
+from sim.profiles import Composer
 
 if TYPE_CHECKING:
     from sim.scenario import Scenario
@@ -74,8 +75,6 @@ _PLAIN: Final = {
     "RCPT": RECIPIENT_OK,
 }
 
-_TRANSACTION_VERBS: Final = ("MAIL", "RCPT", "DATA", END_OF_DATA)
-
 
 class Verdict(NamedTuple):
     """What a host answers to one command.
@@ -121,51 +120,77 @@ class RemoteHost:
 
     def __init__(self, behaviours: Sequence[Behaviour]) -> None:
         """Compose a host; the order of behaviours that refuse is the order in which they are asked."""
-        self._behaviours = tuple(behaviours)
-        self._windows = tuple(one for one in behaviours if isinstance(one, WindowBehaviour))
-        latencies = [one for one in behaviours if isinstance(one, LatencyBehaviour)]
-        self._samplers = tuple(one.sample for one in latencies)
-        self._sample = self._samplers[0] if len(latencies) == 1 else None
-        self._delayed = {
-            verb: tuple(i for i, one in enumerate(latencies) if verb in one.verbs) for verb in VERBS
-        }
-        tarpits = [one for one in behaviours if isinstance(one, TarpitBehaviour)]
-        self._work_s = {
-            verb: math.fsum(one.delay_s for one in tarpits if verb in one.verbs) for verb in VERBS
-        }
-        self._judges = {
-            verb: tuple(one.judge for one in behaviours if verb in one.judges) for verb in VERBS
-        }
-        self._notified = tuple(
-            one for one in behaviours if type(one).opened is not Behaviour.opened
-        )
-        # What almost every host is almost always: nothing to judge in a transaction, one delay for
-        # every verb, no tarpit. The model spends its time here.
-        self._is_plain = (
-            not any(self._judges[verb] for verb in _TRANSACTION_VERBS)
-            and not any(self._work_s[verb] for verb in _TRANSACTION_VERBS)
-            and (not latencies or (self._sample is not None and latencies[0].verbs >= set(VERBS)))
-        )
-        # The next best: somebody judges, but all replies wait alike and nobody goes away.
-        self._is_straight = (
-            not self._windows
-            and not any(self._work_s[verb] for verb in _TRANSACTION_VERBS)
-            and (not latencies or (self._sample is not None and latencies[0].verbs >= set(VERBS)))
-        )
-        self._calm_from = math.inf
-        self._calm_until = -math.inf
-        """From one instant until the other no window is open."""
-        self.open_count = 0
+        self._phases = [Composition(-math.inf, math.inf, behaviours)]
+        self._enter(self._phases[0])
+        self._notified = _notified(self._phases)
+        self._open: set[Conn] = set()
+
+    @property
+    def open_count(self) -> int:
         """Connections that were let in and are not gone."""
+        return len(self._open)
+
+    def plan(self, changes: Sequence[tuple[float, Sequence[Behaviour]]]) -> None:
+        """Say what the host will be like from which instants on; they rise. Before the first connection."""
+        assert not self._open, self
+        begins = [-math.inf, *(at for at, _ in changes), math.inf]
+        lists = [self._phases[0].behaviours, *(behaviours for _, behaviours in changes)]
+        self._phases = [
+            Composition(begin, end, behaviours)
+            for begin, end, behaviours in zip(begins, begins[1:], lists, strict=False)
+        ]
+        self._notified = _notified(self._phases)
+        self._enter(self._phases[0])
+
+    def change(self, behaviours: Sequence[Behaviour], now: float) -> None:
+        """Be like this from now on, until the next instant that was planned.
+
+        A behaviour that is there already goes on with what it remembers; a new one is told of who is connected.
+        """
+        known = set(map(id, self._notified))
+        later = [one for one in self._phases if one.begin > now]
+        end = later[0].begin if later else math.inf
+        self._phases = [Composition(-math.inf, end, behaviours), *later]
+        self._notified = _notified(self._phases)
+        for one in self._notified:
+            if id(one) not in known:
+                for conn in self._open:
+                    one.opened(conn, now)
+        self._enter(self._phases[0])
+
+    def behaviours_at(self, now: float) -> tuple[Behaviour, ...]:
+        """Return what makes up the host at an instant."""
+        return next(one for one in self._phases if one.begin <= now < one.end).behaviours
 
     def listening(self, now: float) -> bool:
         """Return False while connections are refused by the host's kernel, as it were."""
+        if not self._phase_begin <= now < self._phase_end:
+            self._turn(now)
         return not any(one.mode == "refuse" and one.away(now) for one in self._windows)
 
     def next_change(self, now: float) -> float | None:
-        """Return the first instant after ``now`` at which the host goes away or comes back."""
+        """Return the first instant after ``now`` at which the host goes away or comes back, or may."""
+        if not self._phase_begin <= now < self._phase_end:
+            self._turn(now)
         at = min((one.next_change(now) for one in self._windows), default=math.inf)
+        at = min(at, self._phase_end)
         return at if at < math.inf else None
+
+    def _turn(self, now: float) -> None:
+        """Become what the host is at an instant."""
+        self._enter(next(one for one in self._phases if one.begin <= now < one.end))
+
+    def _enter(self, phase: Composition) -> None:
+        """Take a phase's tables as ours: every command looks something up there."""
+        self._phase_begin, self._phase_end = phase.begin, phase.end
+        self._windows = phase.windows
+        self._samplers, self._sample = phase.samplers, phase.sample
+        self._delayed, self._work_s = phase.delayed, phase.work_s
+        self._judges = phase.judges
+        self._is_plain = phase.is_plain
+        # A transaction may end in another phase, whose windows nobody has looked at.
+        self._is_straight = phase.is_straight and not any(one.windows for one in self._phases)
+        self._calm_from, self._calm_until = math.inf, -math.inf
 
     def connect(self, peer: str, now: float) -> tuple[Conn, Verdict]:
         """Answer a new connection from an address.
@@ -179,7 +204,7 @@ class RemoteHost:
             # RFC 5321 3.1 lets a host that greets with 554 stay for QUIT; few do, and none must.
             refusal = refusal._replace(close=True)
         if refusal is None or not refusal.close:
-            self.open_count += 1
+            self._open.add(conn)
             for one in self._notified:
                 one.opened(conn, now)
         else:
@@ -239,8 +264,7 @@ class RemoteHost:
         if conn.closed:
             return
         conn.closed = True
-        self.open_count -= 1
-        assert self.open_count >= 0, self
+        self._open.remove(conn)
         for one in self._notified:
             one.left(conn, now)
 
@@ -278,6 +302,8 @@ class RemoteHost:
             # A window begins meanwhile. The second draw is lost, which biases nothing.
             conn.wave_at = now
             conn.waves = [first_s]
+        if not self._phase_begin <= now < self._phase_end:
+            self._turn(now)
         if (
             self._is_straight
             and rcpts
@@ -447,17 +473,31 @@ class RemoteHost:
         """Return how the host is away, or None; remembers for how long it surely is not."""
         if self._calm_from <= now < self._calm_until:
             return None
+        if not self._phase_begin <= now < self._phase_end:
+            self._turn(now)
         for one in self._windows:
             if one.away(now):
                 return one.refusal
-        self._calm_from = now if self._windows else -math.inf
-        self._calm_until = min((one.next_change(now) for one in self._windows), default=math.inf)
+        self._calm_from = now if self._windows else self._phase_begin
+        change_at = min((one.next_change(now) for one in self._windows), default=math.inf)
+        self._calm_until = min(change_at, self._phase_end)
         return None
 
     def _next_reset(self, now: float) -> float:
         """Return when the host next resets its connections; inf if never."""
-        refusing = (one for one in self._windows if one.mode == "refuse" and not one.away(now))
-        return min((one.next_change(now) for one in refusing), default=math.inf)
+        for phase in self._phases:
+            if phase.end <= now:
+                continue
+            refusing = [one for one in phase.windows if one.mode == "refuse"]
+            if phase.begin > now and any(one.away(phase.begin) for one in refusing):
+                return phase.begin
+            at = max(now, phase.begin)
+            change_at = min(
+                (one.next_change(at) for one in refusing if not one.away(at)), default=math.inf
+            )
+            if change_at < phase.end:
+                return change_at
+        return math.inf
 
     def _judge(self, conn: Conn, verb: str, argument: str, size: int, now: float) -> Refusal | None:
         for judge in self._judges.get(verb, ()):
@@ -478,7 +518,7 @@ class RemoteHost:
             return SILENCE
         delay_s = 0.0
         if self._samplers:
-            if conn.wave_at != now:
+            if conn.wave_at != now or len(conn.waves) != len(self._samplers):
                 conn.wave_at = now
                 conn.waves = [sample() for sample in self._samplers]
             for i in self._delayed.get(verb, ()):
@@ -487,6 +527,17 @@ class RemoteHost:
         if refusal is not None:
             return Verdict(refusal.reply, delay_s, work_s, refusal.close)
         return Verdict(reply, delay_s, work_s)
+
+
+def _notified(phases: Sequence[Composition]) -> tuple[Behaviour, ...]:
+    """Return who is told of connections, each once: what comes later counts from the beginning."""
+    found = {
+        id(one): one
+        for phase in phases
+        for one in phase.behaviours
+        if type(one).opened is not Behaviour.opened
+    }
+    return tuple(found.values())
 
 
 def _first_wave(conn: Conn, now: float) -> float:
@@ -522,26 +573,6 @@ def _closed(
     known = [reply if one is None or one.code < 400 else one for one in results]
     known += [reply] * (count - len(known))
     return TransactionVerdict(spent_s, tuple(known), False)
-
-
-class NameServer:
-    """What the name servers of one destination answer; the truth unless a behaviour says otherwise."""
-
-    def __init__(self, behaviours: Sequence[DnsBehaviour]) -> None:
-        self._behaviours = tuple(behaviours)
-
-    def decide(self, now: float) -> DnsVerdict:
-        """Return how a query that comes now is answered: by the first behaviour that has its own way.
-
-        Delays add up; the TTL is the first behaviour's.
-        """
-        if not self._behaviours:
-            return TRUTH
-        verdicts = [one.decide(now) for one in self._behaviours]
-        answer = next(
-            (one.answer for one in verdicts if one.answer is not TRUTH.answer), TRUTH.answer
-        )
-        return DnsVerdict(math.fsum(one.delay_s for one in verdicts), answer, verdicts[0].ttl_s)
 
 
 def _make(parameters: Sequence[Parameters], rng: random.Random) -> list[Behaviour]:
@@ -580,12 +611,16 @@ def build_hosts(
     """
     from sim.scenario import addresses
 
+    composer = Composer(scenario, replication=replication)
     hosts: dict[str, RemoteHost] = {}
     for each in addresses(scenario):
         rng = random_stream(scenario.seed, f"remote {each.address}", replication)
-        behaviours = scenario.destinations[each.destination].behaviours
-        key = f"destinations.{each.destination}.behaviours"
-        hosts[each.address] = build_host(behaviours, rng=rng, source=source, key=key)
+        number = int(each.address.rpartition(".")[2]) - 1
+        key = f"destinations.{each.destination}"
+        plan = _made(composer.plan(each.destination, number), rng, source=source, key=key)
+        hosts[each.address] = host = RemoteHost(plan[0][1])
+        if len(plan) > 1:
+            host.plan(plan[1:])
     return hosts
 
 
@@ -597,12 +632,37 @@ def build_name_servers(
     Raises:
         ConfigError: a behaviour of a destination is wrong.
     """
+    composer = Composer(scenario, replication=replication)
     servers: list[NameServer] = []
-    for number, destination in enumerate(scenario.destinations):
+    for number in range(len(scenario.destinations)):
         rng = random_stream(scenario.seed, f"name server {number}", replication)
-        parameters = read(
-            destination.behaviours, source=source, key=f"destinations.{number}.behaviours"
-        )
-        made = _make(parameters, rng)
-        servers.append(NameServer([one for one in made if isinstance(one, DnsBehaviour)]))
+        key = f"destinations.{number}"
+        plan = _made(composer.plan(number, None), rng, source=source, key=key)
+        servers.append(NameServer.of(plan))
     return servers
+
+
+def _made(
+    plan: Sequence[tuple[float, Sequence[Mapping[str, object]]]],
+    rng: random.Random,
+    *,
+    source: str,
+    key: str,
+) -> list[tuple[float, list[Behaviour]]]:
+    """Make the behaviours of a plan; one that is said again as it was before is the same one, with its memory."""
+    made: dict[str, Behaviour] = {}
+    result: list[tuple[float, list[Behaviour]]] = []
+    for turn, (at, tables) in enumerate(plan):
+        here = f"{key}.changes.{turn - 1}.behaviours" if turn else f"{key}.behaviours"
+        parameters = read(tables, source=source, key=here)
+        again = Counter[str]()
+        behaviours = []
+        for each in parameters:
+            # Two of a kind with the same parameters are two, with memories of their own.
+            again[repr(each)] += 1
+            name = f"{each!r} {again[repr(each)]}"
+            if name not in made:
+                (made[name],) = _make([each], rng)
+            behaviours.append(made[name])
+        result.append((at, behaviours))
+    return result

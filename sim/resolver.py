@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from mta.core.routing import MxHost, Resolution, ResolutionStatus
-from sim.behaviours.dns import DnsAnswer
+from sim.behaviours.dns import DnsAnswer, DnsVerdict
 from sim.kernel import Kernel
 from sim.remote import NameServer
 from sim.scenario import MxAnswer
@@ -49,6 +49,7 @@ class Resolver:
         destinations: Mapping[str, int],
         servers: Sequence[NameServer],
         network_s: float,
+        max_mx: int = 20,
     ) -> None:
         """Get ready, with an empty cache.
 
@@ -59,6 +60,7 @@ class Resolver:
             destinations: domain -> index into ``servers``.
             servers: what decides about answers.
             network_s: time of a look-up beside the scripted delays.
+            max_mx: ``limits.mta.max_mx``.
         """
         self._kernel = kernel
         self._settings = settings
@@ -66,6 +68,7 @@ class Resolver:
         self._destinations = destinations
         self._servers = servers
         self._network_s = network_s
+        self._max_mx = max_mx
         self._cache: OrderedDict[str, tuple[float, Resolution]] = OrderedDict()
         self.hits = 0
         self.misses = 0
@@ -116,7 +119,7 @@ class Resolver:
             return 0.0, self._negative(ResolutionStatus.NO_DOMAIN)
         server = self._servers[number]
         now = self._kernel.now
-        exchangers = server.decide(now)
+        exchangers = _asked(server, now, domain)
         if exchangers.answer is DnsAnswer.TIMEOUT or exchangers.delay_s > settings.lifetime_s:
             return settings.lifetime_s, self._temporary()
         taken = exchangers.delay_s
@@ -130,22 +133,28 @@ class Resolver:
             return taken, self._negative(status)
         if status is ResolutionStatus.NO_MX:
             # The scripted domains have no address of their own: the implicit MX leads nowhere.
-            taken += server.decide(now + taken).delay_s
+            taken += _asked(server, now + taken, domain).delay_s
             return taken, self._negative(status)
         # Addresses of all hosts at once, IPv4 and IPv6 (mta/resolver.py).
         slowest = 0.0
         ttl_s = float(exchangers.ttl_s)
         hosts: dict[str, MxHost] = {}
         failed = False
-        for answer in answers:
-            address, other = server.decide(now + taken), server.decide(now + taken)
+        named = [(answer.preference, answer.host, answer.address) for answer in answers]
+        # Beside the true ones, as many as can matter: they have no addresses.
+        extra = min(exchangers.exchangers, self._max_mx)
+        named += [(exchangers.preference, f"x{n}.{domain}", "") for n in range(extra)]
+        named.sort()
+        for preference, host, where in named[: self._max_mx]:
+            address = _asked(server, now + taken, host)
+            other = _asked(server, now + taken, host)
             for verdict in (address, other):
                 late = verdict.answer is DnsAnswer.TIMEOUT
                 slowest = max(slowest, settings.lifetime_s if late else verdict.delay_s)
                 failed |= late or _STATUS.get(verdict.answer) is ResolutionStatus.RETRY
-            if address.answer in (DnsAnswer.OK, DnsAnswer.NODATA, DnsAnswer.NULL_MX):
+            if where and address.answer not in _NO_ADDRESS:
                 ttl_s = min(ttl_s, float(address.ttl_s))
-                hosts[answer.host] = MxHost(answer.preference, answer.host, (answer.address,))
+                hosts[host] = MxHost(preference, host, (where,))
         taken = min(taken + slowest, settings.lifetime_s)
         if not hosts:
             return taken, self._temporary()
@@ -176,6 +185,19 @@ class Resolver:
     def _negative(self, status: ResolutionStatus) -> Resolution:
         ttl_s = min(self._settings.negative_ttl_s, NEGATIVE_TTL_S)
         return Resolution(status, (), ttl_s, status.value)
+
+
+_NO_ADDRESS = (DnsAnswer.SERVFAIL, DnsAnswer.REFUSED, DnsAnswer.TIMEOUT, DnsAnswer.NXDOMAIN)
+"""A missing or null MX is about mail exchangers only."""
+
+
+def _asked(server: NameServer, now: float, name: str) -> DnsVerdict:
+    """Return what a question comes to: what is truncated is asked again over TCP."""
+    verdict = server.decide(now, name)
+    if verdict.answer is not DnsAnswer.TRUNCATED:
+        return verdict
+    again = server.decide(now + verdict.delay_s, name)
+    return again._replace(delay_s=verdict.delay_s + again.delay_s)
 
 
 _STATUS = {

@@ -83,6 +83,7 @@ class Model:
                 destinations=_destinations(scenario),
                 servers=build_name_servers(scenario, replication=replication, source=source),
                 network_s=self.costs.lookup_network_s,
+                max_mx=config.limits.mta.max_mx,
             )
 
         self.driver = Driver(

@@ -18,6 +18,8 @@ from mta.core.settings import ConfigError, build
 from sim.checks import Problem, domain_problems, in_range
 from sim.clients import CLIENT_GROUPS_MAX, ClientGroup
 from sim.groups import GROUPS_MAX, LocalGroup
+from sim.profiles import Change, Profile
+from sim.profiles import problems as profile_problems
 from sim.shapes import Shape
 
 SIZE_MIN: Final = 512
@@ -222,8 +224,17 @@ class Destination:
     """Part of the recipients, as a weight among all destinations."""
     hosts: int = 1
     """MX hosts, all with the same preference."""
+    mx: int = 0
+    """Hosts of each domain: the k-th has so many of them, from the one after the last of the domain before; 0 for all."""
+    profile: str = ""
+    """What kind of hosts they are, by name; see `sim.profiles`. ``testbed profiles`` lists those that ship."""
+    pace: float = 1.0
+    """Times of profiles are so many times as short and their rates as high, for experiments in compressed time."""
     behaviours: list[dict[str, Any]] = field(default_factory=list)
-    """Each a ``kind`` with its parameters, for `sim.remote`; none for a host that accepts at once."""
+    """Each a ``kind`` with its parameters, for `sim.remote`, behind the profile's; none of both for a host that
+    accepts at once."""
+    changes: list[Change] = field(default_factory=list)
+    """What they are like from which instants on."""
     tls: Literal[
         "none", "offered", "required", "broken", "expired", "wrong-name", "self-signed"
     ] = "none"
@@ -242,12 +253,19 @@ class Destination:
             ("skew", self.skew, 0, 10),
             ("share", self.share, 0, 1_000_000),
             ("hosts", self.hosts, 1, HOSTS_MAX),
+            ("mx", self.mx, 0, self.hosts),
+            ("pace", self.pace, 0.001, 1_000_000),
         )
         if self.dane != "none" and self.tls == "none":
             yield "dane", self.dane, "needs tls"
-        for n, behaviour in enumerate(self.behaviours):
-            if not isinstance(behaviour.get("kind"), str):
-                yield f"behaviours.{n}", behaviour, "must have a kind"
+        lists = [("behaviours", self.behaviours)]
+        lists += [
+            (f"changes.{n}.behaviours", each.behaviours) for n, each in enumerate(self.changes)
+        ]
+        for key, behaviours in lists:
+            for n, behaviour in enumerate(behaviours):
+                if not isinstance(behaviour.get("kind"), str):
+                    yield f"{key}.{n}", behaviour, "must have a kind"
 
 
 @dataclass(slots=True)
@@ -272,6 +290,8 @@ class Scenario:
     destinations: list[Destination] = field(default_factory=list)
     local: list[LocalGroup] = field(default_factory=list)
     """The server's own users."""
+    profiles: dict[str, Profile] = field(default_factory=dict)
+    """Kinds of hosts beside those that ship, or in their place."""
     server: dict[str, Any] = field(default_factory=dict)
     """What the server is configured with beyond its defaults; the keys of its own file."""
 
@@ -303,6 +323,7 @@ class Scenario:
             yield "destinations.0.share", 0.0, "must be above 0 for one destination at least"
         if not self.local and not self.load.messages:
             yield "load.messages", 0, f"must be from 1 to {MESSAGES_MAX}"
+        yield from profile_problems(self)
         yield from self._local_problems()
 
     def _local_problems(self) -> Iterator[Problem]:
@@ -343,6 +364,7 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         ConfigError: no such scenario, not readable, not TOML, or a key or value is wrong.
     """
     text = str(path_or_name)
+    overrides, policy = _split(overrides)
     if isinstance(path_or_name, Path) or "/" in text or text.endswith(".toml"):
         source, content = text, _read(Path(path_or_name))
     elif text in available():
@@ -353,11 +375,13 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         raise ConfigError(
             "scenario", value=text, problem=f"there is no such scenario; there are {known}"
         )
-    return parse(content, source=source, overrides=overrides)
+    return parse(content, source=source, overrides=overrides, policy=policy)
 
 
-def parse(content: bytes, *, source: str, overrides: Sequence[str] = ()) -> Scenario:
-    """Build a scenario from the bytes of a TOML file; ``source`` names it in errors.
+def parse(
+    content: bytes, *, source: str, overrides: Sequence[str] = (), policy: Path | None = None
+) -> Scenario:
+    """Build a scenario from the bytes of a TOML file; ``source`` names it in errors, ``policy`` a file on top.
 
     Raises:
         ConfigError: not TOML, or a key or value is wrong.
@@ -367,7 +391,65 @@ def parse(content: bytes, *, source: str, overrides: Sequence[str] = ()) -> Scen
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(source, problem=f"is not TOML: {problem}") from error
+    said = data.pop("policy", None)
+    if policy is None and said is not None:
+        if not isinstance(said, str):
+            raise ConfigError(source, "policy", said, "must be a file")
+        policy = Path(source).parent / said
+    if policy is not None:
+        _put_policy(data, policy)
     return build(Scenario, data, source=source, overrides=overrides)
+
+
+def _split(overrides: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Return the overrides that are values of the scenario, and the policy file that one names."""
+    files = [each.partition("=")[2] for each in overrides if each.startswith("policy=")]
+    rest = [each for each in overrides if not each.startswith("policy=")]
+    return rest, Path(files[-1].strip().strip("\"'")) if files else None
+
+
+def _put_policy(data: dict[str, Any], path: Path) -> None:
+    """Put what a policy file says on top of a scenario's file: profiles, and tables of destinations by name.
+
+    Raises:
+        ConfigError: it can't be read, is not TOML, or names a destination that the scenario does not have.
+    """
+    source = str(path)
+    try:
+        said = tomllib.loads(_read(path).decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(source, problem=f"is not TOML: {problem}") from error
+    for key, value in said.items():
+        if key not in ("profiles", "destinations"):
+            raise ConfigError(source, key, value, "must be profiles or destinations")
+        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+            raise ConfigError(source, key, value, "must be tables by name")
+    own = data.setdefault("profiles", {})
+    if isinstance(own, dict):
+        own.update(said.get("profiles", {}))
+    tables = data.get("destinations", [])
+    by_name = {
+        each.get("name"): each
+        for each in (tables if isinstance(tables, list) else [])
+        if isinstance(each, dict)
+    }
+    for name, table in said.get("destinations", {}).items():
+        if name not in by_name:
+            raise ConfigError(
+                source, f"destinations.{name}", problem="is no destination of the scenario"
+            )
+        for key in table:
+            if key not in _POLICY_KEYS:
+                known = ", ".join(_POLICY_KEYS)
+                raise ConfigError(
+                    source, f"destinations.{name}.{key}", table[key], f"must be {known}"
+                )
+        by_name[name].update(table)
+
+
+_POLICY_KEYS: Final = ("profile", "pace", "behaviours", "changes", "tls", "dane")
+"""What a policy file may say about a destination: what it is like, and not what is asked of it."""
 
 
 def _read(path: Path) -> bytes:
@@ -420,7 +502,7 @@ class MxAnswer(NamedTuple):
 def mx_records(scenario: Scenario) -> dict[str, tuple[MxAnswer, ...]]:
     """Return the mail exchangers of every domain, for a name server or a model of one.
 
-    Domains of one destination share the same tuple. A sender domain that is nobody's goes to the
+    Domains of one destination that have the same hosts share a tuple. A sender domain that is nobody's goes to the
     first destination, so that bounces have somewhere to arrive.
     """
     hosts: dict[int, list[MxAnswer]] = {}
@@ -429,8 +511,16 @@ def mx_records(scenario: Scenario) -> dict[str, tuple[MxAnswer, ...]]:
         hosts.setdefault(each.destination, []).append(answer)
     records: dict[str, tuple[MxAnswer, ...]] = {}
     for i, destination in enumerate(scenario.destinations):
-        answers = tuple(hosts[i])
-        records.update(dict.fromkeys(domains_of(destination), answers))
+        if not destination.mx:
+            records.update(dict.fromkeys(domains_of(destination), tuple(hosts[i])))
+            continue
+        shared: dict[int, tuple[MxAnswer, ...]] = {}
+        for k, domain in enumerate(domains_of(destination)):
+            first = k * destination.mx % destination.hosts
+            if first not in shared:
+                chosen = [hosts[i][(first + j) % destination.hosts] for j in range(destination.mx)]
+                shared[first] = tuple(chosen)
+            records[domain] = shared[first]
     records.setdefault(sender_domain(scenario), tuple(hosts[0]))
     return records
 

@@ -1,4 +1,4 @@
-"""The `testbed` command: run, peers, policies, report, show, trim, world.
+"""The `testbed` command: run, peers, policies, report, show, trim, profiles, world.
 
 Exit status: 0 done; 1 the run failed, and why is the last line; 2 asked wrongly.
 """
@@ -153,6 +153,33 @@ def trim_command(
     except (ConfigError, RunError) as error:
         fail(error)
     print(target)
+
+
+@app.command("profiles")
+def profiles_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    replies: Annotated[
+        bool, typer.Option("--replies", help="List what real hosts say instead: provider/name.")
+    ] = False,
+) -> None:
+    """List the kinds of hosts that a scenario can name with `profile`."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sim.behaviours.replies import known_replies
+    from sim.profiles import shipped
+
+    if replies:
+        said = {name: f"{each.verb} {each.reply}" for name, each in known_replies().items()}
+    else:
+        said = {name: profile.about for name, profile in shipped().items()}
+    if as_json:
+        print(json.dumps(said))
+        return
+    table = Table("reply" if replies else "profile", "what it says" if replies else "what it does")
+    for name, words in said.items():
+        table.add_row(name, escape(words))
+    Console(highlight=False).print(table)
 
 
 @app.command(

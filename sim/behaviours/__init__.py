@@ -5,22 +5,27 @@
     refusals.py  reject, drop, greylist, fail-then-accept
     limits.py    limit-connections, limit-rate
     windows.py   outage, dead
+    providers.py provider, asked-for
     dns.py       dns
+    replies.py   real hosts' words, which any that refuses may take: `reply = "gmail/rate"`
 
 `sim.remote` composes them into hosts.
 """
 
+import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from mta.core.settings import ABSENT, ConfigError, build
-from sim.behaviours.base import Behaviour, Parameters
+from sim.behaviours.base import NONE, Behaviour, Parameters
 from sim.behaviours.delays import Latency, Tarpit
 from sim.behaviours.dns import Dns
 from sim.behaviours.limits import LimitConnections, LimitRate
+from sim.behaviours.providers import AskedFor, Provider
 from sim.behaviours.refusals import Drop, FailThenAccept, Greylist, Reject
+from sim.behaviours.replies import known_replies
 from sim.behaviours.windows import Dead, Outage
 
 
@@ -41,6 +46,8 @@ KINDS: Final[dict[str, type[Parameters]]] = {
     "drop": Drop,
     "greylist": Greylist,
     "fail-then-accept": FailThenAccept,
+    "provider": Provider,
+    "asked-for": AskedFor,
     "limit-connections": LimitConnections,
     "limit-rate": LimitRate,
     "outage": Outage,
@@ -77,8 +84,28 @@ def read(
             known = ", ".join(KINDS)
             raise ConfigError(source, f"{here}.kind", kind, f"must be one of {known}")
         parameters = {name: value for name, value in table.items() if name != "kind"}
+        if "reply" in parameters:
+            _put_words(parameters, kind, source, here)
         try:
             found.append(build(KINDS[kind], parameters, source=source))
         except ConfigError as error:
             raise ConfigError(source, f"{here}.{error.key}", error.value, error.problem) from None
     return found
+
+
+def _put_words(parameters: dict[str, object], kind: str, source: str, here: str) -> None:
+    """Put a known reply's code and words in the place of its name."""
+    name = parameters.pop("reply")
+    fields = {field.name for field in dataclasses.fields(KINDS[kind])}  # type: ignore[arg-type]
+    if "code" not in fields:
+        raise ConfigError(source, f"{here}.reply", name, f"{kind} has no reply of its own")
+    for key in ("code", "enhanced", "text"):
+        if key in parameters:
+            raise ConfigError(source, f"{here}.{key}", parameters[key], "is the reply's already")
+    known = known_replies()
+    reply = known.get(name) if isinstance(name, str) else None
+    if reply is None:
+        raise ConfigError(source, f"{here}.reply", name, f"must be one of {', '.join(known)}")
+    parameters |= {"code": reply.code, "enhanced": reply.enhanced or NONE, "text": reply.text}
+    if "verb" in fields:
+        parameters.setdefault("verb", reply.verb)

@@ -30,6 +30,9 @@ VERBS: Final = (
 )
 """What a behaviour can be about; the names are smtp-sink's (postfix/src/smtpstone/smtp-sink.c)."""
 
+NONE: Final = "none"
+"""As an enhanced code: the host sends none."""
+
 ENTRIES_MAX: Final = 1_000_000
 """Most entries that an operator may let a behaviour remember."""
 
@@ -109,8 +112,8 @@ class Parameters(Protocol):
 
 
 def enhanced_of(code: int, enhanced: str) -> str:
-    """Return the enhanced code, or the one that says no more than the code (RFC 3463 3.1)."""
-    return enhanced or f"{code // 100}.0.0"
+    """Return the enhanced code, by default the one that says no more than the code (RFC 3463 3.1); empty for `NONE`."""
+    return "" if enhanced == NONE else enhanced or f"{code // 100}.0.0"
 
 
 def reply_problems(code: int, enhanced: str, text: str) -> Problems:
@@ -118,7 +121,7 @@ def reply_problems(code: int, enhanced: str, text: str) -> Problems:
     if not 400 <= code <= 599:
         yield "code", code, "must be from 400 to 599"
     parts = enhanced.split(".")
-    if enhanced and not (
+    if enhanced not in ("", NONE) and not (
         len(parts) == 3
         and all(part.isascii() and part.isdigit() and len(part) <= 3 for part in parts)
         and parts[0] == str(code)[0]

@@ -144,6 +144,6 @@ class LimitRate:
     def make(self, rng: random.Random) -> LimitRateBehaviour:
         """Return the behaviour with full buckets; it draws nothing."""
         code = self.code or (421 if self.what == "connections" else 450)
-        reply = Reply(code, self.enhanced or f"{code // 100}.7.1", self.text)
+        reply = Reply(code, enhanced_of(code, self.enhanced or f"{code // 100}.7.1"), self.text)
         close = code == 421 or self.what == "connections"
         return LimitRateBehaviour(self, Refusal(reply, close=close))

@@ -13,7 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, NamedTuple, Self, cast
 
 import dns.exception
 import dns.flags
@@ -24,7 +24,7 @@ import dns.rdataclass
 import dns.rdatatype
 
 from mta.core.settings import ConfigError
-from sim.behaviours.dns import TRUTH, DnsAnswer
+from sim.behaviours.dns import TRUTH, DnsAnswer, DnsVerdict
 from sim.remote import NameServer
 from testbed.world.clock import WorldClock
 from testbed.world.zone import Zone, bend, key_of, look_up, soa
@@ -41,9 +41,21 @@ IDLE_S: Final = 10.0
 UDP_MAX: Final = 512
 """Bytes of a UDP answer for a client without EDNS (RFC 1035 4.2.1)."""
 
+TCP_MAX: Final = 65_535
+"""Bytes of an answer over TCP (RFC 1035 4.2.2)."""
+
 _UDP_EDNS_MAX: Final = 4096
 _HEADER: Final = 12
 _QUERY_MAX: Final = 4096
+
+
+class Answered(NamedTuple):
+    """What comes back for one query."""
+
+    delay_s: float
+    wire: bytes
+    forged: bytes = b""
+    """What seems to come from the server just before; empty for nothing."""
 
 
 class DnsServer:
@@ -153,14 +165,20 @@ class DnsServer:
         for session in tuple(self.connections):
             session.abort()
 
+    @property
+    def servers(self) -> Sequence[NameServer]:
+        """What decides about answers, by destination."""
+        return self._servers
+
     def stats(self) -> dict[str, object]:
         """Return what was counted so far."""
         return {"queries": dict(self.queries), "waiting": len(self._delayed)}
 
-    def later(self, delay_s: float, session: "_Udp | _TcpSession", to: object, wire: bytes) -> None:
-        """Send an answer when its delay is over."""
-        if delay_s <= 0:
-            session.send(wire, to)
+    def later(self, answered: Answered, session: "_Udp | _TcpSession", to: object) -> None:
+        """Send an answer when its delay is over, and what is forged before it."""
+        if answered.delay_s <= 0:
+            session.send(answered.forged, to)
+            session.send(answered.wire, to)
             return
         if len(self._delayed) >= QUERIES_MAX:
             self.queries["dropped"] += 1
@@ -168,13 +186,14 @@ class DnsServer:
 
         def send() -> None:
             self._delayed.discard(timer)
-            session.send(wire, to)
+            session.send(answered.forged, to)
+            session.send(answered.wire, to)
 
-        timer = self._loop.call_later(delay_s, send)
+        timer = self._loop.call_later(answered.delay_s, send)
         self._delayed.add(timer)
 
-    def answer(self, wire: bytes, size_max: int) -> tuple[float, bytes] | None:
-        """Return (seconds to wait, answer), or None for none.
+    def answer(self, wire: bytes, size_max: int) -> Answered | None:
+        """Return what comes back, or None for nothing.
 
         Args:
             wire: The query as it came; may be anything.
@@ -187,12 +206,14 @@ class DnsServer:
             query = dns.message.from_wire(wire)
         except (dns.exception.DNSException, ValueError, struct.error):
             self.queries["FORMERR"] += 1
-            return 0.0, wire[:2] + bytes((0x80 | wire[2] & 0x79, dns.rcode.FORMERR)) + bytes(8)
-        if size_max < 65_535 and query.edns >= 0:
+            flags = bytes((0x80 | wire[2] & 0x79, dns.rcode.FORMERR))
+            return Answered(0.0, wire[:2] + flags + bytes(8))
+        tcp = size_max == TCP_MAX
+        if not tcp and query.edns >= 0:
             size_max = min(max(query.payload, UDP_MAX), _UDP_EDNS_MAX)
         response = dns.message.make_response(query, recursion_available=True)
         response.flags |= dns.flags.AA
-        delay_s = 0.0
+        verdict = TRUTH
         if query.opcode() != dns.opcode.QUERY:
             response.set_rcode(dns.rcode.NOTIMP)
             self.queries["NOTIMP"] += 1
@@ -200,14 +221,22 @@ class DnsServer:
             response.set_rcode(dns.rcode.FORMERR)
             self.queries["FORMERR"] += 1
         else:
-            answered = self._fill(query, response)
-            if answered is None:
+            found = self._fill(query, response)
+            if found is None:
                 return None
-            delay_s = answered
-        return delay_s, _to_wire(response, size_max)
+            verdict = found
+        if verdict.answer is DnsAnswer.TRUNCATED and not tcp:
+            return Answered(verdict.delay_s, _truncated(response))
+        forged = b""
+        if verdict.answer is DnsAnswer.WRONG_ID and not tcp:
+            lie = dns.message.make_response(query, recursion_available=True)
+            lie.id ^= 1
+            lie.set_rcode(dns.rcode.NXDOMAIN)
+            forged = lie.to_wire()
+        return Answered(verdict.delay_s, _to_wire(response, size_max), forged)
 
-    def _fill(self, query: dns.message.Message, response: dns.message.Message) -> float | None:
-        """Put an answer into a response; return its delay, or None if nothing comes back."""
+    def _fill(self, query: dns.message.Message, response: dns.message.Message) -> DnsVerdict | None:
+        """Put an answer into a response; return what was decided, or None if nothing comes back."""
         question = query.question[0]
         name, kind = question.name, question.rdtype
         strange = dns.rdatatype.is_metatype(kind) or not 0 < kind < 256
@@ -215,11 +244,11 @@ class DnsServer:
             # ANY, AXFR and the like (RFC 8482); a type of our own making would fill the counter.
             response.set_rcode(dns.rcode.REFUSED)
             self.queries["REFUSED"] += 1
-            return 0.0
+            return TRUTH
         destination = self._destinations.get(key_of(name))
         verdict = TRUTH
         if destination is not None and self._servers:
-            verdict = self._servers[destination].decide(self._clock.now())
+            verdict = self._servers[destination].decide(self._clock.now(), key_of(name))
         if destination in self._signed and query.flags & dns.flags.AD:
             response.flags |= dns.flags.AD
         label = dns.rdatatype.to_text(kind)
@@ -227,7 +256,7 @@ class DnsServer:
             self.queries[f"{label} timeout"] += 1
             return None
         found = look_up(self.zone, name, kind, verdict.ttl_s)
-        found = bend(found, name, kind, verdict.answer, verdict.ttl_s)
+        found = bend(found, name, kind, verdict)
         response.set_rcode(found.rcode)
         response.answer = found.answer
         negative = found.rcode == dns.rcode.NXDOMAIN or (
@@ -236,17 +265,21 @@ class DnsServer:
         if negative:
             response.authority = [soa()]
         self.queries[f"{label} {dns.rcode.to_text(found.rcode)}"] += 1
-        return verdict.delay_s
+        return verdict
+
+
+def _truncated(response: dns.message.Message) -> bytes:
+    """Return a response with nothing but the word that there is more (RFC 2181 9)."""
+    response.flags |= dns.flags.TC
+    response.answer, response.authority, response.additional = [], [], []
+    return response.to_wire()
 
 
 def _to_wire(response: dns.message.Message, size_max: int) -> bytes:
     try:
         return response.to_wire(max_size=size_max)
     except dns.exception.TooBig:
-        # RFC 2181 9: say so, and the client comes back over TCP.
-        response.flags |= dns.flags.TC
-        response.answer, response.authority, response.additional = [], [], []
-        return response.to_wire()
+        return _truncated(response)
 
 
 class _Udp(asyncio.DatagramProtocol):
@@ -262,11 +295,11 @@ class _Udp(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str | object, int]) -> None:
         answered = self._server.answer(data, UDP_MAX)
         if answered is not None:
-            self._server.later(answered[0], self, addr, answered[1])
+            self._server.later(answered, self, addr)
 
     def send(self, wire: bytes, to: object) -> None:
-        """Send an answer, if the socket is still there."""
-        if self._transport is not None and not self._transport.is_closing():
+        """Send an answer, if there is one and the socket is still there."""
+        if wire and self._transport is not None and not self._transport.is_closing():
             self._transport.sendto(wire, cast("tuple[str, int]", to))
 
 
@@ -306,9 +339,9 @@ class _TcpSession(asyncio.Protocol):
                 return
             if len(buffer) - at - 2 < size:
                 break
-            answered = self._server.answer(buffer[at + 2 : at + 2 + size], 65_535)
+            answered = self._server.answer(buffer[at + 2 : at + 2 + size], TCP_MAX)
             if answered is not None:
-                self._server.later(answered[0], self, None, answered[1])
+                self._server.later(answered, self, None)
             at += 2 + size
         self._buffer = buffer[at:]
 
@@ -317,8 +350,8 @@ class _TcpSession(asyncio.Protocol):
         self.abort()
 
     def send(self, wire: bytes, to: object) -> None:  # the same call as for UDP
-        """Send an answer, if the connection is still there."""
-        if self._transport is not None and not self._transport.is_closing():
+        """Send an answer, if there is one and the connection is still there."""
+        if wire and self._transport is not None and not self._transport.is_closing():
             self._transport.write(len(wire).to_bytes(2, "big") + wire)
 
     def abort(self) -> None:

@@ -14,7 +14,7 @@ import dns.rdatatype
 import dns.rdtypes.ANY.MX
 import dns.rrset
 
-from sim.behaviours.dns import DnsAnswer
+from sim.behaviours.dns import DnsAnswer, DnsVerdict
 from sim.scenario import Scenario, domains_of, mx_records
 
 Zone = Mapping[str, Mapping[str, Sequence[str]]]
@@ -97,12 +97,13 @@ def rrset(
 
 
 def bend(
-    found: Found, name: dns.name.Name, kind: dns.rdatatype.RdataType, how: DnsAnswer, ttl_s: int
+    found: Found, name: dns.name.Name, kind: dns.rdatatype.RdataType, verdict: DnsVerdict
 ) -> Found:
     """Return what is said instead of what the zone says.
 
     Servers that fail do so for every name; a missing or null MX is about mail exchangers only.
     """
+    how, ttl_s = verdict.answer, verdict.ttl_s
     if how is DnsAnswer.SERVFAIL:
         return Found(dns.rcode.SERVFAIL, [])
     if how is DnsAnswer.REFUSED:
@@ -114,6 +115,13 @@ def bend(
             return Found(dns.rcode.NOERROR, [])
         if how is DnsAnswer.NULL_MX:
             return Found(dns.rcode.NOERROR, [rrset(name, kind, ttl_s, ["0 ."])])
+        if how is DnsAnswer.MANY_MX and found.answer:
+            more = [
+                f"{verdict.preference} x{n}.{name.to_text()}" for n in range(verdict.exchangers)
+            ]
+            records = [item.to_text() for item in found.answer[-1]]
+            last = rrset(found.answer[-1].name, kind, ttl_s, [*records, *more])
+            return Found(found.rcode, [*found.answer[:-1], last])
     return found
 
 

@@ -325,7 +325,9 @@ class TestGreylist:
         """Of three triplets in a table for two, the first has to start again."""
         (behaviour,) = (
             one
-            for one in host_of({"kind": "greylist", "wait_s": 10, "max_entries": 2})._behaviours
+            for one in host_of({"kind": "greylist", "wait_s": 10, "max_entries": 2}).behaviours_at(
+                0.0
+            )
             if isinstance(one, GreylistBehaviour)
         )
         conn = Conn(PEER)
@@ -394,7 +396,7 @@ class TestFailThenAccept:
         host = host_of({"kind": "fail-then-accept", "max_entries": 4})
         for i in range(10):
             rcpt_code(host, f"u{i}@flaky.test", 0.0)
-        (behaviour,) = host._behaviours
+        (behaviour,) = host.behaviours_at(0.0)
         assert isinstance(behaviour, FailThenAcceptBehaviour)
         assert len(behaviour) == 4
 
@@ -511,7 +513,7 @@ class TestLimitRate:
                 for _ in range(2)
             ]
             assert codes == [250, 450]
-        (behaviour,) = host._behaviours
+        (behaviour,) = host.behaviours_at(0.0)
         assert isinstance(behaviour, LimitRateBehaviour)
         assert len(behaviour) == 2
 
@@ -839,7 +841,7 @@ class TestNameServer:
             ],
         )
         plain, lying = build_name_servers(scenario)
-        assert plain.decide(7.0) == (0.0, DnsAnswer.OK, 3600)
+        assert plain.decide(7.0)[:3] == (0.0, DnsAnswer.OK, 3600)
         answers = [lying.decide(now) for now in (-1e9, 4.9, 5.0, 9.9, 10.0)]
         assert [each.answer for each in answers] == [
             DnsAnswer.OK,

@@ -104,3 +104,14 @@ def test_the_world_has_its_own_options() -> None:
 
     assert 2 == status
     assert "nope" in stderr
+
+
+def test_the_kinds_of_hosts_are_listed() -> None:
+    """With what they do; real hosts' words to the letter, brackets and all; as JSON, too."""
+    assert "mixed" in run("profiles")[1]
+    assert "[#4.16.1]" in run("profiles", "--replies")[1].replace("\n", "")
+    status, stdout, _ = run("profiles", "--replies", "--json")
+    assert (0, "RCPT 550 Invalid recipient: <user@example.net>") == (
+        status,
+        json.loads(stdout)["opensmtpd/unknown"],
+    )

@@ -404,7 +404,7 @@ TURN = st.lists(
     st.sampled_from(
         [
             {"kind": "latency", "delay_s": 0.7},
-            {"kind": "latency", "law": "lognormal", "median_s": 0.3, "sigma": 1.0},
+            {"kind": "latency", "delay_s": 1.9},
             {"kind": "greylist", "wait_s": 3.0},
             {"kind": "reject", "verb": ".", "probability": 0.5},
             {"kind": "limit-connections", "max": 1},
@@ -419,7 +419,10 @@ TURN = st.lists(
 def test_a_change_is_the_same_on_the_fast_ways(
     first: list[dict[str, Any]], second: list[dict[str, Any]], gaps: list[float], seed: int
 ) -> None:
-    """Whole transactions, straight or plain, are what verb by verb they would be, across the change."""
+    """Whole transactions, straight or plain, are what verb by verb they would be, across the change.
+
+    Delays are fixed: a plain transaction that a change interrupts has lost a draw, see `RemoteHost.transaction`.
+    """
     seen = []
     for slow in (False, True):
         host = build_host(first, rng=random.Random(seed))

@@ -129,6 +129,23 @@ class Database:
         self._effects.done("sqlite", site)
         return rows
 
+    @contextmanager
+    def any_text(self, otherwise: str) -> Iterator[None]:
+        """Read text that is not UTF-8 as ``otherwise``, instead of failing."""
+
+        def text(raw: bytes) -> str:
+            try:
+                return raw.decode()
+            except UnicodeDecodeError:
+                return otherwise
+
+        usual = self._connection.text_factory
+        self._connection.text_factory = text
+        try:
+            yield
+        finally:
+            self._connection.text_factory = usual
+
     def stream(self, sql: str, *, site: str) -> Iterator[Row]:
         """Run one query and iterate over its rows, which SQLite need not hold all at once."""
         self._effects.point("sqlite", site)

@@ -23,6 +23,8 @@ from mta.queue.recipients import recipient_of
 from mta.queue.schema import Row
 
 _decode = msgspec.json.Decoder(Transaction).decode
+_DAMAGED = "\0damaged"
+"""Stands for text that is not UTF-8; nothing that we store has a NUL."""
 
 
 class Lag(Protocol):
@@ -79,7 +81,7 @@ class Reader:
 
     def envelope(self, evpid: EvpId) -> StoredEnvelope | None:
         """Return one envelope, or None if it is not there."""
-        rows = self._read(f"{schema.ENVELOPE} WHERE e.evpid = ?", (evpid,))
+        rows = self._envelopes("e.evpid = ?", (evpid,))
         return self._stored(rows[0]) if rows else None
 
     def page(self, *, after: int, limit: int) -> list[StoredEnvelope]:
@@ -88,9 +90,7 @@ class Reader:
         It is empty only when there are no more.
         """
         while True:
-            rows = self._read(
-                f"{schema.ENVELOPE} WHERE e.evpid > ? ORDER BY e.evpid LIMIT ?", (after, limit)
-            )
+            rows = self._envelopes("e.evpid > ? ORDER BY e.evpid LIMIT ?", (after, limit))
             found = [stored for row in rows if (stored := self._stored(row)) is not None]
             if found or not rows:
                 return found
@@ -100,9 +100,8 @@ class Reader:
     def of_message(self, msgid: MsgId) -> list[StoredEnvelope]:
         """Return the envelopes of a message, in order of their ids."""
         low = msgid << 32
-        rows = self._read(
-            f"{schema.ENVELOPE} WHERE e.evpid BETWEEN ? AND ? ORDER BY e.evpid",
-            (low, low | 0xFFFFFFFF),
+        rows = self._envelopes(
+            "e.evpid BETWEEN ? AND ? ORDER BY e.evpid", (low, low | 0xFFFFFFFF)
         )
         return [stored for row in rows if (stored := self._stored(row)) is not None]
 
@@ -135,7 +134,7 @@ class Reader:
         for start in range(0, len(order), schema.ROWS_MAX):
             evpids = order[start : start + schema.ROWS_MAX]
             marks = ", ".join("?" * len(evpids))
-            rows = self._read(f"{schema.ENVELOPE} WHERE e.evpid IN ({marks})", evpids)
+            rows = self._envelopes(f"e.evpid IN ({marks})", evpids)
             found = {row[0]: row for row in rows}
             for evpid in evpids:
                 stored = self._stored(found[evpid]) if evpid in found else None
@@ -159,6 +158,19 @@ class Reader:
             if database is not None:
                 database.close()
         return order
+
+    def _envelopes(self, where: str, values: Sequence[int]) -> list[Row]:
+        """Return rows of envelopes; one with text that is none has no details, which nothing can be made of."""
+        sql = f"{schema.ENVELOPE} WHERE {where}"
+        try:
+            return self._read(sql, values)
+        except QueueUnavailableError as error:
+            # One row whose text is no text would hide all others of the answer.
+            if "decode" not in str(error.__cause__):
+                raise
+            with self._database.any_text(_DAMAGED):
+                rows = self._read(sql, values)
+            return [(*row[:11], "") if _DAMAGED in row else row for row in rows]
 
     def _read(self, sql: str, values: Sequence[int]) -> list[Row]:
         try:

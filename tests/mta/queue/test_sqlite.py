@@ -1,12 +1,14 @@
 """The durable queue when the disk works: what is promised is there, after a restart too."""
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -461,6 +463,50 @@ async def test_one_damaged_envelope_does_not_hide_the_others(tmp_path: Path) -> 
         assert queue.envelope(ids(2)[0]) is None
         assert queue.envelopes == 3
     assert any("0000000200000001 is damaged" in note for note in notes)
+
+
+def damaged(text: str) -> Iterator[bytes]:
+    """Yield a record cut after each of its bytes, and with one bit turned in each."""
+    record = text.encode()
+    for place, byte in enumerate(record):
+        yield record[:place]
+        for bit in (0, 5, 7):
+            yield record[:place] + bytes([byte ^ 1 << bit]) + record[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "key"),
+    [
+        ("message", "details", "msgid = 2"),
+        ("envelope", "domain", "evpid >> 32 = 2"),
+        ("envelope", "status", "evpid >> 32 = 2"),
+    ],
+)
+async def test_damage_costs_one_message(tmp_path: Path, table: str, column: str, key: str) -> None:
+    """Cut or with a bit turned at any byte: the others are restored, and what was damaged is noted or harmless."""
+    notes: list[str] = []
+    local = Recipient("al@b.test", "al@", "", "", "maildir", "al", "tag", "", "rule")
+    async with opened(tmp_path, notes=notes) as queue:
+        for number in (1, 2, 3):
+            message = submission(number)._replace(recipients=(local,))
+            await queue.submit(message)
+        queue.defer(ids(2)[0], attempts=1, due_at=0.5, status="451 4.3.0 Try again later")
+        await queue.flush()
+        with contextlib.closing(sqlite3.connect(tmp_path / "queue.db")) as database:
+            database.execute("PRAGMA synchronous = OFF")
+            (text,) = database.execute(f"SELECT {column} FROM {table} WHERE {key}").fetchone()
+            for record in damaged(text):
+                database.execute(
+                    f"UPDATE {table} SET {column} = CAST(? AS TEXT) WHERE {key}", (record,)
+                )
+                database.commit()
+                notes.clear()
+                restored = [stored.evpid for stored in queue.restore()]
+                assert sorted({*restored, *ids(2)}) == [*ids(1), *ids(2), *ids(3)]
+                told = sum("0000000200000001 is damaged" in note for note in notes)
+                assert told == 3 - len(restored), record
+                assert (queue.envelope(ids(2)[0]) is not None) == (len(restored) == 3)
+        assert len(text) > 20
 
 
 async def test_messages_without_envelopes_are_removed_at_the_start(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import os
 import re
 import socket
 import stat
+from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,9 @@ from mta.log import Log
 from mta.queue.base import QueueUnavailableError
 from mta.trace import Tracer
 from tests.support.control import FakeTarget
+from tests.support.inprocess import until
+
+uvloop.new_event_loop().close()  # the first one opens a pipe for the whole process
 
 
 class Client:
@@ -395,6 +400,29 @@ async def test_requests_in_one_packet_are_answered_in_order(desk):
     answer = [json.loads(line) for line in (await client.reader.read()).splitlines()]
     assert ["row", "end", "row", "end", "end"] == [next(iter(line)) for line in answer]
     assert answer[0]["row"]["mta"] == "running"
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_descriptors_that_are_passed_are_not_kept(tmp_path, fds, loop):
+    """253, the most that one message can have: the answer comes, and nothing of them stays open."""
+
+    async def main():
+        async with desk_at(tmp_path) as desk:
+            before = len(fds())
+
+            def ask() -> bytes:
+                with socket.socket(socket.AF_UNIX) as raw, Path(os.devnull).open() as null:
+                    raw.settimeout(20)
+                    raw.connect(str(desk.path))
+                    socket.send_fds(raw, [b'{"verb": "show status"}\n'], [null.fileno()] * 253)
+                    return raw.recv(4096)
+
+            assert b'"row"' in await asyncio.to_thread(ask)
+            await until(lambda: not len(desk.server))
+            assert len(fds()) <= before
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(asyncio.wait_for(main(), 20))
 
 
 async def test_forty_connections(desk):

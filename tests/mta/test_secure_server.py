@@ -6,6 +6,7 @@ import functools
 import smtplib
 import socket
 import ssl
+import struct
 import threading
 
 import pytest
@@ -153,6 +154,39 @@ def test_handshakes_that_come_to_nothing(run, tmp_path, fds):
     log = (tmp_path / "log").read_text()
     assert 4 == log.count("smtp disconnected reason=tls-accept-failed error=")
     assert 'error="timeout"' in log
+
+
+def test_resets_in_the_middle_of_handshakes(run, tmp_path, fds):
+    """A thousand, wherever they cut: no descriptor, session or task is left of them."""
+    hello = client_hello()
+
+    def reset(port: int, sent: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raw.sendall(sent)
+
+    def attack(port: int) -> None:
+        for number in range(1000):
+            reset(port, hello[: number % (len(hello) + 1)])
+
+    async def main():
+        async with serving(tmp_path, FaultyEffects(), **config(tmp_path)) as server:
+            tasks = len(asyncio.all_tasks())
+            await asyncio.to_thread(attack, server.listeners.addresses["smtps"][1])
+            await until(lambda: 1000 == server.stats()["smtp.tls.failed"])
+            assert 0 == server.stats()["smtp.session"] == server.door.connections
+            assert len(asyncio.all_tasks()) <= tasks
+
+    run(main())
+
+
+def client_hello() -> bytes:
+    """Return what a client says first."""
+    outgoing = ssl.MemoryBIO()
+    client = trusting().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="mx.test")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
 
 
 def test_injection_with_real_sockets(run, tmp_path):

@@ -100,9 +100,7 @@ class Reader:
     def of_message(self, msgid: MsgId) -> list[StoredEnvelope]:
         """Return the envelopes of a message, in order of their ids."""
         low = msgid << 32
-        rows = self._envelopes(
-            "e.evpid BETWEEN ? AND ? ORDER BY e.evpid", (low, low | 0xFFFFFFFF)
-        )
+        rows = self._envelopes("e.evpid BETWEEN ? AND ? ORDER BY e.evpid", (low, low | 0xFFFFFFFF))
         return [stored for row in rows if (stored := self._stored(row)) is not None]
 
     def body(self, msgid: MsgId) -> bytes:

@@ -99,6 +99,8 @@ def run(
         print(json.dumps(found, allow_nan=False))
         return
     _show(summaries)
+    for line in summaries[0]["not_in_model"]:
+        print(f"not in the model: {line}")
 
 
 def _run(
@@ -113,6 +115,7 @@ def _run(
 ) -> list[dict[str, Any]]:
     from sim import costs as costing
     from sim import layout as layouts
+    from sim.beyond import beyond
     from sim.runner import simulate
 
     if seed is not None:
@@ -149,7 +152,7 @@ def _run(
             except OSError as error:
                 problem = f"can't be written: {error.strerror}"
                 raise ConfigError("--out", value=str(out), problem=problem) from None
-            summaries.append(result.summary())
+            summaries.append({**result.summary(), "not_in_model": list(beyond(scenario))})
     if out is not None:
         found: Any = summaries[0] if replications == 1 else summaries
         _write(out / "summary.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -418,10 +421,18 @@ def export_timeline(
 
 
 @app.command("scenarios")
-def list_scenarios() -> None:
+def list_scenarios(
+    long: Annotated[
+        bool,
+        typer.Option("--long", "-l", help="With what each asks and what a healthy server shows."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the scenarios that ship."""
-    for name in scenarios.available():
-        print(f"{name:<16} {scenarios.load(name).title}")
+    from sim.listing import scenario_lines
+
+    for line in scenario_lines(as_json=as_json, long=long):
+        print(line)
 
 
 @app.command("layouts")

@@ -73,14 +73,17 @@ def variation(text: str) -> Variation:
 
 
 def variations(texts: Sequence[str], scenario: scenarios.Scenario) -> list[Variation]:
-    """Return what to vary; `POLICIES` if nobody says and there is local mail.
+    """Return what to vary; if nobody says, what the scenario does, or `POLICIES` if there is local mail.
 
     Raises:
         ConfigError: nothing to vary, a key twice, or too many combinations.
     """
-    if not texts and not scenario.local:
+    if not texts and scenario.vary:
+        found = [Variation(key, tuple(map(str, values))) for key, values in scenario.vary.items()]
+    elif not texts and not scenario.local:
         raise ConfigError("--vary", problem="is missing: say key=value,value")
-    found = [variation(text) for text in texts or POLICIES]
+    else:
+        found = [variation(text) for text in texts or POLICIES]
     keys = [each.key for each in found]
     for key in keys:
         if keys.count(key) > 1:

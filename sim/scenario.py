@@ -17,6 +17,8 @@ from typing import Any, Final, Literal, NamedTuple
 from mta.core.settings import ConfigError, build
 from sim.checks import Problem, domain_problems, in_range
 from sim.clients import CLIENT_GROUPS_MAX, ClientGroup
+from sim.conditions import ConditionError
+from sim.conditions import parse as parse_condition
 from sim.groups import GROUPS_MAX, LocalGroup
 from sim.profiles import Change, Profile
 from sim.profiles import problems as profile_problems
@@ -33,6 +35,9 @@ MESSAGES_MAX: Final = 100_000_000
 
 RECIPIENTS_MAX: Final = 100_000
 """Recipients of a message: far more than any server takes, to see that it does not."""
+
+VALUES_MAX: Final = 50
+"""Values of a key in a sweep; each is a run."""
 
 DESTINATIONS_MAX: Final = 200
 """Destination i has the address block 127.0.(10 + i).0/24."""
@@ -278,6 +283,11 @@ class Scenario:
     """What it asks."""
     healthy: str = ""
     """What a healthy server shows."""
+    expects: list[str] = field(default_factory=list)
+    """The same as conditions that hold in a run of a healthy server, at any scale: ``lost == 0``; see `sim.conditions` and
+    `testbed.quantities`."""
+    vary: dict[str, Any] = field(default_factory=dict)
+    """Of a sweep: a key, as ``server.limits.mta.max_conn_per_host``, and the values it is run with."""
     seed: int = 1
     """Root of all streams; see `sim.distributions.stream`."""
     drain_s: float = 60.0
@@ -299,6 +309,14 @@ class Scenario:
         """Yield what has the right type and makes no sense; see `mta.core.settings`."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,31}", self.name):
             yield "name", self.name, "must be lower-case letters, digits and hyphens, 32 at most"
+        for condition in self.expects:
+            try:
+                parse_condition(condition)
+            except ConditionError as error:
+                yield "expects", condition, str(error)
+        for key, values in self.vary.items():
+            if not isinstance(values, list) or not 2 <= len(values) <= VALUES_MAX:
+                yield "vary", key, f"must have a list of 2 to {VALUES_MAX} values"
         if self.seed < 0:
             yield "seed", self.seed, "must not be negative"
         if not self.drain_s > 0:
@@ -337,6 +355,11 @@ class Scenario:
                 yield f"local.{i}.name", group.name, "is the name of another group"
             if any(f".{group.domain}".endswith(f".{domain}") for domain in outside):
                 yield f"local.{i}.domain", group.domain, "belongs to a destination"
+
+    @property
+    def about(self) -> str:
+        """What it asks and what a healthy server shows, as one paragraph."""
+        return " ".join(f"{self.question} {self.healthy}".split())
 
     @property
     def messages(self) -> int:

@@ -1,6 +1,6 @@
-"""The `testbed` command: run, peers, policies, report, show, trim, profiles, world.
+"""The `testbed` command: run, scenarios, compare, peers, policies, report, show, trim, profiles, world.
 
-Exit status: 0 done; 1 the run failed, and why is the last line; 2 asked wrongly.
+Exit status: 0 done; 1 the run failed, or a condition of --fail-if holds, and why is the last line; 2 asked wrongly.
 """
 
 import json
@@ -14,6 +14,7 @@ from rich.console import Console
 from mta.core.settings import ConfigError
 from testbed.children import RunError
 from testbed.ending import catch_signals, fail, interrupted
+from testbed.gatecommand import check_gates, failed_gates, gates_of
 from testbed.peercommand import peers_app
 from testbed.policycommand import policies_command, print_policies, render_policies
 
@@ -30,9 +31,25 @@ RunName = Annotated[
 ]
 
 
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if",
+        metavar="CONDITION",
+        help="Exit with 1 if it holds, as 'p99_accepted>800ms'; several may follow. `help` lists quantities; `unhealthy`:"
+        " what the scenario expects does not hold.",
+    ),
+]
+More = Annotated[
+    list[str] | None, typer.Argument(metavar="[CONDITION]...", help="More of --fail-if.")
+]
+
+
 @app.command("run")
 def run_command(
-    scenario: Annotated[str, typer.Argument(help="Name or TOML file; `backlog` ships.")],
+    scenario: Annotated[
+        str, typer.Argument(help="Name or TOML file; `testbed scenarios` lists those that ship.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,14 +82,18 @@ def run_command(
     keep_queue: Annotated[
         bool, typer.Option("--keep-queue", help="Keep the servers' queues, even empty ones.")
     ] = False,
+    fail_if: FailIf = None,
+    more: More = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary instead of tables.")
     ] = False,
 ) -> None:
     """Run a scenario: each representation in a fresh server and a fresh world, then the model, then the report."""
+    from sim.scenario import load
     from testbed.progress import Display  # `testbed --help` need not load numpy and matplotlib
     from testbed.run import Options, execute
 
+    gates = gates_of(fail_if, more)
     changes = list(overrides or ())
     if representations is not None:
         names = [name.strip() for name in representations.split(",") if name.strip()]
@@ -89,6 +110,7 @@ def run_command(
         target=target,
     )
     try:
+        check_gates(gates, load(scenario, changes))
         with Display() as display:
             found = execute(options, display)
     except (ConfigError, RunError) as error:
@@ -99,11 +121,27 @@ def run_command(
     _print(found, summary, as_json=as_json)
     if summary["failures"]:
         print(f"testbed: {summary['failures'][0]}", file=sys.stderr)
+    if failed_gates(gates, summary) or summary["failures"]:
         raise typer.Exit(1)
 
 
 app.command("policies")(policies_command)
 app.add_typer(peers_app, name="peers")
+
+
+@app.command("scenarios")
+def scenarios_command(
+    long: Annotated[
+        bool,
+        typer.Option("--long", "-l", help="With what each asks and what a healthy server shows."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+) -> None:
+    """List the scenarios that ship."""
+    from sim.listing import scenario_lines
+
+    for line in scenario_lines(as_json=as_json, long=long):
+        print(line)
 
 
 @app.command("report")
@@ -123,16 +161,22 @@ def report_command(run: RunName = "latest", runs: Runs = Path("runs")) -> None:
 def show_command(
     run: RunName = "latest",
     runs: Runs = Path("runs"),
+    fail_if: FailIf = None,
+    more: More = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary.")] = False,
 ) -> None:
     """Print the tables of a run."""
     from testbed.rundir import Run, find
 
+    gates = gates_of(fail_if, more)
     try:
+        check_gates(gates, None)
         directory = find(run, runs)
         if print_policies(directory, as_json=as_json) is None:
             found = Run(directory)
             _print(found, found.summary, as_json=as_json)
+            if failed_gates(gates, found.summary):
+                raise typer.Exit(1)
     except (ConfigError, RunError) as error:
         fail(error)
 

@@ -2,8 +2,12 @@
 
 A server that answers 250 to the final dot takes responsibility (RFC 5321 4.2.5, 6.1). The ledger joins what the load was
 promised with what arrived in the world, what was given up with a report, and what is still queued;
-whatever is in none of these is lost. It believes the world about arrivals, and the server only about what it
-still owes.
+whatever is in none of these is lost; or unaccounted for, if the server's queue can't be read. It believes the world about
+arrivals, and the server only about what it still owes.
+
+Order is that of one sender's mail to one destination: a message is *before* another if its 250 came before the other was begun.
+Messages that were under way at the same time have no order. No server promises to keep it (RFC 5321 says nothing
+of order), but a client that waits for each 250 can see it broken.
 """
 
 import json
@@ -34,6 +38,9 @@ class Promise(NamedTuple):
     """When it should have been sent, seconds since the epoch."""
     done: float
     """When its last reply came."""
+    sent: float
+    """When its first attempt began."""
+    sender: str
     recipients: tuple[str, ...]
     """Those that were accepted; if the message was not, those that may be."""
     digest: str
@@ -71,6 +78,26 @@ class Spread:
 
 
 @dataclass(slots=True)
+class Account:
+    """What became of the recipients of one destination; see `Ledger` for what each means."""
+
+    offered: int = 0
+    accepted: int = 0
+    refused: int = 0
+    delivered: int = 0
+    bounced: int = 0
+    queued: int = 0
+    lost: int = 0
+    unaccounted: int = 0
+    duplicates: int = 0
+    altered: int = 0
+    reordered: int = 0
+    accept_latency_s: Spread = field(default_factory=Spread)
+    """Of messages with a recipient there."""
+    delivery_latency_s: Spread = field(default_factory=Spread)
+
+
+@dataclass(slots=True)
 class Ledger:
     """The account of one server's run. Everything counts recipients unless it says messages."""
 
@@ -88,6 +115,8 @@ class Ledger:
     """Accepted, not arrived, and still in the queue at the end."""
     lost: int = 0
     """Accepted, and none of these."""
+    unaccounted: int = 0
+    """The same, if the server's queue can't be read: lost, or still there."""
     duplicates: int = 0
     """Arrivals beyond the first, less those that the client is to blame for."""
     duplicates_client: int = 0
@@ -99,7 +128,7 @@ class Ledger:
     unexpected: int = 0
     """Arrivals of recipients that were refused, or of messages that nobody sent."""
     reordered: int = 0
-    """Arrivals after one at the same host that was accepted later. No server promises an order."""
+    """First arrivals after one that its sender had begun to send to the same destination when this one had its 250 already."""
     messages_offered: int = 0
     messages_accepted: int = 0
     messages_delivered: int = 0
@@ -110,6 +139,8 @@ class Ledger:
     """From the instant at which a message should have been sent until its 250."""
     delivery_latency_s: dict[str, Spread] = field(default_factory=dict)
     """By destination: from the same instant until the remote host's 250."""
+    destinations: dict[str, Account] = field(default_factory=dict)
+    """The same for each destination, and each group of local users."""
     last_delivery_s: float | None = None
     """From the start of the load until the last arrival."""
     flow: dict[str, list[float]] = field(default_factory=dict)
@@ -144,7 +175,7 @@ def build(
     *,
     run_id: str,
     start: float,
-    queued: Collection[Owed] = (),
+    queued: Collection[Owed] | None = (),
     bounced: Collection[Owed] = (),
     queue_id: Callable[[str], str] = lambda reply: "",
     destination: Callable[[str], str] = lambda recipient: recipient.rpartition("@")[2],
@@ -156,23 +187,25 @@ def build(
         arrived: the world's records, one line a message; see `testbed.world.records`.
         run_id: of the messages that count; others are warm-up.
         start: when the load began, seconds since the epoch.
-        queued: what is still in the server's queue.
+        queued: what is still in the server's queue; None if it can't be read.
         bounced: what the server gave up with a report.
         queue_id: returns the message's id from the reply to its final dot.
         destination: returns the name of the destination, or of the group of local users, that a recipient belongs to.
     """
     ledger = Ledger()
-    promises, accept_waits = _promises(sent, ledger, queue_id)
+    accounts: dict[str, Account] = defaultdict(Account)
+    promises = _promises(sent, ledger, accounts, queue_id, destination)
     by_seq = {promise.seq: promise for promise in promises}
     arrivals = _arrivals(arrived, run_id, ledger)
 
     counts: Counter[tuple[int, str]] = Counter()
     waits: dict[str, list[float]] = defaultdict(list)
-    newest: dict[str, float] = {}
+    order = _Order()
     trouble: dict[str, list[str]] = defaultdict(list)
     for arrival in arrivals:
         promise = by_seq.get(arrival.seq)
         wanted = set(promise.recipients) if promise is not None else set()
+        first_at: set[str] = set()
         for recipient in arrival.recipients:
             who = f"seq {arrival.seq} {recipient}"
             if promise is None or recipient not in wanted:
@@ -180,24 +213,39 @@ def build(
                 trouble["unexpected"].append(who)
                 continue
             key = (arrival.seq, recipient)
+            name = destination(recipient)
+            account = accounts[name]
             counts[key] += 1
             ledger.unacknowledged += not promise.accepted
             if arrival.digest != promise.digest:
                 ledger.altered += 1
+                account.altered += 1
                 trouble["altered"].append(who)
             if counts[key] == 1:
-                name = destination(recipient)
+                first_at.add(name)
                 waits[name].append(arrival.t - promise.scheduled)
-            if promise.done < newest.get(arrival.address, -math.inf):
-                ledger.reordered += 1
+                if order.overtaken(promise, name):
+                    ledger.reordered += 1
+                    account.reordered += 1
+                    trouble["reordered"].append(who)
         if promise is not None:
-            before = newest.get(arrival.address, -math.inf)
-            newest[arrival.address] = max(before, promise.done)
+            order.arrived(promise, first_at)
 
-    _settle(ledger, promises, counts, frozenset(queued), frozenset(bounced), trouble)
+    ledger.destinations = accounts
+    _settle(
+        ledger,
+        promises,
+        counts,
+        None if queued is None else frozenset(queued),
+        frozenset(bounced),
+        trouble,
+        lambda recipient: accounts[destination(recipient)],
+    )
     ledger.messages_delivered = len(arrivals)
-    ledger.accept_latency_s = spread(accept_waits)
     ledger.delivery_latency_s = {name: spread(waits[name]) for name in sorted(waits)}
+    for name, found in ledger.delivery_latency_s.items():
+        accounts[name].delivery_latency_s = found
+    ledger.destinations = {name: accounts[name] for name in sorted(accounts)}
     if arrivals:
         ledger.last_delivery_s = round(arrivals[-1].t - start, 3)
     ledger.flow = _flow(promises, arrivals, start)
@@ -205,29 +253,61 @@ def build(
     return ledger
 
 
+class _Order:
+    """Tells whether a message came after one that its sender began when this one had been accepted."""
+
+    def __init__(self) -> None:
+        self._begun: dict[tuple[str, str], float] = {}
+
+    def overtaken(self, promise: Promise, destination: str) -> bool:
+        """Return whether a later message from the same sender to the same destination has arrived already."""
+        return self._begun.get((promise.sender, destination), -math.inf) > promise.done
+
+    def arrived(self, promise: Promise, destinations: Iterable[str]) -> None:
+        """Take note of a first arrival."""
+        for name in destinations:
+            key = (promise.sender, name)
+            self._begun[key] = max(self._begun.get(key, -math.inf), promise.sent)
+
+
 def _promises(
-    sent: Iterable[Mapping[str, Any]], ledger: Ledger, queue_id: Callable[[str], str]
-) -> tuple[list[Promise], list[float]]:
+    sent: Iterable[Mapping[str, Any]],
+    ledger: Ledger,
+    accounts: Mapping[str, Account],
+    queue_id: Callable[[str], str],
+    destination: Callable[[str], str],
+) -> list[Promise]:
+    """Return what was promised; count what was offered, accepted and refused. ``accounts`` makes what it has not."""
     promises: list[Promise] = []
     waits: list[float] = []
+    by_destination: dict[str, list[float]] = defaultdict(list)
     for line in sent:
         if line.get("kind") != "message":
             continue
         ledger.messages_offered += 1
-        ledger.offered += len(line["rcpts"])
         is_accepted = line["code"] // 100 == 2
         recipients = line["accepted"] if is_accepted else line["rcpts"]
+        taken = frozenset(recipients) if is_accepted else frozenset()
+        for recipient in line["rcpts"]:
+            account = accounts[destination(recipient)]
+            for each in (ledger, account):
+                each.offered += 1
+                each.accepted += recipient in taken
+                each.refused += recipient not in taken
         if is_accepted:
-            ledger.accepted += len(recipients)
             ledger.messages_accepted += 1
-            waits.append(line["done"] - line["scheduled"])
-        ledger.refused += len(line["rcpts"]) - (len(recipients) if is_accepted else 0)
+            wait = line["done"] - line["scheduled"]
+            waits.append(wait)
+            for name in {destination(recipient) for recipient in recipients}:
+                by_destination[name].append(wait)
         if is_accepted or line["unsure"]:
             promises.append(
                 Promise(
                     seq=line["seq"],
                     scheduled=line["scheduled"],
                     done=line["done"],
+                    sent=line["sent"],
+                    sender=line["sender"],
                     recipients=tuple(recipients),
                     digest=line["digest"],
                     accepted=is_accepted,
@@ -235,7 +315,10 @@ def _promises(
                     unsure=line["unsure"],
                 )
             )
-    return promises, waits
+    ledger.accept_latency_s = spread(waits)
+    for name, found in by_destination.items():
+        accounts[name].accept_latency_s = spread(found)
+    return promises
 
 
 def _arrivals(arrived: Iterable[Mapping[str, Any]], run_id: str, ledger: Ledger) -> list[Arrival]:
@@ -257,9 +340,10 @@ def _settle(
     ledger: Ledger,
     promises: Iterable[Promise],
     counts: Mapping[tuple[int, str], int],
-    queued: frozenset[Owed],
+    queued: frozenset[Owed] | None,
     bounced: frozenset[Owed],
     trouble: dict[str, list[str]],
+    account_of: Callable[[str], Account],
 ) -> None:
     """Put every promised recipient where it belongs: in one place exactly."""
     for promise in promises:
@@ -268,25 +352,39 @@ def _settle(
         for recipient in promise.recipients:
             who = f"seq {promise.seq} {recipient}"
             owed = Owed(promise.queue_id, recipient)
+            both = (ledger, account_of(recipient))
             count = counts.get((promise.seq, recipient), 0)
             if count:
-                ledger.delivered += 1
                 extra = count - 1
                 excused = min(extra, promise.unsure)
                 ledger.duplicates_client += excused
-                ledger.duplicates += extra - excused
+                for each in both:
+                    each.delivered += 1
+                    each.duplicates += extra - excused
                 if extra > excused:
                     trouble["duplicate"].append(who)
-            elif owed in bounced:
-                ledger.bounced += 1
+                continue
+            for each in both:
+                if owed in bounced:
+                    each.bounced += 1
+                elif queued is None:
+                    each.unaccounted += 1
+                elif owed in queued:
+                    each.queued += 1
+                else:
+                    each.lost += 1
+            if owed in bounced:
                 trouble["bounced"].append(who)
-            elif owed in queued:
-                ledger.queued += 1
-            else:
-                ledger.lost += 1
+            elif queued is not None and owed not in queued:
                 trouble["lost"].append(who)
-    placed = ledger.delivered + ledger.bounced + ledger.queued + ledger.lost
-    assert placed == ledger.accepted, (placed, ledger.accepted)
+    accounts: list[Ledger | Account] = [ledger, *ledger.destinations.values()]
+    for account in accounts:
+        assert account.accepted == placed(account), account
+
+
+def placed(account: Ledger | Account) -> int:
+    """Return how many recipients are in one of the places; as many as were accepted."""
+    return account.delivered + account.bounced + account.queued + account.lost + account.unaccounted
 
 
 def _flow(

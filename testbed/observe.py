@@ -49,6 +49,9 @@ WARM_UP_CLIENTS_MAX: Final = 100
 WARM_UP_S: Final = 20.0
 """Longest wait for these to be delivered."""
 
+WARM_UP_STILL_S: Final = 5.0
+"""The same while nothing changes in the queue: some destinations are dead, and stay so."""
+
 IDLE_S: Final = 0.6
 """How long the server is watched doing nothing, before the load and after it."""
 
@@ -263,7 +266,12 @@ class _Observation:
         deadline = time.monotonic() + WARM_UP_S
         self._next_sample(server, sampler)
         # What the world refuses on purpose stays in the queue: not every scenario can wait for it.
+        still, changed = _in_queue(sampler.latest), time.monotonic()
         while _in_queue(sampler.latest) and time.monotonic() < deadline:
+            if _in_queue(sampler.latest) != still:
+                still, changed = _in_queue(sampler.latest), time.monotonic()
+            elif time.monotonic() - changed > WARM_UP_STILL_S:
+                break
             self._pause(server, TICK_S)
         self._delivered_before = sampler.latest.get("scheduler.delivery.ok", 0.0)
 

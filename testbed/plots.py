@@ -6,7 +6,7 @@ A figure never touches files or global state: no pyplot, no rc of the process is
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -164,11 +164,24 @@ def thousands(axes: Axes, which: str) -> None:
 def outages(scenario: Scenario) -> list[tuple[str, float, float]]:
     """Return (destination, from, to) of every outage window of a scenario, in seconds."""
     return [
-        (destination.name, float(each["from_s"]), float(each["to_s"]))
+        (destination.name, begin, end)
         for destination in scenario.destinations
         for each in destination.behaviours
         if each.get("kind") == "outage"
+        for begin, end in _windows(each, scenario)
     ]
+
+
+def _windows(outage: Mapping[str, Any], scenario: Scenario) -> Iterator[tuple[float, float]]:
+    """Yield when a host is away, while the load goes on if it flaps or never comes back."""
+    begin, every = float(outage.get("from_s", 0.0)), float(outage.get("every_s", 0.0))
+    load_s = scenario.load.count / scenario.load.rate
+    long = min(float(outage.get("to_s", np.inf)), load_s + scenario.drain_s) - begin
+    while True:
+        yield begin, begin + long
+        begin += every
+        if not every or begin > load_s:
+            return
 
 
 def _shade_outages(axes: Axes, scenario: Scenario, theme: Theme, *, label: bool = True) -> None:
@@ -250,7 +263,16 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
             thousands(axes, "x")
             axes.set_xlim(left=0)
         every.set_title("Memory against queued envelopes")
-        every.legend(loc="upper left", title="slope ± standard error")
+        if slopes:
+            every.legend(loc="upper left", title="slope ± standard error")
+        else:
+            every.text(
+                0.5,
+                0.5,
+                "the queue was too short to tell",
+                ha="center",
+                transform=every.transAxes,
+            )
         lean.set_title("The same, enlarged")
         _zoom(every, lean, slopes, lowest)
     return figure

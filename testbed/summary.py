@@ -24,6 +24,7 @@ import numpy as np
 
 from sim.scenario import Scenario, to_dict
 from testbed.fit import Floats, line, rising
+from testbed.gates import expectations
 from testbed.rundir import Notes, Run, Samples
 
 SCHEMA: Final = 1
@@ -37,6 +38,19 @@ STEADY_ENVELOPES: Final = 4000
 
 FOREIGN_SHARE: Final = 0.15
 """Above this share of the machine, what other programs did is part of what was measured."""
+
+COUNTED: Final = (
+    "offered",
+    "refused",
+    "reordered",
+    "unexpected",
+    "unacknowledged",
+    "unaccounted",
+    "duplicates_client",
+    "messages_accepted",
+    "messages_delivered",
+)
+"""What each server's part has of the ledger besides; a ledger of before there was such a count has none."""
 
 LATE_S: Final = 0.05
 """A generator that is later than this at its 99th percentile did not offer the load that the run is about
@@ -73,6 +87,7 @@ def summarise(
         notes, samples = run.notes(name), run.samples(name)
         parts[name] = {
             **{key: ledgers[name][key] for key in SUMMED},
+            **counted(ledgers[name], notes),
             **measured(samples, notes, ledgers[name]),
             **_footprint(footprints.get(name)),
         }
@@ -89,7 +104,41 @@ def summarise(
         "seed": scenario.seed,
         "scenario": to_dict(scenario),
     }
+    summary["expected"] = expectations(scenario.expects, summary)
+    warnings += [
+        f"{each['server']}: not as expected: {each['condition']}: {each['value']}"
+        for each in summary["expected"]
+        if not each["holds"]
+    ]
     return summary
+
+
+def counted(ledger: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
+    """Return counts of the ledger, and what they come to for each message, recipient and second."""
+    recipients, messages = int(ledger["accepted"]), int(ledger["messages_accepted"])
+    arrivals = (
+        int(ledger["delivered"]) + int(ledger["duplicates"]) + int(ledger["duplicates_client"])
+    )
+    deferred = notes.stats.get("scheduler.delivery.tempfail")
+    commits = notes.stats.get("queue.commit")
+    span = ledger["last_delivery_s"]
+    load_s = notes.load_end - notes.load_start
+    return {
+        **{key: ledger.get(key, 0) for key in COUNTED},
+        "deferred_per_recipient": _ratio(deferred, recipients),
+        "recipients_per_transaction": _ratio(arrivals, int(ledger["messages_delivered"])),
+        "commits_per_message": _ratio(commits, messages),
+        "messages_per_s": _ratio(messages, max(span or 0.0, load_s)),
+        "accepted_per_s": _ratio(messages, load_s),
+        "destinations": {
+            name: {key: value for key, value in account.items() if not key.endswith("_latency_s")}
+            for name, account in ledger.get("destinations", {}).items()
+        },
+    }
+
+
+def _ratio(value: float | None, count: float) -> float | None:
+    return round(value / count, 4) if value is not None and count > 0 else None
 
 
 def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +154,7 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
     grows = rising(queued)
     fitted = line(queued[grows], rss[grows])
     private = line(queued[grows], load["uss_bytes"][grows])
+    shared = line(queued[grows], load["pss_bytes"][grows])
     peak_at = int(np.nanargmax(queued)) if len(queued) else 0
     cpu = float(load["cpu_s"][-1] - load["cpu_s"][0])
     messages = max(int(ledger["messages_accepted"]), 1)
@@ -116,6 +166,8 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "bytes_per_envelope_stderr": _round(fitted.stderr if fitted else None, 1),
         "bytes_per_envelope_uss": _round(private.slope if private else None, 1),
         "bytes_per_envelope_uss_stderr": _round(private.stderr if private else None, 1),
+        "bytes_per_envelope_pss": _round(shared.slope if shared else None, 1),
+        "bytes_per_envelope_pss_stderr": _round(shared.stderr if shared else None, 1),
         "fit": {
             "samples": fitted.samples,
             "intercept_bytes": round(fitted.intercept),
@@ -129,6 +181,7 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "base_rss_bytes": int(base),
         "base_pss_bytes": int(_median_before(samples, "pss_bytes")),
         "base_uss_bytes": int(base_uss),
+        "growth_rss_bytes": int(np.nanmax(rss) - base),
         "peak_rss_bytes": int(np.nanmax(rss)),
         "peak_uss_bytes": int(np.nanmax(load["uss_bytes"])),
         "peak_pss_bytes": int(np.nanmax(load["pss_bytes"])),

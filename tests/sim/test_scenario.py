@@ -1,6 +1,7 @@
 """A scenario is read, checked and written back; what is wrong with it is one line."""
 
 import ipaddress
+import json
 import tomllib
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from mta.config import Config
 from mta.core.settings import ConfigError, build
 from sim.distributions import Zipf
+from sim.listing import scenario_lines
 from sim.remote import build_hosts
 from sim.scenario import (
     Destination,
@@ -252,3 +254,30 @@ def test_what_is_written_is_read_back(title, server, behaviours, rate, share):
     text = to_toml(scenario)
     assert tomllib.loads(text) == to_dict(scenario)
     assert parse(text.encode(), source="again") == scenario
+
+
+def test_scenarios_are_described() -> None:
+    """What `sim scenarios` prints: each that ships, in JSON with all that there is to say."""
+    (line,) = scenario_lines(as_json=True, long=False)
+    found = {each["name"]: each for each in json.loads(line)}
+    assert available() == sorted(found)
+    assert found["big-messages"]["not_in_model"]
+    assert "p99_accepted < 2 s" in found["baseline"]["expects"]
+    assert len(available()) == len(list(scenario_lines(as_json=False, long=False)))
+    text = "\n".join(scenario_lines(as_json=False, long=True))
+    for each in found.values():
+        assert " ".join(each["about"].split()[:4]) in text
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ('expects=["lost"]', "must be as"),
+        ('vary={ "load.rate" = [1] }', "2 to 50 values"),
+    ],
+)
+def test_what_is_wrong_with_conditions_and_sweeps(override: str, words: str) -> None:
+    """One line each."""
+    with pytest.raises(ConfigError) as found:
+        small(override)
+    assert words in str(found.value)

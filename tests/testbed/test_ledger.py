@@ -247,6 +247,105 @@ def test_the_account_balances(
     assert len(arrivals) == found.delivered + found.duplicates + found.unexpected
 
 
+def test_an_unreadable_queue_is_not_a_loss() -> None:
+    """What can't be found is unaccounted for if nobody can look into the server's queue."""
+    found = account([sent()], [A], queued=None)
+
+    assert (1, 0, 0, 1) == (found.delivered, found.lost, found.queued, found.unaccounted)
+    assert {} == found.examples
+
+
+@pytest.mark.parametrize(
+    ("later", "reordered"),
+    [
+        ({}, 1),
+        # It was begun before the first one had its 250: neither was first.
+        ({"sent": START + 0.005}, 0),
+        ({"sender": "other@x.test"}, 0),
+        # Begun after, and to another destination.
+        ({"rcpts": ["b@y.test"], "accepted": ["b@y.test"]}, 0),
+    ],
+)
+def test_order_is_of_a_sender_and_a_destination(later: dict[str, Any], reordered: int) -> None:
+    """A message is before another if its 250 came before the other was begun, by the same sender to the same place."""
+    one = {"rcpts": ["a@x.test"], "accepted": ["a@x.test"]}
+    second = sent(1, **(one | later))
+    found = account(
+        [sent(0, **one), second],
+        [came(1, *second["rcpts"], t=START + 2.0), came(0, "a@x.test", t=START + 3.0)],
+    )
+
+    assert reordered == found.reordered
+    assert reordered == sum(each.reordered for each in found.destinations.values())
+
+
+def test_each_destination_has_its_account() -> None:
+    """Lost at one place and delivered at another, with the latencies of each."""
+    found = account([sent()], [A], queued=[])
+
+    x, y = found.destinations["x"], found.destinations["y"]
+    assert (1, 1, 0) == (x.accepted, x.delivered, x.lost)
+    assert (1, 0, 1) == (y.accepted, y.delivered, y.lost)
+    assert (0.5, 0) == (x.delivery_latency_s.max, y.delivery_latency_s.count)
+    assert 0.01 == x.accept_latency_s.max == y.accept_latency_s.max
+
+
+COUNTS = ("offered", "accepted", "refused", "delivered", "bounced", "queued", "lost", "unaccounted")
+COUNTS += ("duplicates", "altered", "reordered")
+WHO = st.sampled_from(["a@x.test", "b@y.test"])
+
+
+@given(
+    messages=st.lists(
+        st.tuples(st.sampled_from([250, 550, 0]), st.integers(0, 2), st.sets(WHO)), max_size=5
+    ),
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 6), WHO, st.booleans(), st.floats(0, 5)), max_size=30
+    ),
+    queued=st.none() | st.sets(st.tuples(st.integers(0, 4), WHO)),
+)
+def test_destinations_add_up(
+    messages: list[tuple[int, int, set[str]]],
+    arrivals: list[tuple[int, str, bool, float]],
+    queued: set[tuple[int, str]] | None,
+) -> None:
+    """Whatever happened, everything is in one place exactly, at each destination and in all."""
+    found = account(
+        [
+            sent(i, code=code, unsure=unsure, accepted=sorted(taken) if code == 250 else [])
+            for i, (code, unsure, taken) in enumerate(messages)
+        ],
+        [
+            came(seq, who, digest=f"d{seq}" if intact else "other", t=START + t)
+            for seq, who, intact, t in arrivals
+        ],
+        queued=None if queued is None else [Owed(f"{seq:08x}", who) for seq, who in queued],
+    )
+
+    assert 2 * len(messages) == found.offered == found.accepted + found.refused
+    for each in (found, *found.destinations.values()):
+        assert each.accepted == ledger.placed(each)
+    for name in COUNTS:
+        assert getattr(found, name) == sum(
+            getattr(each, name) for each in found.destinations.values()
+        ), name
+    assert queued is not None or found.queued == found.lost == 0
+    assert queued is None or found.unaccounted == 0
+    assert found.reordered <= found.delivered + found.unacknowledged
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=8))
+def test_mail_in_order_is_never_reordered(gaps: list[tuple[int, int]]) -> None:
+    """Messages that arrive in the order in which they were accepted are in order, however close; no clock is that exact."""
+    t, load, world = START, [], []
+    for i, (pause, took) in enumerate(gaps):
+        load.append(sent(i, sent=t + pause, done=t + pause + took))
+        t += pause + took
+        world.append(came(i, "a@x.test", t=t))
+
+    assert 0 == account(load, world).reordered
+
+
 def test_a_torn_last_line_is_no_line(tmp_path: Path) -> None:
     """A writer that was killed leaves half a line, which is nothing; in the middle it is damage."""
     file = tmp_path / "a.jsonl"

@@ -19,6 +19,7 @@ TOP = {
     "schema",
     "representations",
     "model",
+    "expected",
     "failures",
     "warnings",
     "seed",

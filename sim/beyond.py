@@ -1,0 +1,34 @@
+"""What of a scenario the model leaves out, in words: a number is worth what its reader knows of it."""
+
+from collections.abc import Iterator
+
+from sim.scenario import Scenario
+from sim.settings import IGNORED
+
+
+def beyond(scenario: Scenario) -> Iterator[str]:
+    """Yield a line for each thing that a real run of the scenario has and the model has not."""
+    secured = [each.name for each in scenario.destinations if each.tls != "none"]
+    if secured:
+        yield f"TLS of {', '.join(secured)}: the model sends in clear"
+    dane = [each.name for each in scenario.destinations if each.dane != "none"]
+    if dane:
+        yield f"DANE of {', '.join(dane)}: the model asks for no TLSA records"
+    if scenario.load.sizes.max >= LARGE_BYTES or (
+        scenario.load.sizes.law == "fixed" and scenario.load.sizes.bytes >= LARGE_BYTES
+    ):
+        yield "what large bodies cost: the model has no disk bandwidth, no buffers and no file cache"
+    if not scenario.load.keep and scenario.load.rate >= MANY_PER_S:
+        yield "what a connection costs the kernel: backlog, descriptors, TIME_WAIT"
+    unheard = [key for key in scenario.server if key in IGNORED]
+    if unheard:
+        yield f"settings of {', '.join(unheard)}: they are the real server's"
+    if scenario.vary:
+        yield f"the sweep over {', '.join(scenario.vary)}: `sim compare` runs it"
+
+
+LARGE_BYTES = 4 * 1024 * 1024
+"""From here on a message is large: bodies are files, and bandwidth matters."""
+
+MANY_PER_S = 300.0
+"""New connections a second that are a load by themselves."""

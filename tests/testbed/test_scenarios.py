@@ -1,0 +1,132 @@
+"""Every scenario that ships, for real and in seconds: a healthy server shows what its paragraph says.
+
+What it expects (``expects``) holds in full and at a small scale; what can't be said as one condition is asserted here. Time is
+as in the file: windows of failures move with the shorter load.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from sim.scenario import available, load
+from testbed.gates import understand
+from testbed.progress import Display
+from testbed.run import Options, execute
+
+OUTAGE: Final = '[{ kind = "latency", delay_s = 0.004 }, { kind = "outage", from_s = 0.5, to_s = 2.0, mode = "refuse" }'
+
+SMALL: Final[dict[str, tuple[str, ...]]] = {
+    "baseline": ("load.messages=300",),
+    "dead-destination": ("load.messages=300", "drain_s=1.0"),
+    "slow-destination": ("load.messages=60", "destinations.1.share=0.5"),
+    "greylisting": ("load.messages=100",),
+    "rate-limited": ("load.messages=200",),
+    "retry-storm": ("load.messages=300", f"destinations.0.behaviours={OUTAGE}, {{ kind = \"limit-connections\", max = 8 }}]"),
+    "dns-outage": (
+        "load.messages=200",
+        'destinations.1.behaviours=[{ kind = "dns", answer = "servfail", to_s = 1.5, ttl_s = 1 }]',
+        'destinations.2.behaviours=[{ kind = "dns", answer = "timeout", to_s = 1.5, ttl_s = 1 }]',
+    ),
+    "connection-flood": ("load.messages=600", "load.sessions=120", "server.limits.smtp.max_conn=20"),
+    "big-messages": ("load.messages=6",),
+    "many-recipients": ("load.messages=4",),
+    "day": ("load.messages=400", "destinations.3.behaviours=" + OUTAGE + "]"),
+}  # fmt: skip
+"""What makes each a matter of seconds."""
+
+ELSEWHERE: Final = frozenset({"backlog", "local-burst", "concurrency-sweep"})
+"""Those that other tests run: `test_run`, `test_policies`, `test_comparing`."""
+
+
+def run_small(name: str, directory: Path) -> dict[str, Any]:
+    """Run a scenario at a small scale; return its summary."""
+    # Nothing waits for connections that are kept in vain, which is what the bench would do at the end.
+    overrides = ("server.limits.mta.session_keepalive_s=0.3", *SMALL[name])
+    options = Options(
+        scenario=name, overrides=overrides, out=directory, model=False, footprint=0, is_part=True
+    )
+    with Display(quiet=True) as display:
+        return execute(options, display).summary
+
+
+def test_every_scenario_is_run() -> None:
+    """A scenario that ships is in a test that runs it."""
+    assert set(available()) == set(SMALL) | ELSEWHERE
+
+
+@pytest.mark.parametrize("name", available())
+def test_scenarios_say_what_they_ask(name: str) -> None:
+    """Each has a paragraph, and expects only quantities and destinations that there are."""
+    found = load(name)
+    places = [each.name for each in found.destinations] + [each.name for each in found.local]
+
+    assert found.title
+    assert 200 < len(found.about) < 1500
+    for text in found.expects:
+        understand(text, places)
+    assert found.expects or name in ("backlog", "local-burst")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", SMALL)
+def test_a_healthy_server(name: str, tmp_path: Path) -> None:
+    """All that the scenario expects holds, at every promise: nothing lost, and what it is about has happened."""
+    summary = run_small(name, tmp_path / "run")
+
+    part = summary["representations"]["packed"]
+    assert [] == summary["failures"]
+    assert [] == [each for each in summary["expected"] if not each["holds"]]
+    assert len(load(name).expects) == len(summary["expected"])
+    assert part["accepted"] > 0
+    _ABOUT.get(name, _nothing_more)(part, tmp_path / "run")
+
+
+def _nothing_more(part: dict[str, Any], run: Path) -> None:
+    pass
+
+
+def _dead(part: dict[str, Any], run: Path) -> None:
+    """The dead one's mail is all there, the other's all gone, and few connections were wasted."""
+    dead, live = part["destinations"]["dead"], part["destinations"]["live"]
+    assert dead["accepted"] == dead["queued"] > 0
+    assert live["accepted"] == live["delivered"] > 0
+
+
+def _grey(part: dict[str, Any], run: Path) -> None:
+    """Each greylisted recipient was refused once at least, and by the sink's own count."""
+    grey = part["destinations"]["grey"]["accepted"]
+    assert part["attempts_deferred"] >= grey
+    assert _refused(run, "RCPT 451") >= grey
+
+
+def _flood(part: dict[str, Any], run: Path) -> None:
+    """Some clients were turned away at the door, and some of these came again."""
+    log = [json.loads(line) for line in (run / "packed" / "load.jsonl").read_text().splitlines()]
+    assert any(line["attempts"] > 1 for line in log if line["kind"] == "message")
+
+
+def _limited(part: dict[str, Any], run: Path) -> None:
+    """The host did refuse what was above its rate."""
+    assert _refused(run, "MAIL 421") > 0
+
+
+def _many(part: dict[str, Any], run: Path) -> None:
+    """Five hundred recipients each, every one of them delivered."""
+    assert part["delivered"] == part["accepted"] == 500 * part["messages_accepted"]
+
+
+def _refused(run: Path, what: str) -> int:
+    notes = json.loads((run / "packed" / "run.json").read_text())
+    found: int = notes["world"]["refused"].get(what, 0)
+    return found
+
+
+_ABOUT: Final = {
+    "dead-destination": _dead,
+    "greylisting": _grey,
+    "rate-limited": _limited,
+    "connection-flood": _flood,
+    "many-recipients": _many,
+}

@@ -84,6 +84,10 @@ def run_command(
     ] = False,
     fail_if: FailIf = None,
     more: More = None,
+    syncs: Annotated[
+        bool,
+        typer.Option("--syncs", help="Count syncs per message too, in a short run under strace."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary instead of tables.")
     ] = False,
@@ -108,6 +112,7 @@ def run_command(
         model=not no_model,
         keep_queue=keep_queue,
         target=target,
+        syncs=syncs,
     )
     try:
         check_gates(gates, load(scenario, changes))

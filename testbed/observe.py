@@ -34,10 +34,9 @@ from testbed.localusers import LocalUsers
 from testbed.progress import Part
 from testbed.rundir import Notes, write_json
 from testbed.sampler import INTERVAL_S, Sampler
-from testbed.targets.apart import private_network
 from testbed.targets.base import Target
-from testbed.targets.choice import OURS, PEERS, make_peer
-from testbed.targets.ours import OurServer, merged
+from testbed.targets.choice import OURS, PEERS, make_target, placed_world
+from testbed.targets.ours import merged
 from testbed.world.handle import World, WorldError
 
 WARM_UP_MESSAGES: Final = 6
@@ -138,15 +137,10 @@ class _Observation:
     def _run(self, stack: contextlib.ExitStack, keep_queue: bool) -> Ledger:
         scenario, directory, part = self._scenario, self._directory, self._part
         part.show("starting")
-        if self._is_peer:
-            # Other servers deliver to port 25, and ask for names on port 53.
-            stack.enter_context(private_network())
-        smtp_port, dns_port = (25, 53) if self._is_peer else (0, 0)
-        world = stack.enter_context(
-            World(self._file, record_dir=directory, smtp_port=smtp_port, dns_port=dns_port)
-        )
+        world = stack.enter_context(placed_world(self._representation, self._file, directory))
         local = LocalUsers(directory, scenario, self._schedule, run_id=self._run_id)
-        server = self._server(world, local)
+        overrides = merged(local.settings, scenario.server) if scenario.local else scenario.server
+        server = make_target(self._representation, directory, scenario, world, overrides)
         stack.callback(server.stop)
         server.start()
         stack.callback(self._end_load)
@@ -218,29 +212,6 @@ class _Observation:
             server.discard_queue()
             local.discard()
         return ledger
-
-    def _server(self, world: World, local: LocalUsers) -> Target:
-        scenario, directory = self._scenario, self._directory
-        if self._is_peer:
-            return make_peer(
-                self._representation,
-                directory,
-                overrides=scenario.server,
-                nameserver=world.dns.rpartition(":")[0],
-            )
-        return OurServer(
-            directory,
-            representation=self._representation,
-            overrides=merged(local.settings, scenario.server)
-            if scenario.local
-            else scenario.server,
-            seed=scenario.seed,
-            relay_port=world.smtp_port,
-            nameserver=world.dns,
-            ca_file=world.ca_file
-            if any(each.tls != "none" for each in scenario.destinations)
-            else None,
-        )
 
     # Phases
 

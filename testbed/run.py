@@ -6,6 +6,8 @@ left in the memory of the next. Then the store alone is measured, the model pred
 
 import json
 import shlex
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +23,8 @@ from testbed.observe import observe
 from testbed.progress import Display
 from testbed.rundir import Run, write_json
 from testbed.summary import host, summarise, versions
-from testbed.targets.choice import OURS, why_not
+from testbed.targets.choice import OURS, make_target, placed_world, why_not
+from testbed.world.handle import World
 
 RUNS: Final = Path("runs")
 """Where runs are kept unless somebody says otherwise."""
@@ -41,6 +44,8 @@ class Options:
     """The run directory; None for one of its own below `RUNS`."""
     model: bool = True
     keep_queue: bool = False
+    syncs: bool = False
+    """Count syncs per message as well, in a short run under strace."""
     target: str = OURS
     """Which server: one of `testbed.targets.choice.TARGETS`."""
     is_part: bool = False
@@ -90,6 +95,9 @@ def execute(options: Options, display: Display) -> Run:
     found = Run(directory)
     if options.footprint and is_ours:
         _measure_stores(found, scenario, options.footprint, display)
+    if options.syncs:
+        names = scenario.representations if is_ours else [options.target]
+        _count_syncs(found, names, scenario, display)
     if options.model and is_ours:
         with display.part("model", len(scenario.representations)) as part:
             from testbed.model import costs_of, predict  # loads what a run without it does not need
@@ -130,8 +138,9 @@ def render(found: Run, *, page: bool = True) -> Path:
     """
     begun = _read(found, "begun.json")
     footprints = _read(found, "footprints.json")
+    synced = _read(found, "syncs.json")
     predictions = _read(found, "predictions.json")
-    summary = summarise(found, footprints=footprints, model=None)
+    summary = summarise(found, footprints=footprints, model=None, syncs=synced)
     if predictions:
         from testbed.model import compare
 
@@ -202,11 +211,51 @@ def _measure_stores(found: Run, scenario: Scenario, count: int, display: Display
     write_json(found.directory / "footprints.json", footprints)
 
 
+SYNC_WORLD: Final = """\
+name = "syncs"
+[load]
+messages = 1
+[[destinations]]
+name = "steady"
+domain = "steady.test"
+"""
+"""One host that takes everything."""
+
+
+def _count_syncs(found: Run, names: Sequence[str], scenario: Scenario, display: Display) -> None:
+    """Run each server for a moment under strace; write syncs.json."""
+    from testbed import syncs
+
+    reason = syncs.why_not()
+    if reason:
+        display.say(f"syncs are not counted: {reason}")
+        return
+    result: dict[str, Any] = {}
+    place = found.directory / "syncs"
+    place.mkdir()
+    world_file = place / "world.toml"
+    world_file.write_text(SYNC_WORLD, encoding="utf-8")
+    with display.part("syncs", len(names)) as part:
+        for i, name in enumerate(names):
+            part.show(name, i)
+            with placed_world(name, world_file, place / name) as world:
+
+                def make(directory: Path, name: str = name, world: World = world) -> Any:
+                    server = make_target(name, directory, scenario, world, scenario.server)
+                    return server, server.trace_syncs()
+
+                result[name] = syncs.count(make, place / name, lambda i: f"u{i}@steady.test")
+    write_json(found.directory / "syncs.json", result)
+    shutil.rmtree(place, ignore_errors=True)
+
+
 def command_of(options: Options) -> str:
     """Return the command line that makes the same run again."""
     words = ["testbed", "run", options.scenario]
     for override in options.overrides:
         words += ["--set", override]
+    if options.syncs:
+        words.append("--syncs")
     if options.target != OURS:
         words += ["--target", options.target]
     if not options.model:

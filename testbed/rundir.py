@@ -203,6 +203,7 @@ SHIPPED: Final = (
     "scenario.toml",
     "begun.json",
     "footprints.json",
+    "syncs.json",
     "predictions.json",
     "ledger.json",
 )

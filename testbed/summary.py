@@ -69,7 +69,11 @@ PACKAGES: Final = (
 
 
 def summarise(
-    run: Run, *, footprints: Mapping[str, Any], model: Mapping[str, Any] | None
+    run: Run,
+    *,
+    footprints: Mapping[str, Any],
+    model: Mapping[str, Any] | None,
+    syncs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of summary.json.
 
@@ -77,6 +81,7 @@ def summarise(
         run: the directory, with ledgers and samples.
         footprints: what `testbed.footprint` measured, by representation.
         model: what `testbed.model` found; None if it was not asked.
+        syncs: what `testbed.syncs` counted, by representation.
     """
     scenario = run.scenario
     ledgers = run.ledgers
@@ -90,6 +95,7 @@ def summarise(
             **counted(ledgers[name], notes),
             **measured(samples, notes, ledgers[name]),
             **_footprint(footprints.get(name)),
+            "syncs_per_message": ((syncs or {}).get(name) or {}).get("sum"),
         }
         found = notes, ledgers[name], parts[name]
         failures += [f"{name}: {problem}" for problem in problems(*found)]

@@ -103,8 +103,8 @@ class Cell:
 
         Args:
             name: what messages call it.
-            directory: gets ``etc``, ``var`` and ``run``, which the server sees as ``/etc`` (on top of the machine's),
-                ``/var`` and ``/run``.
+            directory: gets ``etc``, ``var``, ``run`` and ``tmp``, which the server sees as ``/etc`` (on top of the
+                machine's), ``/var``, ``/run`` and ``/tmp``.
             tree: laid over ``/usr``; None if the machine has the server.
             hostname: the machine's name as the server sees it.
         """
@@ -124,11 +124,12 @@ class Cell:
         self._asking = threading.Lock()
         self._asked = 0
         self._status: int | None = None
-        for each in ("etc", "var", "run"):
+        for each in ("etc", "var", "run", "tmp"):
             (self.directory / each).mkdir(parents=True)
         for each in ("var/lib", "var/log", "var/mail", "var/spool", "var/tmp", "run/lock"):
             (self.directory / each).mkdir()
-        (self.directory / "var/tmp").chmod(0o1777)
+        for each in ("tmp", "var/tmp"):
+            (self.directory / each).chmod(0o1777)
         (self.directory / "var/run").symlink_to("/run")
 
     def write(self, path: str, text: str, *, mode: int = 0o644) -> None:

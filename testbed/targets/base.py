@@ -5,9 +5,19 @@ with, and judged by what went in and what came out. Nothing here imports a serve
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from testbed.sampler import Usage
+
+SYNC_CALLS: Final = ("fsync", "fdatasync", "sync_file_range", "syncfs", "sync")
+"""How a program makes the disk have something."""
+
+STRACE: Final = (
+    *("/usr/bin/strace", "-f", "-c", "-qq", "-I", "2"),
+    *("-e", f"trace=execve,{','.join(SYNC_CALLS)}"),
+)
+"""Counts them, in all processes; ``-o FILE`` is to follow. With execve, so that no table can be empty. It ends at a
+signal (``-I 2``), which it passes on."""
 
 
 class Owed(NamedTuple):

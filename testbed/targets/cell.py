@@ -4,7 +4,7 @@ Run by `testbed.targets.apart`, as root and as a file of its own (it imports not
 found): it reads a plan from its first argument and becomes the first process of a new process namespace. There it
 
 1. lays the server's tree over ``/usr`` and the cell's ``etc`` over ``/etc`` (overlay, read only), and puts the cell's ``var``
-   and ``run`` in the place of ``/var`` and ``/run``, all in a mount namespace that nobody else sees;
+   ``run`` and ``tmp`` in the place of those of the machine, the rest of which can't be written, all in a mount namespace that nobody else sees;
 2. starts the server and says so on standard output, a JSON line an event;
 3. runs commands that it is asked for on standard input, among the same files;
 4. ends the server when it is told to, or when its standard input ends because the bench is gone.
@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWPID = 0x00020000, 0x04000000, 0x08000000, 0x20000000
-_RDONLY, _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND = 1, 2, 4, 8, 32, 4096
+_REC, _PRIVATE = 16384, 1 << 18
 _PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,6 +61,9 @@ def _set_apart(plan: dict[str, Any]) -> None:
     _mount("overlay", "/etc", "overlay", _RDONLY | _NODEV, "lowerdir=etc:/etc")
     _mount("var", "/var", None, _BIND)
     _mount("run", "/run", None, _BIND)
+    _mount("tmp", "/tmp", None, _BIND)  # noqa: S108 - what is put there is a directory of ours
+    # Whatever a server believes it may write, it is not the machine's.
+    _mount(None, "/", None, _REMOUNT | _BIND | _RDONLY)
     if plan["hostname"]:
         name = plan["hostname"].encode()
         _check(_libc.sethostname(name, len(name)), "sethostname")

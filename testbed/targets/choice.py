@@ -1,16 +1,20 @@
 """Which targets there are, which of them can run here, and how one is made."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from sim.scenario import Scenario
 from testbed import packages
 from testbed.children import UsageError
 from testbed.targets import apart
 from testbed.targets.exim import Exim
 from testbed.targets.opensmtpd import OpenSmtpd
+from testbed.targets.ours import OurServer
 from testbed.targets.peer import PeerServer
 from testbed.targets.postfix import Postfix
+from testbed.world.handle import World
 
 OURS: Final = "ours"
 
@@ -39,6 +43,51 @@ def why_not(name: str) -> str:
         return f"{name} is not here: {peer.how}"
     reason = apart.why_not()
     return f"{name} can't be set apart here: {reason}" if reason else ""
+
+
+@contextlib.contextmanager
+def placed_world(name: str, scenario: Path, directory: Path) -> Iterator[World]:
+    """Give a world for a target: for other servers one with ports 25 and 53, in a network of its own.
+
+    Raises:
+        UsageError: that is not allowed here.
+        WorldError: the world does not start.
+    """
+    with contextlib.ExitStack() as stack:
+        smtp_port, dns_port = 0, 0
+        if name in PEERS:
+            stack.enter_context(apart.private_network())
+            smtp_port, dns_port = 25, 53
+        yield stack.enter_context(
+            World(scenario, record_dir=directory, smtp_port=smtp_port, dns_port=dns_port)
+        )
+
+
+def make_target(
+    name: str, directory: Path, scenario: Scenario, world: World, overrides: Mapping[str, Any]
+) -> OurServer | PeerServer:
+    """Return a server that is not started yet.
+
+    Args:
+        name: how our server keeps envelopes, or another server.
+        directory: takes all its files.
+        scenario: for the seed, and whether there is TLS in its world.
+        world: where it delivers to; see `placed_world`.
+        overrides: the ``server`` table of the configuration.
+    """
+    if name in PEERS:
+        nameserver = world.dns.rpartition(":")[0]
+        return make_peer(name, directory, overrides=overrides, nameserver=nameserver)
+    has_tls = any(each.tls != "none" for each in scenario.destinations)
+    return OurServer(
+        directory,
+        representation=name,
+        overrides=overrides,
+        seed=scenario.seed,
+        relay_port=world.smtp_port,
+        nameserver=world.dns,
+        ca_file=world.ca_file if has_tls else None,
+    )
 
 
 def make_peer(

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from testbed.children import Child, RunError, last_line, python, source_environment
 from testbed.sampler import Usage, usage_of
-from testbed.targets.base import Owed
+from testbed.targets.base import STRACE, Owed
 
 READY_S: Final = 30.0
 """Longest wait until the server takes mail; it has an empty queue."""
@@ -70,6 +70,7 @@ class OurServer:
         self._private = Path(tempfile.mkdtemp(prefix="testbed-"))
         self._socket = self._private / "control"
         self._child: Child | None = None
+        self._wrapper: tuple[str, ...] = ()
         self._control: _Control | None = None
         # The sampler asks on a thread of its own.
         self._asking = threading.Lock()
@@ -104,7 +105,7 @@ class OurServer:
         assert self._child is None, "started twice"
         self._child = child = Child(
             "server",
-            python("mta", "serve", "--config", self.config.name),
+            [*self._wrapper, *python("mta", "serve", "--config", self.config.name)],
             log=self.directory / "server.out",
             cwd=self.directory,
             environment=source_environment(),
@@ -123,6 +124,13 @@ class OurServer:
         raise RunError(
             f"server: not ready within {READY_S:.0f} s: {last_line(self.log) or 'no word from it'}"
         )
+
+    def trace_syncs(self) -> Path:
+        """Let strace count its calls of fsync and the like; before `start`. Returns the file of its table."""
+        output = self.directory / "syncs"
+        # -D: strace is not the parent, so that signals and the exit status are the server's.
+        self._wrapper = (*STRACE, "-D", "-o", str(output.resolve()))
+        return output
 
     @property
     def smtp_address(self) -> tuple[str, int]:

@@ -20,7 +20,7 @@ from testbed.children import RunError, last_line
 from testbed.packages import Peer
 from testbed.sampler import Usage, usage_of_tree
 from testbed.targets.apart import Cell
-from testbed.targets.base import Owed
+from testbed.targets.base import STRACE, Owed
 
 HOSTNAME: Final = "relay.testbed.test"
 
@@ -164,14 +164,10 @@ class PeerServer(ABC):
             time.sleep(0.05)
         raise RunError(f"{self.name}: not ready within {READY_S:.0f} s: {self._words()}")
 
-    def trace_syncs(self, output: str) -> None:
-        """Run it under strace, which counts its calls of fsync and the like; before `start`.
-
-        Args:
-            output: path in the cell, as ``/var/log/syncs``.
-        """
-        calls = "trace=fsync,fdatasync,sync_file_range,syncfs,sync"
-        self._wrapper = ("/usr/bin/strace", "-f", "-c", "-qq", "-e", calls, "-o", output)
+    def trace_syncs(self) -> Path:
+        """Let strace count its calls of fsync and the like; before `start`. Returns the file of its table."""
+        self._wrapper = (*STRACE, "-o", "/var/log/syncs")
+        return self.cell.directory / "var/log/syncs"
 
     @property
     def smtp_address(self) -> tuple[str, int]:

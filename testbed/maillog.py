@@ -30,7 +30,9 @@ _MONTHS: Final = [
 ]
 _SID: Final = r"(?P<sid>[0-9a-f]{16})"
 _DURATION: Final = re.compile(r"(-?)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_OURS: Final = re.compile(r"[0-9a-f]{16} mta |smtp-out: |(?:relay|delivery): (?:Expire|Remove) ")
+_OURS: Final = re.compile(
+    r"[0-9a-f]{16} (?:mta |mda delivery )|smtp-out: |(?:relay|delivery): (?:Expire|Remove) "
+)
 """Lines that this module promises to understand. ``cert-check`` says smtp there, and no session needs it."""
 
 
@@ -85,6 +87,8 @@ class Attempt(NamedTuple):
     """``Ok``, ``TempFail`` or ``PermFail``."""
     status: str
     """The reply."""
+    user: str = ""
+    """Whose mailbox it is; empty for what is relayed."""
 
 
 class RouteChange(NamedTuple):
@@ -257,6 +261,32 @@ class MailLog:
         )
         return True
 
+    def _local(self, match: re.Match[str], t: float) -> bool:
+        delay_s = _seconds(match["delay"])
+        if delay_s is None:
+            return False
+        tried = self.attempts.setdefault(match["evpid"], [])
+        tried.append(
+            Attempt(
+                match["evpid"],
+                len(tried) + 1,
+                t,
+                session="",
+                sender=match["sender"],
+                to=match["to"],
+                rcpt="" if match["rcpt"] == "-" else match["rcpt"],
+                source="",
+                relay="",
+                address="",
+                host="",
+                delay_s=delay_s,
+                result=match["result"],
+                status=match["status"],
+                user=match["user"],
+            )
+        )
+        return True
+
     def _route(self, match: re.Match[str], t: float) -> None:
         rest_s = float(match["rest"]) if match["rest"] else None
         source = "" if match["source"] == "[]" else match["source"]
@@ -310,6 +340,15 @@ _TAKERS: Final[
             r' stat=(?P<quote>"?)(?P<status>.*)(?P=quote)'
         ),
         MailLog._delivery,
+    ),
+    (
+        re.compile(
+            _SID
+            + r" mda delivery evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.*?)> to=<(?P<to>.*?)>"
+            r' rcpt=<(?P<rcpt>.*?)> user="?(?P<user>[^" ]+)"? delay=(?P<delay>\S+)'
+            r' result="?(?P<result>Ok|TempFail|PermFail)"? stat=(?P<quote>"?)(?P<status>.*)(?P=quote)'
+        ),
+        MailLog._local,
     ),
     (
         re.compile(

@@ -4,9 +4,11 @@ import contextlib
 import mailbox
 import smtplib
 import stat
+import time
 
 import pytest
 
+from testbed.maillog import read_log
 from tests.support.capture import CapturingHost
 from tests.support.server import RunningServer, free_port
 
@@ -99,6 +101,14 @@ def test_mail_to_an_alias_is_in_each_mailbox(running, tmp_path):
     log = server.log.read_text()
     assert "from=<me@from.test> to=<info@here.test> rcpt=<info@here.test> user=alice" in log
     assert "result=Ok stat=Delivered" in log
+    told = read_log(log.splitlines(), year=time.localtime().tm_year)
+    assert [] == told.unread
+    attempts = [attempt for tries in told.attempts.values() for attempt in tries]
+    assert sorted((a.to, a.user, a.result, a.status) for a in attempts) == [
+        ("bob+lists@here.test", "bob", "Ok", "Delivered"),
+        ("info@here.test", "alice", "Ok", "Delivered"),
+        ("info@here.test", "bob", "Ok", "Delivered"),
+    ]
 
 
 def test_files_and_commands_of_aliases(running, tmp_path):

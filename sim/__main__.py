@@ -420,6 +420,53 @@ def export_timeline(
     print(f"{count:,} events written to {path}; open it at https://ui.perfetto.dev")
 
 
+@app.command("validate")
+def validate_model(
+    profile: Annotated[
+        str, typer.Option(help="quick, under two minutes; or nightly: stricter, and takes a while.")
+    ] = "quick",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="One experiment; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=10_000, help="Draws other replications.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the model against queueing theory and against what must be true of every run. Exit status 1 if one fails."""
+    from sim import validate as validating
+
+    try:
+        found = validating.profile_of(profile)
+        experiments = validating.chosen(only or [])
+    except ConfigError as error:
+        raise _fail(error) from None
+    with _bar() as advance:
+        rows = list(validating.validate(found, experiments, seed=seed, progress=advance))
+    if as_json:
+        print(json.dumps(validating.report(found, rows), allow_nan=False))
+    else:
+        validating.table(rows, experiments)
+    if not all(row.ok for row in rows):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    """Show on a terminal which experiment runs, and how much of all is done."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda name, part: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda name, part: bar.update(task, completed=part, description=name)
+
+
 @app.command("scenarios")
 def list_scenarios(
     long: Annotated[

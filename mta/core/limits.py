@@ -257,7 +257,8 @@ class SchedulerLimits:
     """What the scheduler may hand out. OpenSMTPD config.c, scheduler_ramqueue.c."""
 
     max_inflight: int = 5000
-    """Envelopes in flight."""
+    """Envelopes in flight. Above it none is handed out; what a relay or user takes back from its hold queue may pass it,
+    or a busy one would starve its own oldest mail."""
     max_schedule: int = 10
     """Envelopes handed out per batch, so that a large due backlog does not stall the event loop."""
     max_held: int = 1000

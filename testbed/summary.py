@@ -95,7 +95,7 @@ def summarise(
             **counted(ledgers[name], notes),
             **measured(samples, notes, ledgers[name]),
             **_footprint(footprints.get(name)),
-            "syncs_per_message": ((syncs or {}).get(name) or {}).get("sum"),
+            "fsyncs_per_message": ((syncs or {}).get(name) or {}).get("sum"),
         }
         found = notes, ledgers[name], parts[name]
         failures += [f"{name}: {problem}" for problem in problems(*found)]
@@ -157,7 +157,9 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
     # The last samples before the load: warmed up, nothing to do.
     base = float(np.median(before[-3:])) if len(before) else float(rss[0])
     base_uss = _median_before(samples, "uss_bytes")
-    grows = rising(queued)
+    # Servers that do not tell envelopes do not keep them either: theirs is the memory of processes.
+    tells = "scheduler.envelope" in load
+    grows = rising(queued) if tells else slice(0, 0)
     fitted = line(queued[grows], rss[grows])
     private = line(queued[grows], load["uss_bytes"][grows])
     shared = line(queued[grows], load["pss_bytes"][grows])
@@ -167,7 +169,7 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
     drain_time = drained_at(t, queued) if notes.drained else None
     return {
         "target": notes.target,
-        "queue_unit": "envelopes" if "scheduler.envelope" in load else "messages",
+        "queue_unit": "envelopes" if tells else "messages",
         "bytes_per_envelope": _round(fitted.slope if fitted else None, 1),
         "bytes_per_envelope_stderr": _round(fitted.stderr if fitted else None, 1),
         "bytes_per_envelope_uss": _round(private.slope if private else None, 1),

@@ -12,7 +12,7 @@ import numpy as np
 
 from sim import theory
 from sim.costs import Costs
-from sim.distributions import LogNormal
+from sim.distributions import Floats, LogNormal
 from sim.validation.degenerate import (
     FREE,
     Probe,
@@ -54,23 +54,30 @@ def _costs(**seconds: float) -> Costs:
 # Loss: the door's limit on connections
 
 
+def refused_share(
+    conns: int, rate: float, hold_s: float, *, messages: int, replication: int
+) -> float:
+    """Return the share of clients that a door of so many connections refuses, each of which lasts ``hold_s``."""
+    probe, first = Probe(), messages // 10
+    run(
+        degenerate(
+            "erlang-b",
+            load={"messages": messages, "rate": rate, "tries": 1},
+            server={"limits": {"smtp": {"max_conn": conns}}},
+        ),
+        costs=_costs(client_close_s=hold_s),
+        replication=replication,
+        prepare=probe.watch,
+    )
+    taken = sum(1 for number in probe.submitted_s if number >= first)
+    return 1 - taken / (messages - first)
+
+
 def _erlang_b() -> Law:
     conns, rate, hold_s = 5, 40.0, 0.1
 
     def measure(messages: int, replication: int) -> tuple[float, ...]:
-        probe, first = Probe(), messages // 10
-        run(
-            degenerate(
-                "erlang-b",
-                load={"messages": messages, "rate": rate, "tries": 1},
-                server={"limits": {"smtp": {"max_conn": conns}}},
-            ),
-            costs=_costs(client_close_s=hold_s),
-            replication=replication,
-            prepare=probe.watch,
-        )
-        taken = sum(1 for number in probe.submitted_s if number >= first)
-        return (1 - taken / (messages - first),)
+        return (refused_share(conns, rate, hold_s, messages=messages, replication=replication),)
 
     lost = theory.erlang_b(conns, rate * hold_s)
     return Law(
@@ -85,24 +92,33 @@ def _erlang_b() -> Law:
 # Delay: connections to one host
 
 
+def connection_waits_s(
+    conns: int, rate: float, service_s: float, *, messages: int, replication: int
+) -> Floats:
+    """Return float64[message]: how long each waits for one of so many connections; transactions are exponential."""
+    probe = Probe()
+    run(
+        degenerate(
+            "mmc",
+            load={"messages": messages, "rate": rate},
+            server=only_connections(conns),
+            behaviours=answers_after("exponential", mean_s=service_s),
+        ),
+        replication=replication,
+        prepare=probe.watch,
+    )
+    return np.array(probe.waits_s(messages // 10))
+
+
 def _mmc() -> Law:
     conns, rate, service_s = 4, 26.0, 0.1
     expected = theory.mmc(conns, rate, service_s)
     long_s = 1 / expected.decay
 
     def measure(messages: int, replication: int) -> tuple[float, ...]:
-        probe = Probe()
-        run(
-            degenerate(
-                "mmc",
-                load={"messages": messages, "rate": rate},
-                server=only_connections(conns),
-                behaviours=answers_after("exponential", mean_s=service_s),
-            ),
-            replication=replication,
-            prepare=probe.watch,
+        waits = connection_waits_s(
+            conns, rate, service_s, messages=messages, replication=replication
         )
-        waits = np.array(probe.waits_s(messages // 10))
         return float(np.mean(waits > 0)), float(waits.mean()), float(np.mean(waits > long_s))
 
     return Law(

@@ -44,7 +44,10 @@ MESSAGES, RUNS = (2000, 5) if FAST else (8000, 10)
 
 # %%
 rows = list(validate(profile, chosen([])))
-lines = ["| experiment | what | theory | model | ± 95 % | off by s.e. | |", "|---|---|---:|---:|---:|---:|---|"]
+lines = [
+    "| experiment | what | theory | model | ± 95 % | off by s.e. | |",
+    "|---|---|---:|---:|---:|---:|---|",
+]
 for row in rows:
     known = row.half_width is not None
     lines.append(
@@ -89,14 +92,23 @@ with plots.rc(plots.LIGHT):
     figure, panels = plots.make_panels(2)
     for axes, found, formula, words in (
         (panels[0], losses, lambda load: theory.erlang_b(5, load), "share refused, 5 connections"),
-        (panels[1], waits, lambda load: theory.mmc(4, 10 * load, 0.1).wait_s, "mean wait, s, 4 connections"),
+        (
+            panels[1],
+            waits,
+            lambda load: theory.mmc(4, 10 * load, 0.1).wait_s,
+            "mean wait, s, 4 connections",
+        ),
     ):
         means = [estimate(values) for values in found.values()]
         most = max(found)
         grid = [most * step / 100 for step in range(1, 101)]
         axes.plot(grid, [formula(load) for load in grid], label="theory")
         axes.errorbar(
-            list(found), [m.mean for m in means], yerr=[m.half_width() for m in means], fmt="o", label="model, 95 %"
+            list(found),
+            [m.mean for m in means],
+            yerr=[m.half_width() for m in means],
+            fmt="o",
+            label="model, 95 %",
         )
         axes.set_xlabel("offered load, erlangs")
         axes.set_ylabel(words)

@@ -60,6 +60,9 @@ LOAD_START_S: Final = 60.0
 LOAD_LATE_S: Final = 60.0
 """How long after the last due message the load may go on before it is taken to hang."""
 
+PEER_LATE_S: Final = 240.0
+"""The same with another server, for which a scenario's rate may be too much."""
+
 SETTLE_S: Final = 4.0
 """Longest wait for gauges to come back to 0 after the drain, beyond the keep-alive of idle connections."""
 
@@ -281,11 +284,12 @@ class _Observation:
     def _watch_load(self, server: Target, world: World, sampler: Sampler) -> None:
         load = self._load
         assert load is not None
-        deadline = time.monotonic() + float(self._schedule.due_s[-1]) + LOAD_LATE_S
+        late_s = PEER_LATE_S if self._is_peer else LOAD_LATE_S
+        deadline = time.monotonic() + float(self._schedule.due_s[-1]) + late_s
         asked = time.monotonic()
         while load.status is None:
             if time.monotonic() > deadline:
-                raise RunError(f"load: not over {LOAD_LATE_S:.0f} s after its last message was due")
+                raise RunError(f"load: not over {late_s:.0f} s after its last message was due")
             if time.monotonic() - asked > 1.0:
                 asked = time.monotonic()
                 world.stats()

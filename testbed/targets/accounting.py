@@ -49,6 +49,7 @@ class Account:
 def open_account(name: str) -> Account | None:
     """Make a group; None where that is not possible."""
     for root in ROOTS:
+        _sweep(root)
         directory = root / f"testbed-{name}-{os.getpid()}-{next(_numbers)}"
         with contextlib.suppress(OSError):
             directory.mkdir()
@@ -57,3 +58,11 @@ def open_account(name: str) -> Account | None:
                 return account
             account.close()
     return None
+
+
+def _sweep(root: Path) -> None:
+    """Remove empty groups of benches that were killed."""
+    for directory in root.glob("testbed-*-*-*"):
+        pid = directory.name.split("-")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            Account(directory).close()

@@ -11,7 +11,7 @@ import pytest
 
 from testbed.children import RunError
 from testbed.packages import Peer
-from testbed.targets import apart
+from testbed.targets import accounting, apart
 from testbed.targets.apart import Cell
 from testbed.targets.postfix import Postfix
 from tests.support.server import ROOT
@@ -110,6 +110,10 @@ def test_nothing_is_left_of_a_bench_that_was_killed(tmp_path: Path) -> None:
         bench.kill()
     assert len(pids) >= 3
     until(lambda: not any(map(alive, pids)), 15.0)
+    again = accounting.open_account("again")
+    if again is not None:
+        assert list(again.directory.parent.glob(f"testbed-test-{bench.pid}-*")) == []
+        again.close()
 
 
 class Sorry(Postfix):
@@ -133,19 +137,19 @@ def test_a_server_that_cannot_start_is_one_line(tmp_path: Path) -> None:
 
 def test_time_is_that_of_all_that_ever_ran(cell: Cell) -> None:
     """Children of a parent that ignores SIGCHLD are in nobody's account but the control group's."""
-    spin = "my $t = times; while (times() - $t < 0.5) {}"
+    spin = "for (my $i = 0; $i < 2e7; $i++) {}"
     cell.start(
         ["/usr/bin/perl", "-e", f"$SIG{{CHLD}} = 'IGNORE'; fork or do {{ {spin}; exit }}; sleep"]
     )
     if cell.cpu_s() is None:
         pytest.skip("no control group can be made here")
-    until(lambda: (cell.cpu_s() or 0.0) >= 0.5 and len(cell.pids()) == 1)
+    until(lambda: (cell.cpu_s() or 0.0) >= 0.1 and len(cell.pids()) == 1, 30.0)
     before = cell.cpu_s()
     assert before is not None
     assert cell.run("/usr/bin/perl", "-e", spin).status == 0
     after = cell.cpu_s()
     assert after is not None
-    assert after - before < 0.4, "what the bench asks for is not the server's"
+    assert after - before < before / 2, "what the bench asks for is not the server's"
     account = cell._account
     assert account is not None
     cell.stop(0.2)

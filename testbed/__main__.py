@@ -13,6 +13,12 @@ from rich.console import Console
 
 from mta.core.settings import ConfigError
 from testbed.children import RunError
+from testbed.comparecommand import (
+    compare_command,
+    print_comparison,
+    render_comparison,
+    run_comparison,
+)
 from testbed.ending import catch_signals, fail, interrupted
 from testbed.gatecommand import check_gates, failed_gates, gates_of
 from testbed.peercommand import peers_app
@@ -96,6 +102,7 @@ def run_command(
     from sim.scenario import load
     from testbed.progress import Display  # `testbed --help` need not load numpy and matplotlib
     from testbed.run import Options, execute
+    from testbed.sidebyside import sweep_plan
 
     gates = gates_of(fail_if, more)
     changes = list(overrides or ())
@@ -115,7 +122,11 @@ def run_command(
         syncs=syncs,
     )
     try:
-        check_gates(gates, load(scenario, changes))
+        wanted = load(scenario, changes)
+        check_gates(gates, wanted)
+        if wanted.vary:
+            run_comparison(sweep_plan(scenario, changes, out=out), gates, as_json=as_json)
+            return
         with Display() as display:
             found = execute(options, display)
     except (ConfigError, RunError) as error:
@@ -130,6 +141,7 @@ def run_command(
         raise typer.Exit(1)
 
 
+app.command("compare")(compare_command)
 app.command("policies")(policies_command)
 app.add_typer(peers_app, name="peers")
 
@@ -157,7 +169,8 @@ def report_command(run: RunName = "latest", runs: Runs = Path("runs")) -> None:
 
     try:
         directory = find(run, runs)
-        print(render_policies(directory) or render(Run(directory)))
+        made = render_policies(directory) or render_comparison(directory)
+        print(made or render(Run(directory)))
     except (ConfigError, RunError) as error:
         fail(error)
 
@@ -177,6 +190,8 @@ def show_command(
     try:
         check_gates(gates, None)
         directory = find(run, runs)
+        if print_comparison(directory, as_json=as_json):
+            return
         if print_policies(directory, as_json=as_json) is None:
             found = Run(directory)
             _print(found, found.summary, as_json=as_json)

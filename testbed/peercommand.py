@@ -8,12 +8,13 @@ import typer
 
 from testbed import packages
 from testbed.children import RunError
+from testbed.comparecommand import peers_command
 from testbed.ending import catch_signals, fail, interrupted
 
 peers_app = typer.Typer(
-    no_args_is_help=True,
     help="Other mail servers to run beside ours: Debian's packages, unpacked and not installed.",
 )
+peers_app.callback(invoke_without_command=True)(peers_command)
 
 Directory = Annotated[
     Path | None,

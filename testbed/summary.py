@@ -121,19 +121,16 @@ def summarise(
 
 def counted(ledger: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     """Return counts of the ledger, and what they come to for each message, recipient and second."""
-    recipients, messages = int(ledger["accepted"]), int(ledger["messages_accepted"])
+    messages = int(ledger["messages_accepted"])
     arrivals = (
         int(ledger["delivered"]) + int(ledger["duplicates"]) + int(ledger["duplicates_client"])
     )
-    deferred = notes.stats.get("scheduler.delivery.tempfail")
-    commits = notes.stats.get("queue.commit")
     span = ledger["last_delivery_s"]
-    load_s = notes.load_end - notes.load_start
+    # When the load's last message was settled; its process takes a moment more to end.
+    load_s = float(notes.load.get("ended") or notes.load_end) - notes.load_start
     return {
         **{key: ledger.get(key, 0) for key in COUNTED},
-        "deferred_per_recipient": _ratio(deferred, recipients),
         "recipients_per_transaction": _ratio(arrivals, int(ledger["messages_delivered"])),
-        "commits_per_message": _ratio(commits, messages),
         "messages_per_s": _ratio(messages, max(span or 0.0, load_s)),
         "accepted_per_s": _ratio(messages, load_s),
         "destinations": {
@@ -167,6 +164,8 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
     cpu = float(load["cpu_s"][-1] - load["cpu_s"][0])
     messages = max(int(ledger["messages_accepted"]), 1)
     drain_time = drained_at(t, queued) if notes.drained else None
+    attempts_deferred = _during(load, notes, "scheduler.delivery.tempfail")
+    commits = _during(load, notes, "queue.commit")
     return {
         "target": notes.target,
         "queue_unit": "envelopes" if tells else "messages",
@@ -211,7 +210,9 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "delivery_latency_s": {
             name: _short(spread) for name, spread in ledger["delivery_latency_s"].items()
         },
-        "attempts_deferred": _told(notes, "scheduler.delivery.tempfail"),
+        "attempts_deferred": attempts_deferred,
+        "deferred_per_recipient": _ratio(attempts_deferred, int(ledger["accepted"])),
+        "commits_per_message": _ratio(commits, messages),
         "ambiguous": _told(notes, "mta.ambiguous"),
         "generator_lag_p99_s": (notes.load.get("generator_lag_s") or {}).get("p99"),
         "leaks": notes.leaks,
@@ -332,6 +333,14 @@ def _told(notes: Notes, name: str) -> int | None:
     """Return a counter; of other servers None if they have none."""
     value = notes.stats.get(name, 0 if notes.target == "ours" else None)
     return None if value is None else int(value)
+
+
+def _during(load: Samples, notes: Notes, name: str) -> int | None:
+    """Return by how much a counter grew since the load began; what the warm-up did is no part of the run."""
+    if name not in load or not len(load):
+        return _told(notes, name)
+    known = load[name][np.isfinite(load[name])]
+    return int(known[-1] - known[0]) if len(known) else _told(notes, name)
 
 
 def _round(value: float | None, digits: int) -> float | None:

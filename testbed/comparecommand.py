@@ -1,0 +1,206 @@
+"""`testbed compare`, `testbed peers` and the sweep of `testbed run`: several runs, one page."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mta.core.settings import ConfigError
+from testbed.children import RunError, UsageError
+from testbed.ending import catch_signals, fail, interrupted
+from testbed.gatecommand import check_gates, failed_gates, gates_of
+
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option("--fail-if", metavar="CONDITION", help="As of `testbed run`; about every run."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result instead of tables.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="New or empty. Default: below runs/."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of every scenario."),
+]
+
+
+def compare_command(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs, or directories of several.")
+    ],
+    runs: Annotated[
+        Path, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")
+    ] = Path("runs"),
+    out: Out = None,
+    fail_if: FailIf = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put runs beside each other: a table, figures and a page. Runs of the same scenario, settings and server are repeats."""
+    from testbed.comparing import RESULT, cells_of, compared
+    from testbed.run import new_directory
+    from testbed.rundir import Run, find, write_json
+    from testbed.summary import host, versions
+
+    gates = gates_of(fail_if, None)
+    try:
+        check_gates(gates, None)
+        found = [Run(part) for name in names for part in _parts(find(name, runs))]
+        result = compared(
+            cells_of(found),
+            title="Runs side by side",
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=shlex.join(["testbed", "compare", *names]),
+            host=host(),
+            versions=versions(),
+            skipped=[],
+            failed=[],
+            vary="",
+        )
+        directory = new_directory(out, "compare")
+        write_json(directory / RESULT, result)
+        render_comparison(directory)
+        print_comparison(directory, as_json=as_json)
+        if failed_gates(gates, _gated(result)):
+            raise typer.Exit(1)
+    except (ConfigError, RunError) as error:
+        fail(error)
+
+
+def _parts(directory: Path) -> list[Path]:
+    """Return the run directories that a directory is or has."""
+    from testbed.comparing import RESULT, read
+
+    if (directory / RESULT).is_file():
+        result = read(directory / RESULT)
+        every = [
+            directory / Path(run).name
+            for section in result["scenarios"]
+            for cell in section["cells"]
+            for run in cell["runs"]
+        ]
+        return list(dict.fromkeys(every))
+    return [directory]
+
+
+def peers_command(
+    context: typer.Context,
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scenario",
+            metavar="NAME",
+            help="May be repeated. Default: baseline, backlog, dead-destination.",
+        ),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target", metavar="NAME", help="May be repeated. Default: all that can run here."
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, max=50, help="Of each, taking turns.")
+    ] = 1,
+    overrides: Overrides = None,
+    out: Out = None,
+    fail_if: FailIf = None,
+    as_json: AsJson = False,
+) -> None:
+    """Without a command: run the same scenarios on our server and on others, side by side."""
+    if context.invoked_subcommand is not None:
+        return
+    from testbed.sidebyside import SCENARIOS, peers_plan, targets_of
+
+    try:
+        plan = peers_plan(
+            scenarios or SCENARIOS,
+            targets_of(targets),
+            overrides or (),
+            repeats=repeats,
+            out=out,
+        )
+    except (ConfigError, RunError) as error:
+        fail(error)
+    run_comparison(plan, gates_of(fail_if, None), as_json=as_json)
+
+
+def run_comparison(plan: Any, gates: list[str], *, as_json: bool) -> None:
+    """Make the runs of a plan, and print and gate what they came to."""
+    from testbed.comparing import RESULT, failures_of, read
+    from testbed.progress import Display
+    from testbed.sidebyside import run_plan
+
+    catch_signals()
+    try:
+        check_gates(gates, None)
+        with Display() as display:
+            directory = run_plan(plan, display)
+        render_comparison(directory)
+        print_comparison(directory, as_json=as_json)
+        result = read(directory / RESULT)
+        failures = failures_of(result)
+        if failures:
+            typer.echo(f"testbed: {failures[0]}", err=True)
+        if failed_gates(gates, _gated(result)) or failures:
+            raise typer.Exit(1)
+    except (ConfigError, RunError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        interrupted()
+
+
+def _gated(result: Mapping[str, Any]) -> dict[str, Any]:
+    from testbed.comparing import as_summary
+
+    return as_summary(result)
+
+
+def render_comparison(directory: Path) -> Path | None:
+    """Make report.html of a comparison again; None if the directory has none.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    from testbed.comparing import RESULT, read
+
+    if not (directory / RESULT).is_file():
+        return None
+    from testbed.comparereport import html
+
+    path = directory / "report.html"
+    try:
+        path.write_text(html(read(directory / RESULT)), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: can't be written: {error.strerror}") from error
+    return path
+
+
+def print_comparison(directory: Path, *, as_json: bool) -> bool:
+    """Print a comparison; return False if the directory has none.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    from testbed.comparing import RESULT, read
+
+    if not (directory / RESULT).is_file():
+        return False
+    result = read(directory / RESULT)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return True
+    from testbed.comparereport import tables
+
+    console = Console(highlight=False)
+    for each in tables(result):
+        console.print(each)
+    report = directory / "report.html"
+    if report.is_file():
+        console.print(f"report: {report}", soft_wrap=True, markup=False)
+    return True

@@ -48,6 +48,8 @@ class Plan:
     overrides: tuple[str, ...] = ()
     repeats: int = 1
     out: Path | None = None
+    syncs: bool = False
+    """Count syncs per message as well, in the first round."""
     name: str = "peers"
     """Of the directory below runs/."""
     skipped: tuple[str, ...] = ()
@@ -121,6 +123,7 @@ def peers_plan(
         ),
         command=shlex.join(words),
         title="Mail servers side by side",
+        syncs=True,
         overrides=tuple(overrides),
         repeats=repeats,
         out=out,
@@ -154,7 +157,9 @@ def run_plan(plan: Plan, display: Display) -> Path:
                 where = directory / _slug(f"{Path(scenario).stem}-{contender.label}-{number + 1}")
                 display.say(f"{scenario}, {contender.label}, {number + 1} of {plan.repeats}:")
                 try:
-                    run = _execute(plan, scenario, contender, where, display)
+                    run = _execute(
+                        plan, scenario, contender, where, display, syncs=plan.syncs and not number
+                    )
                 except UsageError:
                     raise
                 except RunError as error:
@@ -184,7 +189,15 @@ def run_plan(plan: Plan, display: Display) -> Path:
     return directory
 
 
-def _execute(plan: Plan, scenario: str, contender: Contender, where: Path, display: Display) -> Run:
+def _execute(
+    plan: Plan,
+    scenario: str,
+    contender: Contender,
+    where: Path,
+    display: Display,
+    *,
+    syncs: bool,
+) -> Run:
     return execute(
         Options(
             scenario=scenario,
@@ -194,6 +207,7 @@ def _execute(plan: Plan, scenario: str, contender: Contender, where: Path, displ
             target=contender.target,
             is_part=True,
             footprint=0,
+            syncs=syncs,
         ),
         display,
     )

@@ -10,22 +10,29 @@ import secrets
 import sys
 import time
 from argparse import Namespace
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import gevent
+import msgspec
 from locust import events, stats
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, Runner, WorkerRunner
 
+from loadtests import _tally
 from loadtests._outcomes import DEFAULT
 from loadtests._player import LAG_MAX_S, Player
 from loadtests._record import Recorder, three_digits
+from loadtests._session import Wants
 from loadtests._settings import DEFAULT_HOST, Settings
+from loadtests._shares import SILVER, in_share
+from loadtests._tally import Tally
 from mta.core.settings import ConfigError
-from sim.scenario import Scenario, load
+from sim.clients import ClientGroup
+from sim.scenario import Load, Scenario, load
 from sim.workload import RUN_ID_MAX, Schedule, draw, is_run_id
 
 log = logging.getLogger(__name__)
@@ -42,6 +49,12 @@ SPAWN_RATE_MAX: Final = 100.0
 GOODBYE_S: Final = 5.0
 """Longest wait for the users' last QUIT when everything is sent."""
 
+HELO: Final = "client.testbed.test"
+"""What every client calls itself."""
+
+LATE: Final = 3
+"""Exit status of a run whose generator was late: its numbers are not of the load that the scenario says."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -49,8 +62,34 @@ class Run:
 
     player: Player
     settings: Settings
+    load: Load
+    recipient: str
+    """Somebody the server knows, for clients that need one."""
+    tally: Tally = field(default_factory=Tally)
     users: int = 0
     """Users that have joined and not taken leave."""
+    connections: int = 0
+    """Asked for so far, in this process."""
+
+    @property
+    def pipelining(self) -> bool:
+        """Whether commands go in groups."""
+        return self.load.pipelining
+
+    @property
+    def beside(self) -> dict[str, ClientGroup]:
+        """Slow and misbehaving clients by kind."""
+        return {group.kind: group for group in self.load.beside}
+
+    def wants(self) -> Wants:
+        """Return what the next connection shall be like."""
+        number, load = self.connections, self.load
+        self.connections += 1
+        return Wants(
+            source=f"127.0.0.{1 + number % load.sources}" if load.sources > 1 else "",
+            tls=in_share(number, load.tls),
+            login=(load.user, load.password) if in_share(number, load.auth, SILVER) else None,
+        )
 
 
 class _Hooks:
@@ -64,6 +103,7 @@ class _Hooks:
         self.asked_run_id = ""
         self.asked_start = 0.0
         self.done_workers: set[str] = set()
+        self.worker_ends: dict[str, Mapping[str, Any]] = {}
         self.drawn: tuple[Scenario, Schedule] | None = None
 
 
@@ -122,13 +162,39 @@ def _add_options(parser: LocustArgumentParser) -> None:
         help="carried by every message (default: scenario and a random number)",
     )
     add(
-        "--open-loop",
-        "--schedule",
-        dest="open_loop",
-        choices=["on", "off"],
-        default="on",
-        help="on: each message has its instant, whatever the server does; off: users take the same "
-        "messages at their own pace (default: on)",
+        "--loop",
+        choices=["", "open", "closed"],
+        default="",
+        help="open: each message has its instant, whatever the server does; closed: users think, send the same "
+        "messages, and wait (default: the scenario's)",
+    )
+    add(
+        "--shape",
+        choices=["", "steady", "ramp", "step", "spike", "soak", "burst", "day"],
+        default="",
+        help="how the rate changes during the run (default: the scenario's)",
+    )
+    add(
+        "--histograms",
+        default="",
+        metavar="FILE",
+        help="write an HDR histogram of each verb, in microseconds, as a histogram log",
+        **hidden,
+    )
+    add(
+        "--summary",
+        default="",
+        metavar="FILE",
+        help="write how the run ended as one JSON object: outcomes, lag, percentiles of each verb",
+        **hidden,
+    )
+    add(
+        "--lag-max",
+        type=float,
+        default=LAG_MAX_S,
+        metavar="S",
+        help="a run is invalid, exit status 3, when one of a hundred messages left later than this because of the "
+        f"generator (default: {LAG_MAX_S:g})",
     )
     add("--record", default="", metavar="FILE", help="write one JSON line per message", **hidden)
     add(
@@ -174,29 +240,51 @@ def _on_init(environment: Environment, **_: Any) -> None:
     _hooks.asked_start = options.load_start
     if isinstance(runner, MasterRunner):
         runner.register_message("testbed-done", _on_worker_done)
+        runner.register_message("testbed-end", _on_worker_end)
     try:
         scenario = load(options.scenario, _overrides(options))
-        Settings.read(options, environment.host)
+        settings = Settings.read(options, environment.host)
+        _check_sources(scenario.load, settings)
         if options.record and isinstance(runner, LocalRunner):
             _hooks.recorder = _recorder(Path(options.record))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
+    beside = {group.kind: group.users for group in scenario.load.beside}
     if options.num_users is None:
-        options.num_users = scenario.load.sessions
+        options.num_users = scenario.load.clients + sum(beside.values())
     if options.spawn_rate is None:
         options.spawn_rate = min(float(options.num_users), SPAWN_RATE_MAX)
     if not options.user_classes and not options.class_picker:
-        wanted = [
-            each
-            for each in environment.user_classes
-            if getattr(each, "keep", None) == scenario.load.keep
-        ]
+        wanted = []
+        for each in environment.user_classes:
+            kind = getattr(each, "kind", None)
+            if kind is not None:
+                each.fixed_count = beside.get(kind, 0)
+            elif each.weight == 0 or getattr(each, "keep", None) != scenario.load.keep:
+                continue
+            if kind is None or each.fixed_count:
+                wanted.append(each)
         environment.user_classes = wanted or environment.user_classes
+    elif options.user_classes:
+        for each in environment.user_classes:
+            # Who is named is wanted.
+            each.weight = each.weight or 1
+
+
+def _check_sources(load: Load, settings: Settings) -> None:
+    if load.sources > 1 and ":" in settings.address[0]:
+        problem = "needs --host with an address of IPv4"
+        raise ConfigError("scenario", "load.sources", load.sources, problem)
 
 
 def _overrides(options: Namespace) -> list[str]:
-    return [each for each in options.scenario_set if each]
+    given = [each for each in options.scenario_set if each]
+    if options.loop:
+        given.append(f"load.loop={options.loop}")
+    if options.shape:
+        given.append(f"load.shape.kind={options.shape}")
+    return given
 
 
 def _recorder(path: Path) -> Recorder:
@@ -244,14 +332,22 @@ def _on_start(environment: Environment, **_: Any) -> None:
     player = Player(
         *_hooks.drawn,
         run_id=run_id,
-        open_loop=options.open_loop == "on",
         start_at=start_at,
         share=(index, of),
         recorder=_hooks.recorder,
     )
-    _hooks.run = Run(player, settings)
+    somebody = next(iter(_hooks.drawn[1].recipients(0)))
+    _hooks.run = Run(player, settings, scenario.load, somebody.address)
     log.info("Run %s: %d messages at %g/s", run_id, scenario.messages, scenario.load.rate)
     gevent.spawn(_watch, environment, _hooks.run)
+    gevent.spawn(_flush, environment, _hooks.run)
+
+
+def _flush(environment: Environment, run: Run) -> None:
+    """Let the statistics follow while the run goes on."""
+    while _hooks.run is run:
+        gevent.sleep(_tally.FLUSH_S)
+        run.tally.flush(_runner(environment).stats)
 
 
 def _next_run_id(options: Namespace) -> str:
@@ -298,6 +394,7 @@ def _finish(environment: Environment) -> None:
 def _start_workers(runner: MasterRunner, options: Namespace) -> None:
     ready = [*runner.clients.ready, *runner.clients.running, *runner.clients.spawning]
     _hooks.done_workers.clear()
+    _hooks.worker_ends.clear()
     options.run_id = _next_run_id(Namespace(run_id=_hooks.asked_run_id, scenario=options.scenario))
     options.load_start = _hooks.asked_start or time.time() + LEAD_DISTRIBUTED_S
     _hooks.asked_start = 0.0
@@ -329,20 +426,72 @@ def _watch_workers(runner: MasterRunner, shares: dict[str, tuple[int, int]]) -> 
     _finish(runner.environment)
 
 
+def _on_worker_end(environment: Environment, msg: Any, **_: Any) -> None:
+    _hooks.worker_ends[msg.node_id] = msg.data
+
+
 def _on_stop(environment: Environment, **_: Any) -> None:
     """Write down how the run ended."""
+    runner = _runner(environment)
+    if isinstance(runner, MasterRunner):
+        ends = list(_hooks.worker_ends.values())
+        _hooks.worker_ends.clear()
+        if ends:
+            histograms = _tally.merged([end["histograms"] for end in ends])
+            lag_s = max(end["lag_s"] for end in ends)
+            started = min(end["started"] for end in ends)
+            summary: dict[str, Any] = {"kind": "end", "workers": [end["end"] for end in ends]}
+            summary |= {"verbs": _tally.percentiles(histograms)}
+            _conclude(environment, histograms, lag_s, started, summary)
+        return
     run, _hooks.run = _hooks.run, None
     if run is None:
         return
-    end = run.player.end()
+    run.tally.flush(runner.stats)
+    histograms = run.tally.histograms()
+    late = run.player.lag_s > _options(environment).lag_max
+    end = run.player.end(valid=not late, verbs=_tally.percentiles(histograms))
     run.player.finished.set()  # who watches it need not wait any longer
     log.info("Run %s ended: %s", end["run"], end["outcomes"])
-    lag = end["generator_lag_s"]
-    if run.player.open_loop and lag and lag["p99"] > LAG_MAX_S:
-        log.warning(
-            "The generator was late: p99 %.0f ms. What it measured is not the load that it says.",
-            lag["p99"] * 1000,
+    if isinstance(runner, WorkerRunner):
+        part = {
+            "histograms": _tally.encoded(histograms),
+            "end": end,
+            "lag_s": run.player.lag_s,
+            "started": run.player.start_at,
+        }
+        runner.send_message("testbed-end", part)
+    else:
+        _conclude(environment, histograms, run.player.lag_s, run.player.start_at, end)
+
+
+def _conclude(
+    environment: Environment,
+    histograms: Mapping[str, Any],
+    lag_s: float,
+    started: float,
+    summary: Mapping[str, Any],
+) -> None:
+    """Say what the verbs took, and whether the run is what it says."""
+    options = _options(environment)
+    if histograms:
+        log.info("Percentiles of the whole run:\n%s", _tally.table(histograms))
+    try:
+        if options.histograms:
+            _tally.write_log(Path(options.histograms), histograms, started)
+        if options.summary:
+            Path(options.summary).write_bytes(msgspec.json.encode(summary) + b"\n")
+    except OSError as error:
+        log.error("%s: can't be written: %s", error.filename, error.strerror)  # noqa: TRY400
+        environment.process_exit_code = 2
+    if lag_s > options.lag_max:
+        log.error(
+            "INVALID: the generator was late: p99 %.1f ms, at most %.1f ms are allowed (--lag-max). What it measured is "
+            "not the load that it says.",
+            lag_s * 1000,
+            options.lag_max * 1000,
         )
+        environment.process_exit_code = LATE
 
 
 def _on_quit(**_: Any) -> None:

@@ -1,285 +1,345 @@
 """An SMTP client that times every verb: no retries, no threads, no opinion about what is expected.
 
-smtplib would do, but looks up the host's name when it is made, scans every body for line ends, and
+smtplib would do, but knows no pipelining, looks up the host's name when it is made, scans every body for line ends, and
 tells nobody how long a verb took. Replies are bounded in lines, bytes and time, since the server is
 the one that is being tested.
 """
 
-import socket
+import base64
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-REPLY_BYTES_MAX: Final = 64 * 1024
-"""Bytes of one reply; over it the server is broken."""
-
-TEXT_MAX: Final = 500
-"""Characters of a reply that are kept."""
-
-
-class ProtocolError(Exception):
-    """The server said something that is no SMTP reply, or closed the connection."""
-
-
-class Reply(NamedTuple):
-    """One reply, its lines joined by a space."""
-
-    code: int
-    text: str
-    """Printable ASCII; at most `TEXT_MAX` characters."""
-
-
-class Attempt(NamedTuple):
-    """What became of one try to send one message."""
-
-    verb: str
-    """The last one said; ``.`` for the end of the message."""
-    code: int
-    """Of the reply to it; 0 if there was none."""
-    text: str
-    """Of the reply; in words what happened to the connection if there was none."""
-    accepted: tuple[str, ...]
-    """Recipients that the server took responsibility for."""
-    refused: tuple[tuple[str, int, str], ...]
-    """(recipient, code, text) of those it refused one by one."""
-    unsure: bool
-    """The message was sent and the reply never came: the server may have taken it."""
-
+from loadtests._dialogue import (
+    GROUP_MAX,
+    Attempt,
+    Command,
+    Greeted,
+    Message,
+    ProtocolError,
+    Replies,
+    Reply,
+    Step,
+    check,
+    describe,
+    envelope,
+    offers,
+)
+from loadtests._wire import Wire
 
 Observe: TypeAlias = Callable[[str, float, Reply | None, Exception | None], None]
 """Told (verb, seconds, reply, error) of each verb; exactly one of the last two is None."""
 
 
-def stuffed(message: bytes) -> bytes:
-    """Return a message as it goes over the wire: dots doubled (RFC 5321 4.5.2), and the final dot.
+class Wants(NamedTuple):
+    """What one connection shall be like."""
 
-    The message has CRLF line ends and ends with one.
-    """
-    if message.startswith(b"."):
-        message = b"." + message
-    return message.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+    source: str = ""
+    """Address to come from; empty for the system's choice."""
+    tls: bool = False
+    login: tuple[str, str] | None = None
+    """User and password of AUTH PLAIN."""
 
 
-def parse_reply(data: bytes) -> Reply | None:
-    """Return the reply that some bytes are, or None if it is not complete yet.
+def _any_certificate() -> ssl.SSLContext:
+    """Return a context that trusts everybody: the server is on this machine, and its name is of no zone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
-    Raises:
-        ProtocolError: the bytes can't become a reply, or there is more after it.
-    """
-    if not data.endswith(b"\n"):
-        return None
-    lines = data[:-1].split(b"\n")
-    texts: list[str] = []
-    code = data[:3]
-    for line in lines:
-        line = line.removesuffix(b"\r")
-        if line[:3] != code or not code.isdigit() or line[3:4] not in (b" ", b"-", b""):
-            raise ProtocolError("no SMTP reply")
-        texts.append(line[4:].decode("latin-1"))
-    if line[3:4] == b"-":
-        return None
-    if any(each[3:4] != b"-" for each in lines[:-1]):
-        raise ProtocolError("more than one reply")
-    text = " ".join(texts)[:TEXT_MAX]
-    if not (text.isascii() and text.isprintable()):
-        text = "".join(c if " " <= c <= "~" else "?" for c in text)
-    return Reply(int(code), text)
+
+_TLS: Final = _any_certificate()
 
 
 class Session:
     """One connection at a time to one server, opened when a message needs it.
 
-    Used by one greenlet or thread. After any error, and when the server says 421, the connection is
-    closed and the next message opens another.
+    Used by one greenlet. After any error, and when the server says 421, the connection is closed and the next message
+    opens another.
     """
 
     def __init__(
-        self, address: tuple[str, int], *, helo: str, timeout_s: float, observe: Observe
+        self,
+        address: tuple[str, int],
+        *,
+        helo: str,
+        timeout_s: float,
+        observe: Observe,
+        pipelining: bool = True,
+        wants: Callable[[], Wants] = Wants,
     ) -> None:
         """Remember where to connect to; nothing is opened yet.
 
         Args:
             address: Address in figures, and port.
             helo: What to say with EHLO.
-            timeout_s: Longest wait for the connection, and for each reply.
+            timeout_s: Longest wait for the connection, and for the replies to each group of commands.
             observe: Told of each verb; it must not raise.
+            pipelining: Whether to use it where it is offered.
+            wants: Asked for each connection.
         """
         self._address = address
-        self._family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._helo = helo
+        self._hello = Command("EHLO", b"EHLO %b\r\n" % helo.encode("ascii"))
         self._timeout_s = timeout_s
         self._observe = observe
-        self._socket: socket.socket | None = None
-        self._size_offered = False
-        self._verb = ""
+        self._may_pipeline = pipelining
+        self._wants = wants
+        self._wire: Wire | None = None
+        self._replies = Replies()
+        self._verb = "CONNECT"
+        self._offers = Greeted()
 
     @property
     def is_open(self) -> bool:
-        """The connection is there, as far as anybody knows."""
-        return self._socket is not None
+        """Whether there is a connection that the next message would use."""
+        return self._wire is not None
 
     @property
     def verb(self) -> str:
-        """The verb that was said last; what was going on when a caller was stopped."""
+        """The last verb said."""
         return self._verb
 
     def close(self) -> None:
-        """Close without a word. Idempotent."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        """Close the connection without a word. Idempotent."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
 
     def quit(self) -> None:
-        """Say QUIT and close. A server that does not answer has been told; that is enough."""
-        if self._socket is None:
+        """Say QUIT and close; whatever happens then is nobody's loss."""
+        if self._wire is None:
             return
         try:
-            self._say("QUIT", b"QUIT\r\n")
+            self._say(Command("QUIT", b"QUIT\r\n"))
         except (OSError, ProtocolError):
+            # It is over either way, and it was observed.
             pass
         finally:
             self.close()
 
-    def send(self, sender: str, recipients: Sequence[str], message: bytes) -> Attempt:
+    def send(
+        self, sender: str, recipients: Sequence[str], message: Message, *, bdat: bool = False
+    ) -> Attempt:
         """Try once to send a message, over a new connection if there is none.
 
         Args:
             sender: Reverse-path without brackets.
             recipients: Forward-paths without brackets; at least one.
-            message: With CRLF line ends, not dot-stuffed.
+            message: What to send.
+            bdat: Whether to use BDAT where CHUNKING is offered.
         """
         accepted: list[str] = []
         refused: list[tuple[str, int, str]] = []
-
-        def result(reply: Reply, *, taken: bool = False) -> Attempt:
+        try:
+            opened = self._open()
+            if opened.code // 100 != 2:
+                self.close()
+                return Attempt(self._verb, *opened, (), (), unsure=False)
+            bdat = bdat and self._offers.chunking
+            size = message.size if self._offers.size else None
+            commands = envelope(sender, recipients, size, data=not bdat)
+            stopped = self._say_envelope(commands, recipients, accepted, refused)
+            if stopped is not None:
+                verb, reply = stopped
+                attempt = Attempt(verb, *reply, (), tuple(refused), unsure=False)
+                return self._abandoned(attempt)
+            reply = self._say_message(message, bdat=bdat)
             if reply.code == 421:
                 self.close()
-            given = tuple(accepted) if taken else ()
-            return Attempt(self._verb, reply.code, reply.text, given, tuple(refused), unsure=False)
-
-        try:
-            reply = self._open()
-            if reply.code // 100 != 2:
-                self.close()
-                return result(reply)
-            size = b" SIZE=%d" % len(message) if self._size_offered else b""
-            reply = self._say("MAIL", b"MAIL FROM:<%b>%b\r\n" % (sender.encode("ascii"), size))
-            if reply.code // 100 != 2:
-                return self._abandoned(result(reply))
-            for recipient in recipients:
-                reply = self._say("RCPT", b"RCPT TO:<%b>\r\n" % recipient.encode("ascii"))
-                if reply.code // 100 == 2:
-                    accepted.append(recipient)
-                else:
-                    refused.append((recipient, *reply))
-                    if reply.code == 421:
-                        return result(reply)
-            if not accepted:
-                return self._abandoned(result(reply))
-            reply = self._say("DATA", b"DATA\r\n")
-            if reply.code != 354:
-                return self._abandoned(result(reply))
-            reply = self._say(".", stuffed(message))
-            return result(reply, taken=reply.code // 100 == 2)
+            taken = tuple(accepted) if reply.code // 100 == 2 else ()
+            return Attempt(self._verb, *reply, taken, tuple(refused), unsure=False)
         except (OSError, ProtocolError) as error:
             self.close()
-            return Attempt(self._verb, 0, describe(error), (), tuple(refused), self._verb == ".")
+            unsure = self._verb in (".", "BDAT") and bool(accepted)
+            return Attempt(self._verb, 0, describe(error), (), tuple(refused), unsure)
         except BaseException:
             # Stopped in the middle: what is on this connection is nobody's business any more.
             self.close()
             raise
 
+    def _say_envelope(
+        self,
+        commands: Sequence[Command],
+        recipients: Sequence[str],
+        accepted: list[str],
+        refused: list[tuple[str, int, str]],
+    ) -> tuple[str, Reply] | None:
+        """Say MAIL to DATA; return what ended the transaction, or None if the message is wanted.
+
+        What is answered to commands that went along with one that failed is a consequence: only the failure counts.
+        """
+        width = GROUP_MAX if self._offers.pipelining and self._may_pipeline else 1
+        failed: tuple[str, Reply] | None = None
+        refusal: tuple[str, Reply] | None = None
+        said = 0
+        while said < len(commands):
+            group = commands[said : said + width]
+            if failed or (group[0].verb == "DATA" and not accepted):
+                break
+            for verb, reply, seconds in self._exchange(group):
+                said += 1
+                if verb == "DATA" and reply.code == 354 and (failed or not accepted):
+                    # It goes on as if there were a message: an empty one ends that (RFC 2920 3.1).
+                    self._say(Command(".", b".\r\n"), counts=False)
+                elif failed and reply.code != 421:
+                    continue
+                elif verb == "DATA" and not accepted:
+                    break
+                else:
+                    self._observe(verb, seconds, reply, None)
+                    if verb == "RCPT":
+                        recipient = recipients[said - 2]
+                        if reply.code // 100 == 2:
+                            accepted.append(recipient)
+                        else:
+                            refused.append((recipient, *reply))
+                            refusal = verb, reply
+                    elif reply.code // 100 not in (2, 3):
+                        failed = verb, reply
+                    if reply.code == 421:
+                        self._verb = verb
+                        self.close()
+                        return verb, reply
+        if failed is None and not accepted:
+            failed = refusal
+        if failed is not None:
+            self._verb = failed[0]
+        return failed
+
+    def _say_message(self, message: Message, *, bdat: bool) -> Reply:
+        if not bdat:
+            return self._ask(".", message.stuffed)
+        plain = message.plain()
+        return self._ask("BDAT", (b"BDAT %d LAST\r\n" % len(plain), plain))
+
     def _abandoned(self, attempt: Attempt) -> Attempt:
         """Make the connection fit for the next message after a refusal."""
-        if self._socket is not None:
+        if self._wire is not None:
             try:
-                self._say("RSET", b"RSET\r\n")
+                self._say(Command("RSET", b"RSET\r\n"))
             except (OSError, ProtocolError):
                 # The refusal stands; only the connection is gone.
                 self.close()
         return attempt
 
     def _open(self) -> Reply:
-        """Return the reply to EHLO, or the greeting if that is no 220; open already counts as 250."""
-        if self._socket is not None:
+        """Return the last reply of the opening: 250, or the one that refused; open already counts as 250."""
+        if self._wire is not None:
             return Reply(250, "")
+        wants = self._wants()
         self._verb = "CONNECT"
         started = time.perf_counter()
         try:
-            # Not create_connection: gevent hands its look-up to a thread, for an address even.
-            opened = socket.socket(self._family)
-            self._socket = opened
-            opened.settimeout(self._timeout_s)
-            opened.connect(self._address)
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            reply = self._reply(opened, "CONNECT")
+            deadline = started + self._timeout_s
+            self._wire = Wire(self._address, deadline=deadline, source=wants.source)
+            self._replies = Replies()
+            [greeting] = self._read(("CONNECT",), started, [])
         except (OSError, ProtocolError) as error:
             self._observe("CONNECT", time.perf_counter() - started, None, error)
             raise
-        self._observe("CONNECT", time.perf_counter() - started, reply, None)
-        if reply.code != 220:
-            return reply
-        reply = self._say("EHLO", b"EHLO %b\r\n" % self._helo.encode("ascii"))
-        # Keywords are the first words of the lines, which are joined here: SIZE stands alone.
-        self._size_offered = " SIZE" in f" {reply.text.upper()}"
+        self._observe("CONNECT", greeting.seconds, greeting.reply, None)
+        if greeting.reply.code != 220:
+            return greeting.reply
+        reply = self._hail()
+        if wants.tls and reply.code == 250:
+            reply = self._start_tls()
+        if wants.login and reply.code == 250:
+            reply = self._log_in(*wants.login)
         return reply
 
-    def _say(self, verb: str, line: bytes) -> Reply:
-        assert self._socket is not None, verb
+    def _hail(self) -> Reply:
+        reply = self._say(self._hello)
+        self._offers = offers(reply.text)
+        return reply
+
+    def _start_tls(self) -> Reply:
+        self._verb = "STARTTLS"
+        if not self._offers.starttls:
+            self._missing("STARTTLS is not offered")
+        reply = self._say(Command("STARTTLS", b"STARTTLS\r\n"))
+        if reply.code != 220:
+            return reply
+        assert self._wire is not None
+        self._verb = "TLS"
+        started = time.perf_counter()
+        try:
+            self._wire.secure(_TLS, deadline=started + self._timeout_s)
+        except OSError as error:
+            self._observe("TLS", time.perf_counter() - started, None, error)
+            raise
+        self._observe("TLS", time.perf_counter() - started, Reply(220, ""), None)
+        return self._hail()
+
+    def _log_in(self, user: str, password: str) -> Reply:
+        self._verb = "AUTH"
+        if not self._offers.auth_plain:
+            self._missing("AUTH PLAIN is not offered")
+        secret = base64.b64encode(f"\0{user}\0{password}".encode())
+        return self._say(Command("AUTH", b"AUTH PLAIN %b\r\n" % secret))
+
+    def _missing(self, problem: str) -> None:
+        error = ProtocolError(problem)
+        self._observe(self._verb, 0.0, None, error)
+        raise error
+
+    def _say(self, command: Command, *, counts: bool = True) -> Reply:
+        return self._ask(command.verb, (command.line,), counts=counts)
+
+    def _ask(
+        self, verb: str, pieces: Sequence[bytes | memoryview], *, counts: bool = True
+    ) -> Reply:
+        """Write something and return the one reply to it."""
+        assert self._wire is not None, verb
         self._verb = verb
         started = time.perf_counter()
         try:
-            # sendall takes the timeout for all of it, not for each part.
-            self._socket.settimeout(self._timeout_s)
-            self._socket.sendall(line)
-            reply = self._reply(self._socket, verb)
+            self._wire.send(pieces, deadline=started + self._timeout_s)
+            [step] = self._read((verb,), started, [])
         except (OSError, ProtocolError) as error:
             self._observe(verb, time.perf_counter() - started, None, error)
             raise
-        self._observe(verb, time.perf_counter() - started, reply, None)
-        return reply
+        if counts:
+            self._observe(verb, step.seconds, step.reply, None)
+        return step.reply
 
-    def _reply(self, connection: socket.socket, verb: str) -> Reply:
-        """Return the reply to a verb: what it should be, or 4xx, or 5xx."""
-        data = connection.recv(4096)
-        reply = parse_reply(data) if data else None
-        if reply is None:
-            reply = self._rest_of_reply(connection, data)
-        if reply.code // 100 in (4, 5):
-            return reply
-        if reply.code // 100 == 2 if verb not in _EXACT else reply.code == _EXACT[verb]:
-            return reply
-        raise ProtocolError(f"{reply.code} makes no sense here")
+    def _exchange(self, group: Sequence[Command]) -> list[Step]:
+        """Send commands together and return their replies; a 421 is the last one."""
+        assert self._wire is not None
+        self._verb = group[0].verb
+        started = time.perf_counter()
+        steps: list[Step] = []
+        try:
+            pieces = (b"".join([command.line for command in group]),)
+            self._wire.send(pieces, deadline=started + self._timeout_s)
+            return self._read([command.verb for command in group], started, steps)
+        except (OSError, ProtocolError) as error:
+            for step in steps:
+                self._observe(step.verb, step.seconds, step.reply, None)
+            self._observe(self._verb, time.perf_counter() - started, None, error)
+            raise
 
-    def _rest_of_reply(self, connection: socket.socket, data: bytes) -> Reply:
-        deadline = time.perf_counter() + self._timeout_s
-        while data and len(data) <= REPLY_BYTES_MAX:
-            left = deadline - time.perf_counter()
-            if left <= 0:
-                raise TimeoutError
-            connection.settimeout(left)
-            more = connection.recv(4096)
-            if not more:
-                break
-            data += more
-            reply = parse_reply(data)
-            if reply is not None:
-                return reply
-        raise ProtocolError(
-            "reply too long" if len(data) > REPLY_BYTES_MAX else "connection closed"
-        )
-
-
-_EXACT: Final = {"CONNECT": 220, "DATA": 354}
-"""Verbs for which another success is none (RFC 5321 4.3.2)."""
-
-
-def describe(error: Exception) -> str:
-    """Return in few words what happened to a connection; the same words for the same cause."""
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, ConnectionResetError | BrokenPipeError):
-        return "connection reset"
-    if isinstance(error, OSError):
-        return (error.strerror or "network error").lower()
-    return str(error)
+    def _read(self, verbs: Sequence[str], started: float, steps: list[Step]) -> list[Step]:
+        """Add a step for each verb; `verb` is the one that is waited for meanwhile."""
+        assert self._wire is not None
+        deadline = started + self._timeout_s
+        while True:
+            data = self._wire.receive(deadline=deadline)
+            if not data:
+                raise ProtocolError("connection closed")
+            seconds = time.perf_counter() - started
+            for reply in self._replies.feed(data):
+                if len(steps) == len(verbs):
+                    raise ProtocolError("more than one reply")
+                verb = verbs[len(steps)]
+                check(verb, reply)
+                steps.append(Step(verb, reply, seconds))
+                if reply.code == 421:
+                    return steps
+                if len(steps) < len(verbs):
+                    self._verb = verbs[len(steps)]
+            if len(steps) == len(verbs):
+                if not self._replies.is_empty:
+                    raise ProtocolError("more than one reply")
+                return steps

@@ -44,6 +44,7 @@ class Settings:
             ("--retry-wait", options.retry_wait, 0, 3600),
             ("--smtp-timeout", options.smtp_timeout, 0.001, 3600),
             ("--load-start", options.load_start, 0, 1e11),
+            ("--lag-max", options.lag_max, 0, 3600),
         ):
             if not low <= value <= high:
                 raise ConfigError(option, value=value, problem=f"must be from {low:g} to {high:g}")

@@ -1,10 +1,11 @@
-"""The users: one that connects for each message, and one that keeps its connection.
+"""The users: one that connects for each message, one that keeps its connection, and one made of smtplib.
 
-Which of them runs is what the scenario says (``load.keep``), unless they are named on the command
+Which of the first two runs is what the scenario says (``load.keep``), unless they are named on the command
 line. The rest of the options: ``locust -f loadtests --help``, "Test-bed".
 """
 
-from typing import Any
+import smtplib
+from typing import Any, Final
 
 import gevent
 from locust import User, task
@@ -12,12 +13,16 @@ from locust.env import Environment
 from locust.exception import StopUser
 
 from loadtests import _hooks
-from loadtests._hooks import Run
+from loadtests._dialogue import Attempt, Reply, describe
+from loadtests._hooks import HELO, Run
 from loadtests._outcomes import failure_of, name_of
-from loadtests._player import STOPPED, Taken
-from loadtests._session import Attempt, Reply, Session, describe
+from loadtests._player import CROWD_S, STOPPED, Taken
+from loadtests._session import Session
 
 _hooks.listen()
+
+TURN_S: Final = 0.1
+"""How long a user sends without asking Locust whether it shall stop: asking costs as much as a verb."""
 
 
 class _SmtpUser(User):
@@ -30,7 +35,7 @@ class _SmtpUser(User):
         super().__init__(environment)
         self._request: Any = environment.events.request.fire
         self._run: Run | None = None
-        self._next_at = 0.0
+        self._rank = 0
 
     def on_start(self) -> None:
         """Join the run that is going on, or stop at once if it could not begin."""
@@ -38,18 +43,19 @@ class _SmtpUser(User):
         if run is None:
             raise StopUser
         self._run = run
-        self._session = Session(
+        self._rank = run.player.rank()
+        self._session = self._client(run)
+        run.users += 1
+
+    def _client(self, run: Run) -> Any:
+        return Session(
             run.settings.address,
-            helo="client.testbed.test",
+            helo=HELO,
             timeout_s=run.settings.timeout_s,
             observe=self._observe,
+            pipelining=run.pipelining,
+            wants=run.wants,
         )
-        player = run.player
-        if not player.open_loop:
-            # Spread over one pace, or all would send in the same instant for ever.
-            users = max(self.environment.runner.target_user_count, 1)
-            self._next_at = player.now() + player.pace_s(users) * (player.rank() % users) / users
-        run.users += 1
 
     def on_stop(self) -> None:
         """Take leave of the server."""
@@ -61,21 +67,24 @@ class _SmtpUser(User):
                 self._run = None
 
     @task
-    def message(self) -> None:
-        """Send one message, with as many attempts as a client would make."""
+    def messages(self) -> None:
+        """Send messages for a while, each with as many attempts as a client would make."""
         run = self._run
         assert run is not None
         player = run.player
-        if not player.open_loop:
-            gevent.sleep(max(0.0, self._next_at - player.now()))
-            users = self.environment.runner.target_user_count
-            self._next_at = max(self._next_at + player.pace_s(users), player.now())
-        taken = player.take()
-        if taken is None:
-            raise StopUser
-        self._play(run, taken)
-        if not self.keep:
-            self._session.quit()
+        until = player.now() + TURN_S
+        while player.now() < until:
+            if not player.open_loop:
+                users = self.environment.runner.target_user_count
+                if not player.takes_part(self._rank, users):
+                    gevent.sleep(CROWD_S)
+                    continue
+            taken = player.take()
+            if taken is None:
+                raise StopUser
+            self._play(run, taken)
+            if not self.keep:
+                self._session.quit()
 
     def _play(self, run: Run, taken: Taken) -> None:
         """Try a message until it is settled: 421 and a lost connection are tried again."""
@@ -88,7 +97,7 @@ class _SmtpUser(User):
             while True:
                 attempts += 1
                 under_way = True
-                last = session.send(taken.sender, taken.recipients, taken.message)
+                last = session.send(taken.sender, taken.recipients, taken.message, bdat=taken.bdat)
                 under_way = False
                 unsure += last.unsure
                 if last.code not in (0, 421) or attempts == run.settings.tries:
@@ -96,38 +105,44 @@ class _SmtpUser(User):
                 gevent.sleep(run.settings.retry_wait_s)
         except BaseException:
             if under_way:
-                at_dot = session.verb == "."
+                at_dot = session.verb in (".", "BDAT")
                 unsure += at_dot
                 last = Attempt(session.verb, 0, STOPPED, (), (), at_dot)
             last = last._replace(code=0, text=STOPPED)
             player.settle(taken, sent=sent, attempts=attempts, unsure=unsure, last=last)
             raise
         took = player.settle(taken, sent=sent, attempts=attempts, unsure=unsure, last=last)
-        expected = run.settings.expected.covers(last.code)
-        self._request(
-            request_type="SMTP",
-            name=name_of("message", last.code) if expected else "message",
-            response_time=took * 1000,
-            response_length=len(taken.message),
-            exception=None if expected else failure_of(last.verb, last.code, last.text),
-            context={},
-        )
+        self._count("message", took, last.code, last, taken.message.size)
 
     def _observe(
         self, verb: str, seconds: float, reply: Reply | None, error: Exception | None
     ) -> None:
+        if reply is None:
+            reply = Reply(0, describe(error) if error else "")
+        self._count(verb, seconds, reply.code, reply, 0)
+
+    def _count(
+        self, what: str, seconds: float, code: int, end: Reply | Attempt, octets: int
+    ) -> None:
+        """Gather what was expected, and tell Locust of what was not."""
         run = self._run
-        code = reply.code if reply else 0
-        text = reply.text if reply else describe(error) if error else ""
-        expected = code // 100 in (2, 3) or (run is not None and run.settings.expected.covers(code))
+        if run is None:
+            return
         # A server that hangs up at QUIT has done nothing to anybody's mail.
-        expected = expected or (verb == "QUIT" and code == 0)
+        if (
+            code // 100 in (2, 3)
+            or run.settings.expected.covers(code)
+            or (what == "QUIT" and not code)
+        ):
+            run.tally.add(name_of(what, code), seconds, octets)
+            return
+        verb = end.verb if isinstance(end, Attempt) else what
         self._request(
             request_type="SMTP",
-            name=name_of(verb, code) if expected else verb,
+            name=what,
             response_time=seconds * 1000,
-            response_length=0,
-            exception=None if expected else failure_of(verb, code, text),
+            response_length=octets,
+            exception=failure_of(verb, code, end.text),
             context={},
         )
 
@@ -142,3 +157,91 @@ class KeptConnection(_SmtpUser):
     """Sends message after message over one connection: a busy relay or a mailing list."""
 
     keep = True
+
+
+class StandardLibrary(_SmtpUser):
+    """Sends with Python's smtplib, a connection per message: a client that is not ours. No verbs in the statistics."""
+
+    weight = 0
+
+    def _client(self, run: Run) -> Any:
+        return _Smtplib(run)
+
+
+class _Smtplib:
+    """What `Session` is to the other users, by the standard library; each message has a connection of its own."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._client: smtplib.SMTP | None = None
+        self.verb = "CONNECT"
+
+    def quit(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            try:
+                client.quit()
+            except (OSError, smtplib.SMTPException):
+                client.close()
+
+    def send(
+        self, sender: str, recipients: tuple[str, ...], message: Any, *, bdat: bool
+    ) -> Attempt:
+        """Try once to send a message; smtplib knows no BDAT."""
+        del bdat
+        settings = self._run.settings
+        wants = self._run.wants()
+        self.verb = "CONNECT"
+        refused: tuple[tuple[str, int, str], ...] = ()
+        try:
+            # With a name: otherwise it looks its own up, for each connection.
+            self._client = client = smtplib.SMTP(
+                local_hostname=HELO, timeout=settings.timeout_s, source_address=None
+            )
+            source = (wants.source, 0) if wants.source else None
+            code, text = client.connect(*settings.address, source_address=source)
+            if code != 220:
+                raise smtplib.SMTPConnectError(code, text)
+            if wants.tls:
+                self.verb = "STARTTLS"
+                client.starttls()
+            if wants.login:
+                self.verb = "AUTH"
+                client.login(*wants.login)
+            self.verb = "."
+            failed = client.sendmail(sender, recipients, message.plain())
+        except smtplib.SMTPRecipientsRefused as error:
+            code, text = next(reversed(error.recipients.values()))
+            refused = _refusals(error.recipients)
+            return self._ended("RCPT", code, text, refused)
+        except smtplib.SMTPResponseException as error:
+            return self._ended(self.verb, error.smtp_code, error.smtp_error, refused)
+        except (OSError, smtplib.SMTPException) as error:
+            unsure = self.verb == "."
+            self._drop()
+            lost = isinstance(error, smtplib.SMTPServerDisconnected)
+            problem = "connection closed" if lost else describe(error)
+            return Attempt(self.verb, 0, problem, (), (), unsure)
+        accepted = tuple(each for each in recipients if each not in failed)
+        return Attempt(".", 250, "", accepted, _refusals(failed), unsure=False)
+
+    def _ended(
+        self,
+        verb: str,
+        code: int,
+        text: bytes | str,
+        refused: tuple[tuple[str, int, str], ...],
+    ) -> Attempt:
+        if code == 421:
+            self._drop()
+        words = text.decode("latin-1") if isinstance(text, bytes) else text
+        return Attempt(verb, code, " ".join(words.split()), (), refused, unsure=False)
+
+    def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+def _refusals(answers: Any) -> tuple[tuple[str, int, str], ...]:
+    return tuple((who, code, text.decode("latin-1")) for who, (code, text) in answers.items())

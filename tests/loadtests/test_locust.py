@@ -201,14 +201,14 @@ def test_nobody_listens(tmp_path):
     assert {line["reply"] for line in sorted_messages(lines)} == {"connection refused"}
 
 
-def test_a_closed_loop_keeps_its_pace(serve, tmp_path):
-    """Users together keep the rate, and send the same messages in the same order."""
+def test_users_of_a_closed_loop_think(serve, tmp_path):
+    """Four users, 50 ms each: ten messages one after the other take half a second at least."""
     server = serve()
-    pace = ("load.messages=40", "load.rate=40", "load.sessions=4")
-    done, _, lines = run(tmp_path, "--host", server.url, "--open-loop", "off", settings=pace)
+    some = ("load.messages=40", "load.users=4", "load.think_s=0.05", "load.arrivals=constant")
+    done, _, lines = run(tmp_path, "--host", server.url, "--loop", "closed", settings=some)
     assert done.returncode == 0, done.stderr
     sent = sorted(line["sent"] for line in sorted_messages(lines))
-    assert 0.8 <= sent[-1] - sent[0] <= 10
+    assert 0.4 <= sent[-1] - sent[0] <= 10
     assert lines[-1]["outcomes"] == {"250": 40}
     assert lines[0]["open_loop"] is False
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtests._dialogue import Attempt
 from loadtests._outcomes import Expectations, failure_of, name_of
 from loadtests._player import STOPPED, Player
 from loadtests._record import Recorder, Spread, three_digits
-from loadtests._session import Attempt
 from loadtests._settings import Settings, address_of
+from loadtests._shares import GOLDEN, SILVER, in_share
 from mta.core.settings import ConfigError
 from sim.scenario import load
 from sim.workload import digest, draw, message_bytes
@@ -27,6 +28,7 @@ OPTIONS = Namespace(
     retry_wait=1.0,
     smtp_timeout=60.0,
     load_start=0.0,
+    lag_max=0.05,
     expect="4xx",
     scenario="backlog",
 )
@@ -83,6 +85,7 @@ def test_any_other_host_is_refused(host):
         ({"retry_wait": float("nan")}, "--retry-wait"),
         ({"smtp_timeout": 0.0}, "--smtp-timeout"),
         ({"load_start": -1.0}, "--load-start"),
+        ({"lag_max": -1.0}, "--lag-max"),
         ({"expect": "4xx,what"}, "--expect"),
     ],
 )
@@ -148,9 +151,9 @@ def recorder(tmp_path: Path) -> Iterator[Recorder]:
     made.close()
 
 
-def player(**changes: object) -> Player:
-    scenario = load("backlog", ["load.messages=7", "load.rate=1000"])
-    known: dict[str, Any] = {"run_id": "run", "open_loop": True, "start_at": time.time() - 60.0}
+def player(*overrides: str, **changes: object) -> Player:
+    scenario = load("backlog", ["load.messages=7", "load.rate=1000", *overrides])
+    known: dict[str, Any] = {"run_id": "run", "start_at": time.time() - 60.0}
     return Player(scenario, draw(scenario), **(known | changes))
 
 
@@ -251,12 +254,33 @@ def test_who_is_stopped_while_waiting_has_sent_nothing(tmp_path, recorder):
 
 
 def test_a_closed_loop_has_no_instants():
-    """A message is due when a user takes it; a user's pace keeps the rate."""
-    one = player(open_loop=False)
-    assert settle(one) < 5.0
-    assert one.pace_s(20) == 0.02
-    assert player(open_loop=False, share=(0, 4)).pace_s(20) == 0.08
+    """A user thinks as long as the schedule says; the message is due then, and the generator is never late."""
+    one = player("load.loop=closed", "load.think_s=0.01", "load.arrivals=constant")
+    before = one.now()
+    taken = one.take()
+    assert taken is not None
+    assert taken.scheduled == pytest.approx(before + 0.01, abs=0.005)
+    assert one.lag_s == 0.0
     assert [one.rank(), one.rank()] == [0, 1]
+
+
+def test_a_shape_of_a_closed_loop_is_its_crowd():
+    """At the start of a ramp a fifth of the users takes part, at its end all; when it is steady, always all."""
+    shaped = "load.shape.kind=ramp", "load.loop=closed"
+    soon, late = player(*shaped, start_at=time.time() + 9), player(*shaped)
+    assert [soon.takes_part(rank, 10) for rank in range(10)] == [True] * 2 + [False] * 8
+    assert all(late.takes_part(rank, 10) for rank in range(10))
+    assert player("load.loop=closed").takes_part(9, 10)
+
+
+def test_shares_are_spread_evenly():
+    """Close to the part that is asked for from the first few on; none and all are exact."""
+    for share in (0.1, 0.3, 0.5, 0.9):
+        for by in (GOLDEN, SILVER):
+            for n in (20, 100, 1000):
+                assert abs(sum(in_share(k, share, by) for k in range(n)) - share * n) <= 2
+    assert not any(in_share(k, 0.0) for k in range(1000))
+    assert all(in_share(k, 1.0) for k in range(1000))
 
 
 def test_a_record_that_cannot_be_written_says_so(tmp_path):

@@ -9,19 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests._session import (
+from loadtests._dialogue import (
     REPLY_BYTES_MAX,
     Attempt,
     ProtocolError,
     Reply,
-    Session,
     describe,
     parse_reply,
     stuffed,
+    whole,
 )
+from loadtests._session import Session, Wants
 from tests.loadtests.fake_server import OK, FakeServer, Script, agreeable
 
-MESSAGE = b"Subject: x\r\n\r\n.one dot\r\n..two\r\n.\r\nend\r\n"
+BYTES = b"Subject: x\r\n\r\n.one dot\r\n..two\r\n.\r\nend\r\n"
+MESSAGE = whole(BYTES)
 
 
 @pytest.fixture
@@ -48,9 +50,18 @@ class Seen(list[tuple[str, int]]):
         self.append((verb, reply.code if reply else 0))
 
 
-def session_to(server: FakeServer, seen: Seen | None = None, timeout_s: float = 10.0) -> Session:
+def session_to(
+    server: FakeServer,
+    seen: Seen | None = None,
+    timeout_s: float = 10.0,
+    *,
+    pipelining: bool = False,
+    wants: Callable[[], Wants] = Wants,
+) -> Session:
     return Session(
         server.address,
+        pipelining=pipelining,
+        wants=wants,
         helo="client.test",
         timeout_s=timeout_s,
         observe=Seen() if seen is None else seen,
@@ -75,7 +86,7 @@ def test_a_message_arrives_unchanged_and_every_verb_is_observed(serve):
     assert (taken.sender, taken.recipients, taken.message) == (
         "a@x.test",
         ["b@y.test", "c@z.test"],
-        MESSAGE,
+        BYTES,
     )
     assert seen == [
         ("CONNECT", 220),
@@ -101,10 +112,11 @@ def test_a_kept_connection_takes_many_messages(serve):
 
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "."])
 @pytest.mark.parametrize("code", [452, 550])
-def test_a_refusal_ends_the_transaction_and_not_the_connection(serve, verb, code):
-    """The reply is what counts; the next message goes over the same connection."""
-    server = serve(instead(verb, b"%d 4.3.1 No\r\n" % code))
-    session = session_to(server)
+@pytest.mark.parametrize("pipelining", [False, True])
+def test_a_refusal_ends_the_transaction_and_not_the_connection(serve, verb, code, pipelining):
+    """The reply is what counts, not those to what went along with it; the next message uses the same connection."""
+    server, seen = serve(instead(verb, b"%d 4.3.1 No\r\n" % code)), Seen()
+    session = session_to(server, seen, pipelining=pipelining)
     attempt = session.send("a@x.test", ["b@y.test"], MESSAGE)
     assert (attempt.verb, attempt.code, attempt.text) == (verb, code, "4.3.1 No")
     assert (attempt.accepted, attempt.unsure) == ((), False)
@@ -114,6 +126,66 @@ def test_a_refusal_ends_the_transaction_and_not_the_connection(serve, verb, code
     assert server.verbs["CONNECT"] == 1
     # After the dot the transaction is over by itself.
     assert server.verbs["RSET"] == (verb != ".")
+    assert [each for each in seen if each[1] >= 400] == [(verb, code)]
+    # Where DATA was already said there was an empty message, to nobody.
+    assert [each.message for each in server.taken] in ([BYTES], [b"", BYTES], [BYTES, BYTES])
+    assert server.taken[-1].recipients == ["b@y.test"]
+
+
+def test_a_group_of_commands_is_one_write(serve):
+    """With PIPELINING a message takes two round trips, with more recipients than a group holds a few more."""
+    server = serve()
+    session = session_to(server, pipelining=True)
+    many = [f"u{k}@y.test" for k in range(250)]
+    attempt = session.send("a@x.test", many, MESSAGE)
+    assert attempt.accepted == tuple(many)
+    session.quit()
+    (taken,) = server.taken
+    assert (taken.recipients, taken.message) == (many, BYTES)
+
+
+def test_what_is_not_offered_is_not_done(serve):
+    """STARTTLS and AUTH that a server lacks end the connection; CHUNKING that it lacks means DATA."""
+    server = serve()
+    session = session_to(server)
+    assert session.send("a@x.test", ["b@y.test"], MESSAGE, bdat=True).verb == "."
+    session.quit()
+    for wants, problem in (
+        (Wants(tls=True), "STARTTLS is not offered"),
+        (Wants(login=("u", "p")), "AUTH PLAIN is not offered"),
+    ):
+        seen = Seen()
+        session = session_to(server, seen, wants=lambda wants=wants: wants)
+        attempt = session.send("a@x.test", ["b@y.test"], MESSAGE)
+        assert (attempt.code, attempt.text) == (0, problem)
+        assert not attempt.unsure
+        assert seen[-1] == (problem.split()[0], 0)
+        assert not session.is_open
+
+
+def test_a_connection_comes_from_where_it_is_told(serve):
+    """A source address of the loopback's network."""
+    sources = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, peer = listener.accept()
+            sources.append(peer[0])
+            with connection:
+                connection.sendall(b"554 No\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        session = Session(
+            listener.getsockname(),
+            helo="c.test",
+            timeout_s=5.0,
+            observe=Seen(),
+            wants=lambda: Wants(source="127.0.0.77"),
+        )
+        assert session.send("a@x.test", ["b@y.test"], MESSAGE).code == 554
+        thread.join(10)
+    assert sources == ["127.0.0.77"]
 
 
 def test_some_recipients_may_be_refused(serve):
@@ -141,10 +213,11 @@ def test_421_closes_the_connection(serve, verb):
 
 
 @pytest.mark.parametrize("verb", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA", "."])
-def test_a_lost_connection_is_code_0_and_unsure_only_after_the_dot(serve, verb):
+@pytest.mark.parametrize("pipelining", [False, True])
+def test_a_lost_connection_is_code_0_and_unsure_only_after_the_dot(serve, verb, pipelining):
     """Only who had sent the dot may have been heard."""
     server, seen = serve(instead(verb, None)), Seen()
-    session = session_to(server, seen)
+    session = session_to(server, seen, pipelining=pipelining)
     attempt = session.send("a@x.test", ["b@y.test"], MESSAGE)
     assert (attempt.verb, attempt.code, attempt.accepted) == (verb, 0, ())
     assert attempt.text in ("connection closed", "connection reset")
@@ -275,7 +348,7 @@ def test_size_is_declared_only_where_it_is_offered(serve):
                 "", ["b@y.test"], MESSAGE
             )
             thread.join(10)
-    assert heard == [b"MAIL FROM:<>\r\n", b"MAIL FROM:<> SIZE=%d\r\n" % len(MESSAGE)]
+    assert heard == [b"MAIL FROM:<>\r\n", b"MAIL FROM:<> SIZE=%d\r\n" % len(BYTES)]
 
 
 @given(st.lists(st.sampled_from([b".", b"..", b"a", b"\r\n", b".\r\n"]), max_size=12))

@@ -1,5 +1,7 @@
 """What is sent is decided before anything is sent, and is known again when it arrives."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,7 @@ from sim.workload import (
     identify,
     is_run_id,
     message_bytes,
+    wire_form,
 )
 
 COLUMNS = ("due_s", "size", "sender_number", "first", "recipient_domain", "mailbox")
@@ -276,3 +279,17 @@ def test_run_ids_are_words():
     """A run id is fit for a header, a file name and a log line."""
     assert all(map(is_run_id, ("a", "backlog-20260101T120000.slim", "x" * RUN_ID_MAX)))
     assert not any(map(is_run_id, ("", "-a", "a b", "a\r\nb", "a\n", "é", "x" * (RUN_ID_MAX + 1))))
+
+
+@given(st.integers(0, 5000), st.integers(SIZE_MIN, SIZE_MIN + 400), st.booleans())
+def test_what_is_prebuilt_is_what_would_be_built(i, size, large):
+    """Header and a view of the shared body are the message, its dots doubled, with the final dot."""
+    size += large * 200_000
+    one = scenario(messages=1)
+    schedule = draw(one)
+    column = np.full(i + 1, size)
+    senders = np.full(i + 1, 3)
+    schedule = replace(schedule, size=column, sender_number=senders)
+    message = message_bytes(schedule, i, "run")
+    stuffed = message.replace(b"\r\n.", b"\r\n..") + b".\r\n"
+    assert b"".join(wire_form(schedule, i, "run")) == stuffed

@@ -12,14 +12,13 @@ the same instant are one draw, so pipelining helps; work (tarpits) is done for o
 
 import math
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mta.core.reply import Reply
-from sim.behaviours import read
-from sim.behaviours.base import CONNECT, END_OF_DATA, Behaviour, Conn, Parameters, Refusal
+from sim.behaviours.base import CONNECT, END_OF_DATA, Behaviour, Conn, Refusal
 from sim.behaviours.composition import Composition
+from sim.behaviours.maker import Maker
 from sim.behaviours.nameserver import NameServer
 from sim.distributions import random_stream
 from sim.profiles import Composer
@@ -118,8 +117,10 @@ class RemoteHost:
     verdict closes it or `disconnect` was called.
     """
 
-    def __init__(self, behaviours: Sequence[Behaviour]) -> None:
+    def __init__(self, behaviours: Sequence[Behaviour], maker: Maker | None = None) -> None:
         """Compose a host; the order of behaviours that refuse is the order in which they are asked."""
+        self.maker = maker
+        """What made them, for those who change them."""
         self._phases = [Composition(-math.inf, math.inf, behaviours)]
         self._enter(self._phases[0])
         self._notified = _notified(self._phases)
@@ -157,6 +158,8 @@ class RemoteHost:
                 for conn in self._open:
                     one.opened(conn, now)
         self._enter(self._phases[0])
+        if self.maker is not None:
+            self.maker.keep(each for phase in self._phases for each in phase.behaviours)
 
     def behaviours_at(self, now: float) -> tuple[Behaviour, ...]:
         """Return what makes up the host at an instant."""
@@ -575,11 +578,6 @@ def _closed(
     return TransactionVerdict(spent_s, tuple(known), False)
 
 
-def _make(parameters: Sequence[Parameters], rng: random.Random) -> list[Behaviour]:
-    # Each behaviour has a stream of its own, so that one more of them leaves the others' draws alone.
-    return [one.make(random.Random(rng.getrandbits(64))) for one in parameters]
-
-
 def build_host(
     behaviours: Sequence[Mapping[str, object]],
     *,
@@ -598,7 +596,8 @@ def build_host(
     Raises:
         ConfigError: unknown kind, unknown parameter, or a value that makes no sense.
     """
-    return RemoteHost(_make(read(behaviours, source=source, key=key), rng))
+    maker = Maker(rng)
+    return RemoteHost(maker.make(behaviours, source=source, key=key), maker)
 
 
 def build_hosts(
@@ -617,8 +616,9 @@ def build_hosts(
         rng = random_stream(scenario.seed, f"remote {each.address}", replication)
         number = int(each.address.rpartition(".")[2]) - 1
         key = f"destinations.{each.destination}"
-        plan = _made(composer.plan(each.destination, number), rng, source=source, key=key)
-        hosts[each.address] = host = RemoteHost(plan[0][1])
+        maker = Maker(rng)
+        plan = _made(composer.plan(each.destination, number), maker, source=source, key=key)
+        hosts[each.address] = host = RemoteHost(plan[0][1], maker)
         if len(plan) > 1:
             host.plan(plan[1:])
     return hosts
@@ -637,32 +637,22 @@ def build_name_servers(
     for number in range(len(scenario.destinations)):
         rng = random_stream(scenario.seed, f"name server {number}", replication)
         key = f"destinations.{number}"
-        plan = _made(composer.plan(number, None), rng, source=source, key=key)
-        servers.append(NameServer.of(plan))
+        maker = Maker(rng)
+        plan = _made(composer.plan(number, None), maker, source=source, key=key)
+        servers.append(NameServer.of(plan, maker))
     return servers
 
 
 def _made(
     plan: Sequence[tuple[float, Sequence[Mapping[str, object]]]],
-    rng: random.Random,
+    maker: Maker,
     *,
     source: str,
     key: str,
 ) -> list[tuple[float, list[Behaviour]]]:
-    """Make the behaviours of a plan; one that is said again as it was before is the same one, with its memory."""
-    made: dict[str, Behaviour] = {}
+    """Make the behaviours of a plan."""
     result: list[tuple[float, list[Behaviour]]] = []
     for turn, (at, tables) in enumerate(plan):
         here = f"{key}.changes.{turn - 1}.behaviours" if turn else f"{key}.behaviours"
-        parameters = read(tables, source=source, key=here)
-        again = Counter[str]()
-        behaviours = []
-        for each in parameters:
-            # Two of a kind with the same parameters are two, with memories of their own.
-            again[repr(each)] += 1
-            name = f"{each!r} {again[repr(each)]}"
-            if name not in made:
-                (made[name],) = _make([each], rng)
-            behaviours.append(made[name])
-        result.append((at, behaviours))
+        result.append((at, maker.make(tables, source=source, key=here)))
     return result

@@ -6,6 +6,7 @@ from typing import Self
 
 from sim.behaviours.base import Behaviour
 from sim.behaviours.dns import TRUTH, DnsBehaviour, DnsVerdict
+from sim.behaviours.maker import Maker
 
 
 class NameServer:
@@ -13,11 +14,14 @@ class NameServer:
 
     def __init__(self, behaviours: Sequence[DnsBehaviour]) -> None:
         self._phases = [(-math.inf, tuple(behaviours))]
+        self.maker: Maker | None = None
+        """What made them, for those who change them."""
 
     @classmethod
-    def of(cls, plan: Sequence[tuple[float, Sequence[Behaviour]]]) -> Self:
+    def of(cls, plan: Sequence[tuple[float, Sequence[Behaviour]]], maker: Maker) -> Self:
         """Return name servers that are like this from which instants on."""
         server = cls(())
+        server.maker = maker
         server._phases = [(at, _dns(behaviours)) for at, behaviours in plan]
         return server
 
@@ -25,6 +29,8 @@ class NameServer:
         """Be like this from now on, until the next instant that was planned."""
         later = [each for each in self._phases if each[0] > now]
         self._phases = [(-math.inf, _dns(behaviours)), *later]
+        if self.maker is not None:
+            self.maker.keep(each for _, phase in self._phases for each in phase)
 
     def decide(self, now: float, name: str = "") -> DnsVerdict:
         """Return how a query that comes now is answered: by the first behaviour that has its own way.

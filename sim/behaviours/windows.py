@@ -72,7 +72,7 @@ class Outage:
     """``outage``: away from one instant to another, once or again and again."""
 
     from_s: float = 0.0
-    """Seconds after the start of the load."""
+    """Seconds after the start of the load; negative: before it."""
     to_s: float = math.inf
     """The host is back from this instant on."""
     every_s: float = 0.0
@@ -81,7 +81,7 @@ class Outage:
 
     def problems(self) -> Problems:
         """Yield what makes no sense."""
-        yield from range_problem("from_s", self.from_s, 0, 1e9)
+        yield from range_problem("from_s", self.from_s, -1e10, 1e9)
         if not self.to_s > self.from_s:
             yield "to_s", self.to_s, "must be after from_s"
         if self.every_s and not self.to_s - self.from_s < self.every_s <= 1e9:

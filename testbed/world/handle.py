@@ -137,6 +137,25 @@ class World:
         del answer["event"]
         return answer
 
+    def set(self, *changes: str) -> None:
+        """Change groups, each as ``GROUP.key=value``; see `testbed.world.groups`.
+
+        Raises:
+            WorldError: it makes no sense, in the world's words, or the world does not answer.
+        """
+        self._say({"cmd": "set", "changes": list(changes)})
+        self._answer("set")
+
+    def show(self) -> list[dict[str, Any]]:
+        """Return what the groups are like now.
+
+        Raises:
+            WorldError: the world does not answer.
+        """
+        self._say({"cmd": "show"})
+        groups: list[dict[str, Any]] = self._answer("show")["groups"]
+        return groups
+
     def stop(self) -> dict[str, Any]:
         """Stop, and return what was counted in all.
 

@@ -132,6 +132,13 @@ class Listener:
             self._tls_context = authority.context(self.name, self.address, self.tls)
         return self._tls_context
 
+    def set_tls(self, mode: str) -> None:
+        """Do TLS like this with those who come from now on."""
+        if mode != self.tls:
+            self.tls = mode
+            self._tls_context = None
+            self._session = SinkSession if mode == "none" else TlsSinkSession
+
     def clock_changed(self) -> None:
         """Look again when the host goes away: the start was set."""
         self._changed.set()

@@ -6,7 +6,8 @@ N, each host to one, because its state is its own. The first process starts the 
 It speaks JSON lines. On standard output: ``{"event": "ready", "smtp_port", "dns", "pids"}`` once
 everything listens, then one answer per request, at the end ``{"event": "stopped", ...}``. On standard
 input: ``{"cmd": "set_start", "epoch": seconds or null for now}``, ``{"cmd": "stats"}``, ``{"cmd":
-"stop"}``. It stops on SIGTERM, SIGINT and when standard input ends, because then whoever started it is
+"stop"}``, ``{"cmd": "set", "changes": ["GROUP.key=value"]}``, ``{"cmd": "show"}``; all but stop also on its control
+socket, see `control.py`. It stops on SIGTERM, SIGINT and when standard input ends, because then whoever started it is
 gone. Order: hosts close and flush their records, the name server closes, the other processes end.
 """
 
@@ -18,6 +19,7 @@ import resource
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,10 @@ from mta.core.settings import ConfigError
 from sim.remote import RemoteHost, build_hosts, build_name_servers
 from sim.scenario import Scenario, addresses, load
 from testbed.world.clock import WorldClock
+from testbed.world.control import control
+from testbed.world.control import main as control_main
 from testbed.world.dns import DnsServer
+from testbed.world.groups import Groups, merge_rows
 from testbed.world.records import merge
 from testbed.world.sink import Sink, reserve
 from testbed.world.tls import Authority, tls_modes, tlsa_records
@@ -46,6 +51,7 @@ ANSWER_S: Final = 10.0
 
 _START_S: Final = 30.0
 _REQUESTS_MAX: Final = 1000
+_CHANGES_KEPT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,8 @@ class Options:
     """Which of the processes this is; 0 is the one that starts the others."""
     watch_input: bool = True
     """Stop when standard input ends."""
+    control: Path | None = None
+    """Where the control socket is; None for a place of this process in `testbed.world.control.directory`."""
     ca_file: Path | None = None
     """Where to write the certificate of the authority that vouches for the hosts; None writes none."""
 
@@ -180,7 +188,11 @@ class _World:
         self._clock = WorldClock(options.start_at)
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._workers: list[_Worker] = []
+        self._turn = asyncio.Lock()
+        self._changes: deque[dict[str, object]] = deque(maxlen=_CHANGES_KEPT)
+        """What was set at run time, and when."""
         self._sink: Sink
+        self._groups: Groups
         self._dns: DnsServer | None = None
 
     async def run(self) -> int:
@@ -241,18 +253,31 @@ class _World:
                     )
                 )
                 self._workers = await stack.enter_async_context(_workers(options, smtp_port))
+            servers = self._dns.servers if self._dns is not None else ()
+            self._groups = Groups(scenario, self._sink, servers)
             async with self._sink:
-                self._ready(smtp_port)
+                where: Path | None = None
+                if options.worker == 0:
+                    where = await stack.enter_async_context(control(options.control, self._asked))
+                self._ready(smtp_port, where)
                 if options.watch_input:
                     self._watch_input(loop)
                 await self._serve()
             return await self._stopped()
 
-    def _ready(self, smtp_port: int) -> None:
+    async def _asked(self, line: bytes) -> dict[str, Any]:
+        """Answer at the control socket, where nobody can stop the world."""
+        answer = await self._ask(line)
+        refused = {"event": "error", "problem": "a signal stops the world"}
+        return refused if answer["event"] == "stop" else answer
+
+    def _ready(self, smtp_port: int, where: Path | None) -> None:
         pids = [os.getpid(), *(worker.process.pid for worker in self._workers)]
         event: dict[str, object] = {"event": "ready", "smtp_port": smtp_port, "pids": pids}
         if self._dns is not None:
             event["dns"] = f"{self._dns.address}:{self._dns.port}"
+        if where is not None:
+            event["control"] = str(where)
         _emit(event)
 
     async def _serve(self) -> None:
@@ -276,35 +301,56 @@ class _World:
         raise WorldFailedError(f"process {worker.number} ended with status {status}")
 
     async def _answer(self, line: bytes) -> bool:
-        """Carry out one request; return False if it was to stop."""
-        try:
-            request = msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.DecodeError:
-            _emit({"event": "error", "problem": "not a JSON object"})
-            return True
-        command = request.get("cmd")
-        if command == "stop":
+        """Carry out one request of standard input; return False if it was to stop."""
+        answer = await self._ask(line)
+        if answer.get("event") == "stop":
             return False
-        if command == "stats":
-            _emit({"event": "stats", **await self._stats()})
-        elif command == "set_start":
-            epoch = request.get("epoch")
-            if epoch is None:
-                epoch = self._clock.wall()
-            if not isinstance(epoch, int | float) or isinstance(epoch, bool) or epoch < 0:
-                _emit({"event": "error", "problem": "epoch must be seconds since the epoch"})
-                return True
-            try:
-                self._sink.set_start(float(epoch))
-            except ValueError as error:
-                _emit({"event": "error", "problem": str(error)})
-                return True
-            for worker in self._workers:
-                await worker.ask({"cmd": "set_start", "epoch": epoch})
-            _emit({"event": "start", "epoch": epoch})
-        else:
-            _emit({"event": "error", "problem": "cmd must be set_start, stats or stop"})
+        _emit(answer)
         return True
+
+    async def _ask(self, line: bytes) -> dict[str, Any]:
+        """Carry out one request, whoever asks; return the answer."""
+        # One after the other: the other processes must hear of changes in the same order.
+        async with self._turn:
+            try:
+                request = msgspec.json.decode(line, type=dict[str, Any])
+                return await self._carry_out(request)
+            except msgspec.DecodeError:
+                return {"event": "error", "problem": "not a JSON object"}
+            except (ConfigError, ValueError) as error:
+                return {"event": "error", "problem": str(error)}
+
+    async def _carry_out(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request.get("cmd"):
+            case "stop":
+                return {"event": "stop"}
+            case "stats":
+                return {"event": "stats", **await self._stats()}
+            case "set_start":
+                epoch = request.get("epoch")
+                if epoch is None:
+                    epoch = self._clock.wall()
+                if not isinstance(epoch, int | float) or isinstance(epoch, bool) or epoch < 0:
+                    raise ValueError("epoch must be seconds since the epoch")
+                self._sink.set_start(float(epoch))
+                for worker in self._workers:
+                    await worker.ask({"cmd": "set_start", "epoch": epoch})
+                return {"event": "start", "epoch": epoch}
+            case "set":
+                changes = request.get("changes")
+                if not isinstance(changes, list) or not all(isinstance(c, str) for c in changes):
+                    raise ValueError("changes must be a list of GROUP.key=value")
+                names = self._groups.set(changes)
+                for worker in self._workers:
+                    answer = await worker.ask(request)
+                    assert answer["event"] == "set", answer
+                self._changes.append({"t": self._clock.wall(), "changes": changes})
+                return {"event": "set", "groups": names}
+            case "show":
+                theirs = [(await worker.ask(request))["groups"] for worker in self._workers]
+                rows = merge_rows([self._groups.show(), *theirs])
+                return {"event": "show", "groups": rows}
+        raise ValueError("cmd must be set_start, set, show, stats or stop")
 
     async def _stats(self) -> dict[str, object]:
         parts = [self._sink.stats()]
@@ -315,6 +361,8 @@ class _World:
 
     def _summed(self, parts: Sequence[dict[str, object]]) -> dict[str, object]:
         total = merge(parts)
+        if self._changes:
+            total["set"] = list(self._changes)
         if self._dns is not None:
             total["dns"] = self._dns.stats()
         return total
@@ -442,6 +490,12 @@ def _parser() -> argparse.ArgumentParser:
         "--ca-file", type=Path, metavar="FILE", help="write the certificate of the hosts' authority"
     )
     parser.add_argument(
+        "--control",
+        type=Path,
+        metavar="PATH",
+        help="control socket for `testbed world set` and show",
+    )
+    parser.add_argument(
         "--start-at",
         metavar="EPOCH",
         help='when outages count from, seconds since the epoch or "now" (later: set_start)',
@@ -492,13 +546,17 @@ def _options(arguments: argparse.Namespace) -> Options:
         worker=arguments.worker,
         watch_input=not arguments.ignore_input,
         ca_file=arguments.ca_file,
+        control=arguments.control,
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status: 0, 1 if the world failed, 2 if it was told nonsense."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["set"], ["show"]):
+        return control_main(words)
     try:
-        return run_world(_options(_parser().parse_args(argv)))
+        return run_world(_options(_parser().parse_args(words)))
     except ConfigError as error:
         sys.stderr.write(f"testbed world: {error}\n")
         return 2

@@ -20,6 +20,9 @@ def beyond(scenario: Scenario) -> Iterator[str]:
         yield "what large bodies cost: the model has no disk bandwidth, no buffers and no file cache"
     if not scenario.load.keep and scenario.load.rate >= MANY_PER_S:
         yield "what a connection costs the kernel: backlog, descriptors, TIME_WAIT"
+    if scenario.load.beside:
+        kinds = ", ".join(group.kind for group in scenario.load.beside)
+        yield f"clients that send no mail ({kinds}): the model has none"
     unheard = [key for key in scenario.server if key in IGNORED]
     if unheard:
         yield f"settings of {', '.join(unheard)}: they are the real server's"

@@ -20,7 +20,6 @@ HEADS: Final[Mapping[str, str]] = {
     "cpu_per_message": "CPU per msg",
     "idle_pss": "PSS idle",
     "pss_per_envelope": "PSS per envelope",
-    "peak_queue": "Longest queue",
     "drain_time": "Empty after",
     "p50_accepted": "Accepted, p50",
     "p99_accepted": "Accepted, p99",
@@ -137,7 +136,7 @@ def _spread(cell: Mapping[str, Any], name: str) -> str:
     _, factor = unit_of(name)
     text = figures(found["median"] * factor)
     if len(found["values"]) > 1:
-        text += f'<br><span class="model">{figures(found["low"] * factor)} to {figures(found["high"] * factor)}</span>'
+        text += f'<br><small class="model">{figures(found["low"] * factor)}{NONE}{figures(found["high"] * factor)}</small>'
     return text
 
 

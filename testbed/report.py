@@ -77,8 +77,33 @@ def _head(scenario: Scenario, summary: Mapping[str, Any]) -> str:
         notes_list("warn", warnings),
         f"<p>{escape(scenario_line(scenario))}. Started {escape(str(summary.get('started', NONE)))}.</p>",
         "<p>A healthy server: " + escape(scenario.healthy) + "</p>" if scenario.healthy else "",
+        _expected(summary.get("expected", [])),
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _expected(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Return which of the scenario's expectations hold: what it says in words, as conditions."""
+    if not verdicts:
+        return ""
+    held = sum(each["holds"] is True for each in verdicts)
+    rows = [
+        [
+            escape(each["condition"]),
+            escape(each["server"]),
+            escape(each["value"]),
+            {True: "yes", False: '<strong class="bad">no</strong>', None: "can't be told"}[
+                each["holds"]
+            ],
+        ]
+        for each in verdicts
+    ]
+    shown = table(["Expected", "Server", "Found", "Holds"], rows, text_columns=4)
+    opened = "" if held == len(verdicts) else " open"
+    return (
+        f"<details{opened}><summary>{held} of {len(verdicts)} expectations of the scenario hold"
+        f"</summary>{shown}</details>"
+    )
 
 
 def _memory(run: Run, summary: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--f
 p { max-width: 46rem; }
 .lead { font-size: 1.05rem; }
 .good strong:first-child { color: var(--good); }
-.bad strong:first-child, ul.bad { color: var(--bad); }
+.bad strong:first-child, ul.bad, strong.bad { color: var(--bad); }
 ul.warn { color: var(--warn); }
 .model { opacity: .65; }
 .wide { overflow-x: auto; }

@@ -30,6 +30,7 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
         'destinations.2.behaviours=[{ kind = "dns", answer = "timeout", to_s = 1.5, ttl_s = 1 }]',
     ),
     "connection-flood": ("load.messages=600", "load.sessions=120", "server.limits.smtp.max_conn=20"),
+    "slowloris": ("load.messages=600", "server.limits.smtp.timeout_s=1.5", "server.limits.smtp.max_session_s=3.0"),
     "big-messages": ("load.messages=6",),
     "many-recipients": ("load.messages=4",),
     "day": ("load.messages=400", "destinations.3.behaviours=" + OUTAGE + "]"),
@@ -107,6 +108,14 @@ def _flood(part: dict[str, Any], run: Path) -> None:
     assert any(line["attempts"] > 1 for line in log if line["kind"] == "message")
 
 
+def _slow(part: dict[str, Any], run: Path) -> None:
+    """Slow clients were there, and were hung up on; nobody else was."""
+    stats = json.loads((run / "packed" / "run.json").read_text())["stats"]
+    assert stats["smtp.timeout"] > 0
+    log = [json.loads(line) for line in (run / "packed" / "load.jsonl").read_text().splitlines()]
+    assert all(line["attempts"] == 1 for line in log if line["kind"] == "message")
+
+
 def _limited(part: dict[str, Any], run: Path) -> None:
     """The host did refuse what was above its rate."""
     assert _refused(run, "MAIL 421") > 0
@@ -128,5 +137,6 @@ _ABOUT: Final = {
     "greylisting": _grey,
     "rate-limited": _limited,
     "connection-flood": _flood,
+    "slowloris": _slow,
     "many-recipients": _many,
 }

@@ -109,11 +109,11 @@ def _flood(part: dict[str, Any], run: Path) -> None:
 
 
 def _slow(part: dict[str, Any], run: Path) -> None:
-    """Slow clients were there, and were hung up on; nobody else was."""
+    """Slow clients were hung up on, one after the other; who sends mail and meets the same limit is served the next time."""
     stats = json.loads((run / "packed" / "run.json").read_text())["stats"]
-    assert stats["smtp.timeout"] > 0
+    assert stats["smtp.timeout"] > 40
     log = [json.loads(line) for line in (run / "packed" / "load.jsonl").read_text().splitlines()]
-    assert all(line["attempts"] == 1 for line in log if line["kind"] == "message")
+    assert all(line["attempts"] <= 2 for line in log if line["kind"] == "message")
 
 
 def _limited(part: dict[str, Any], run: Path) -> None:

@@ -34,7 +34,7 @@ from testbed.localusers import LocalUsers
 from testbed.progress import Part
 from testbed.rundir import Notes, write_json
 from testbed.sampler import INTERVAL_S, Sampler
-from testbed.targets.base import Target
+from testbed.targets.base import Owed, Target
 from testbed.targets.choice import OURS, PEERS, make_target, placed_world
 from testbed.targets.ours import merged
 from testbed.world.handle import World, WorldError
@@ -71,6 +71,12 @@ LOCAL_RECORD: Final = "local.jsonl"
 
 TREE_INTERVAL_S: Final = 0.5
 """Between two samples of a server of a hundred processes, each of which has to be looked at."""
+
+LISTINGS: Final = 3
+"""How often the queue of another server is listed at the end."""
+
+LISTING_PAUSE_S: Final = 0.7
+"""Between two of these."""
 
 TICK_S: Final = 0.1
 """Between two looks at what is going on."""
@@ -169,7 +175,7 @@ class _Observation:
             leaks = self._settle(server, sampler)
         part.show("stopping", self._delivered(sampler.latest))
         stats = dict(sampler.latest)
-        queued = server.queued()
+        queued = self._queued(server)
         status = server.stop()
         tally = world.stop()
         assert self._load is not None
@@ -329,6 +335,19 @@ class _Observation:
             self._pause(server, TICK_S)
 
     # Details
+
+    def _queued(self, server: Target) -> list[Owed]:
+        """Return what is still in the queue.
+
+        Other servers list directories between which they move mail meanwhile, and miss what is on its way (postqueue(1)):
+        what is in one of several listings is there.
+        """
+        found = dict.fromkeys(server.queued())
+        if self._is_peer and found:
+            for _ in range(LISTINGS - 1):
+                self._pause(server, LISTING_PAUSE_S)
+                found.update(dict.fromkeys(server.queued()))
+        return list(found)
 
     def _pause(self, server: Target, seconds: float) -> None:
         time.sleep(seconds)

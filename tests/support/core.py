@@ -478,6 +478,9 @@ class Core:
         self.ledger = Ledger(self.limits, rules, warn_after_s=warn_after_s)
         self.now = now
         self.validating = validating
+        self._seen: dict[tuple[int, str], int] = {}
+        """Engine and what is limited -> how many there were at the last look."""
+        self._seeing: dict[tuple[int, str], int] = {}
         self._messages = 0
         self._at_this_instant = 0
 
@@ -505,10 +508,17 @@ class Core:
             self.validate()
         return first
 
+    def _within(self, engine: Engine, what: str, count: int, limit: int) -> None:
+        """Assert that a limit is kept; what a lowered one finds above it may stay, and never grow."""
+        key = (self.engines.index(engine), what)
+        assert count <= max(limit, self._seen.get(key, 0)), (what, count, limit)
+        self._seeing[key] = count
+
     def validate(self) -> None:
         """Check that every engine is consistent, agrees with the ledger, and keeps the limits."""
         ledger, limits = self.ledger, self.limits
         running = ledger.running()
+        self._seen, self._seeing = self._seeing, {}
         for engine in self.engines:
             engine.validate()
             store = engine.store
@@ -523,12 +533,13 @@ class Core:
                     assert store.state_of(handle) is EnvelopeState.IN_FLIGHT
             assert engine.agent.sessions.keys() == ledger.connections.keys()
             assert engine.local.running.keys() == ledger.delivering.keys()
-            assert len(engine.agent.relays) <= limits.mta.max_relays
+            self._within(engine, "relays", len(engine.agent.relays), limits.mta.max_relays)
             for relay in engine.agent.relays.values():
                 own = ledger.rules.plan_of(relay.domain).limits
                 water = max(own.task_high_water, own.task_low_water + own.task_release)
-                assert len(relay.held) <= limits.scheduler.max_held
-                assert len(relay.tasks) <= water, relay.domain
+                name = relay.domain
+                self._within(engine, f"held {name}", len(relay.held), limits.scheduler.max_held)
+                self._within(engine, f"tasks {name}", len(relay.tasks), water)
             gauges = engine.gauges()
             assert min(gauges.values()) >= 0, gauges
             assert len(ledger.connections) == gauges["mta.session"]

@@ -649,12 +649,14 @@ class Core:
         """Let time pass as a driver does, to an instant in seconds since the start."""
         out: list[Instruction] = []
         target = EPOCH + t
-        steps = 0
+        since, steps = self.now, 0
         while (wakeup := self.next_wakeup()) is not None and wakeup <= target:
             self.now = max(self.now, wakeup)
             out += self.wake()
             steps += 1
-            assert steps < 20_000, "livelock: time moves on too slowly"
+            if self.now >= since + 60.0:  # days of waiting for a name server are no livelock
+                since, steps = self.now, 0
+            assert steps < 2_000, "livelock: time moves on too slowly"
         assert target >= self.now
         self.now = target
         return out

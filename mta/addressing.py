@@ -136,11 +136,13 @@ class Addressing:
         )
         self._tracer = tracer
         # Why two? What is never traced need not even ask whether it is.
-        self._expander = Expander(self.rules, self.tables, config.expansion)
+        allow_root = config.local.allow_root
+        self._expander = Expander(self.rules, self.tables, config.expansion, allow_root=allow_root)
         self._traced = Expander(
             _TracedRules(config.rules, networks, tracer),
             _TracedTables(self.tables, tracer),
             config.expansion,
+            allow_root=allow_root,
         )
         local = self.rules.client()
         self._inside = local._replace(words=local.internal)

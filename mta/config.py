@@ -148,7 +148,7 @@ class LocalConfig:
     """As whom commands and files that an alias table names are run and written (OpenSMTPD ``_smtpd``, Postfix
     ``default_privs``); a user of the rule's userbase. Empty: the server's own user."""
     allow_root: bool = False
-    """Run commands for root. OpenSMTPD and Postfix never do."""
+    """Run commands for root, also those of its ``.forward``. OpenSMTPD and Postfix never do."""
     path: str = "/usr/bin:/bin"
     """PATH of commands."""
     spool: Path | None = None

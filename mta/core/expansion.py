@@ -54,12 +54,18 @@ Trace: TypeAlias = Callable[[str], None]
 class Expander:
     """Expands recipients by one set of rules and tables. Holds no state between calls."""
 
-    __slots__ = ("_rules", "_settings", "_tables")
+    __slots__ = ("_allow_root", "_rules", "_settings", "_tables")
 
     def __init__(
-        self, rules: RuleSet, tables: Tables, settings: ExpansionSettings | None = None
+        self,
+        rules: RuleSet,
+        tables: Tables,
+        settings: ExpansionSettings | None = None,
+        *,
+        allow_root: bool = False,
     ) -> None:
         self._rules = rules
+        self._allow_root = allow_root
         self._tables = tables
         self._settings = settings or ExpansionSettings()
 
@@ -72,7 +78,7 @@ class Expander:
             trace: is told each step, as one line without a line end, indented by depth. The lines are
                 subsystem ``expand`` of `mta.trace`.
         """
-        run = _Run(self._rules, self._tables, self._settings, client, trace)
+        run = _Run(self._rules, self._tables, self._settings, client, trace, self._allow_root)
         return run.expand(recipient)
 
 
@@ -80,8 +86,8 @@ class _Run:
     """The expansion of one recipient."""
 
     __slots__ = (
-        "client", "deliveries", "entries", "limits", "mailboxes", "nodes", "queue", "reason", "reply", "rules",
-        "seen", "settings", "tables", "trace",
+        "allow_root", "client", "deliveries", "entries", "limits", "mailboxes", "nodes", "queue", "reason",
+        "reply", "rules", "seen", "settings", "tables", "trace",
     )  # fmt: skip
 
     def __init__(
@@ -91,8 +97,10 @@ class _Run:
         settings: ExpansionSettings,
         client: Client,
         trace: Trace | None,
+        allow_root: bool,
     ) -> None:
         self.rules = rules
+        self.allow_root = allow_root
         self.tables = tables
         self.settings = settings
         self.limits = settings.limits
@@ -368,7 +376,8 @@ class _Run:
         """
         for entry in entries:
             if entry.kind is not EntryKind.INCLUDE:
-                if owner is not None and owner.uid == 0 and entry.kind in _EXTERNAL:
+                roots = owner is not None and owner.uid == 0 and not self.allow_root
+                if roots and entry.kind in _EXTERNAL:
                     self.fail(
                         parent, BAD_EXPANSION_NOW, "root's .forward may not name commands or files"
                     )

@@ -28,7 +28,8 @@ ANSWER_MAX: Final = 256 * 1024 * 1024
 
 _ACCEPTED: Final = re.compile(r"\b([0-9a-f]{8}) Message accepted")
 _DELIVERY: Final = re.compile(
-    r' mta delivery evpid=([0-9a-f]{8})[0-9a-f]{8} from=<[^>]*> to=<([^>]*)> .*? result="([^"]*)"'
+    r" m[td]a delivery evpid=([0-9a-f]{8})[0-9a-f]{8} from=<[^>]*> to=<([^>]*)>"
+    r' .*?\bresult="?([A-Za-z]+)\b'
 )
 _EXPIRED: Final = re.compile(r"\bExpire for ([0-9a-f]{8})[0-9a-f]{8}: .*?\bto=<([^>]*)>")
 

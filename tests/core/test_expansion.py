@@ -303,6 +303,18 @@ def test_roots_forward_names_no_commands_and_no_files():
     assert deliveries("root@example.test", tables) == ["relay a@elsewhere.test"]
 
 
+def test_whoever_allows_commands_for_root_allows_those_of_its_forward():
+    """``local.allow_root``: a bench that root runs has no other user."""
+    ruleset = RuleSet(RULES)
+    tables = FakeTables(forwards={"root": "|cmd"})
+    for table in ("aliases", "virtual"):
+        tables.answers.setdefault(table, {})
+    expander = Expander(ruleset, tables, allow_root=True)
+    found = expander.expand(path("root@example.test"), client=ruleset.client("198.51.100.1"))
+    assert found.reply is None
+    assert [delivery.kind.value for delivery in found.deliveries] == ["pipe"]
+
+
 # ---- 6.1, line 6: all or nothing
 
 

@@ -14,15 +14,19 @@ Jan 26 09:37:23 relay mta[1]: 0000000100000001 mta delivery evpid=0000002a000000
 Jan 26 09:37:23 relay mta[1]: 0000000100000001 mta delivery evpid=0000002b00000002 from=<> to=<b@x.test> rcpt=<-> source="-" relay="x.test" delay=1s result="PermFail" stat="550 5.1.1 no"
 Jan 26 09:37:23 relay mta[1]: 0000000100000001 mta delivery evpid=0000002c00000001 from=<s@x.test> to=<c@x.test> rcpt=<-> source="-" relay="x.test" delay=1s result="TempFail" stat="451 result="PermFail""
 Jan 26 09:37:23 relay mta[1]: relay: Expire for 0000002d00000003: from=<s@x.test>, to=<d@x.test>, rcpt=<->, delay=4d, stat=timeout
+Jan 26 09:37:23 relay mta[1]: 0000000000000000 mda delivery evpid=0000002e00000001 from=<s@x.test> to=<e@x.test> rcpt=<e@x.test> user=e delay=0s result=PermFail stat=Error (5.3.0 Error)
+Jan 26 09:37:23 relay mta[1]: 0000000000000000 mda delivery evpid=0000002f00000001 from=<s@x.test> to=<f@x.test> rcpt=<f@x.test> user=f delay=0s result=Ok stat=Delivered
 Jan 26 09:37:23 relay mta[1]: queue: restored 3 envelopes in 0.10 s
 """
 
 
 def test_what_was_given_up_is_read_from_the_log() -> None:
-    """Failed for good or too old; what a remote host writes into its reply can't forge either."""
-    assert [Owed("0000002b", "b@x.test"), Owed("0000002d", "d@x.test")] == list(
-        given_up(LOG.splitlines())
-    )
+    """Failed for good, remotely or here, or too old; what a remote host writes into its reply can't forge either."""
+    assert [
+        Owed("0000002b", "b@x.test"),
+        Owed("0000002d", "d@x.test"),
+        Owed("0000002e", "e@x.test"),
+    ] == list(given_up(LOG.splitlines()))
 
 
 def test_tables_are_merged_deeply() -> None:

@@ -139,7 +139,7 @@ def test_from_a_scenario_to_a_report(scenario: Path, tmp_path: Path, nothing_lef
 LOCAL = """
 name = "tiny-local"
 seed = 7
-drain_s = 20.0
+drain_s = 40.0
 representations = ["fixed"]
 [load]
 messages = 40
@@ -152,7 +152,7 @@ name = "flood"
 messages = 150
 from_s = 0.0
 to_s = 0.5
-seconds = 0.01
+seconds = 0.2
 tempfail = 0.05
 permfail = 0.05
 [[local]]
@@ -170,7 +170,7 @@ mda_base_s = 0.5
 overflow_base_s = 0.5
 [server.limits.mda]
 policy = "tempfail"
-tempfail_max_pending_per_user = 50
+tempfail_max_pending_per_user = 10
 [server.limits.mta]
 session_keepalive_s = 0.5
 """

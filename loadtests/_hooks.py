@@ -261,15 +261,13 @@ def _on_init(environment: Environment, **_: Any) -> None:
             kind = getattr(each, "kind", None)
             if kind is not None:
                 each.fixed_count = beside.get(kind, 0)
-            elif each.weight == 0 or getattr(each, "keep", None) != scenario.load.keep:
+            elif getattr(each, "on_request", False):
+                continue
+            elif getattr(each, "keep", None) != scenario.load.keep:
                 continue
             if kind is None or each.fixed_count:
                 wanted.append(each)
         environment.user_classes = wanted or environment.user_classes
-    elif options.user_classes:
-        for each in environment.user_classes:
-            # Who is named is wanted.
-            each.weight = each.weight or 1
 
 
 def _check_sources(load: Load, settings: Settings) -> None:

@@ -243,7 +243,9 @@ class Session:
         if greeting.reply.code != 220:
             return greeting.reply
         reply = self._hail()
-        if wants.tls and reply.code == 250:
+        # Many servers offer AUTH only in TLS (RFC 4954 4 leaves it to them).
+        hidden = wants.login and self._offers.starttls and not self._offers.auth_plain
+        if (wants.tls or hidden) and reply.code == 250:
             reply = self._start_tls()
         if wants.login and reply.code == 250:
             reply = self._log_in(*wants.login)

@@ -41,7 +41,6 @@ class _RudeUser(User):
     """One client of a kind."""
 
     abstract = True
-    weight = 0
     kind: ClassVar[Kind]
 
     def on_start(self) -> None:

@@ -30,6 +30,8 @@ class _SmtpUser(User):
 
     abstract = True
     keep = False
+    on_request = False
+    """Only runs if it is named."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -162,7 +164,7 @@ class KeptConnection(_SmtpUser):
 class StandardLibrary(_SmtpUser):
     """Sends with Python's smtplib, a connection per message: a client that is not ours. No verbs in the statistics."""
 
-    weight = 0
+    on_request = True
 
     def _client(self, run: Run) -> Any:
         return _Smtplib(run)
@@ -196,12 +198,11 @@ class _Smtplib:
         try:
             # With a name: otherwise it looks its own up, for each connection.
             self._client = client = smtplib.SMTP(
-                local_hostname=HELO, timeout=settings.timeout_s, source_address=None
+                *settings.address,
+                local_hostname=HELO,
+                timeout=settings.timeout_s,
+                source_address=(wants.source, 0) if wants.source else None,
             )
-            source = (wants.source, 0) if wants.source else None
-            code, text = client.connect(*settings.address, source_address=source)
-            if code != 220:
-                raise smtplib.SMTPConnectError(code, text)
             if wants.tls:
                 self.verb = "STARTTLS"
                 client.starttls()

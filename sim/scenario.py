@@ -155,7 +155,7 @@ class Load:
     tls: float = 0.0
     """Part of the connections that say STARTTLS; which, is spread evenly. The model sends in clear."""
     auth: float = 0.0
-    """Part of the connections that log in with AUTH PLAIN; with ``tls``, those that have it come first."""
+    """Part of the connections that log in with AUTH PLAIN; where that is offered only in TLS, they say STARTTLS first."""
     user: str = "load"
     """Who logs in."""
     password: str = "load"  # noqa: S105  # of an experiment on the loopback

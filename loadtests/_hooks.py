@@ -261,9 +261,10 @@ def _on_init(environment: Environment, **_: Any) -> None:
             kind = getattr(each, "kind", None)
             if kind is not None:
                 each.fixed_count = beside.get(kind, 0)
-            elif getattr(each, "on_request", False):
-                continue
-            elif getattr(each, "keep", None) != scenario.load.keep:
+            elif (
+                getattr(each, "on_request", False)
+                or getattr(each, "keep", None) != scenario.load.keep
+            ):
                 continue
             if kind is None or each.fixed_count:
                 wanted.append(each)

@@ -301,8 +301,8 @@ class _Observation:
                 world.stats()
             self._show("load", sampler.latest)
             self._pause(server, TICK_S)
-        # 1: replies that nobody expected; the summary tells of them.
-        if load.status not in (0, 1) or not self._load_end_line().get("complete"):
+        # 1: replies that nobody expected; 3: the generator was late. The summary tells of both.
+        if load.status not in (0, 1, 3) or not self._load_end_line().get("complete"):
             raise RunError(load.describe_end())
 
     def _drain(self, server: Target, world: World, sampler: Sampler) -> bool:

@@ -661,7 +661,11 @@ def test_the_program(server):
         assert (0, body, b"") == (process.returncode, out, err)
     with _program(server, "s") as process:
         out, err = process.communicate(timeout=30)
-        assert (2, b"", b"mtactl: 's' may be show or schedule or set\n") == (process.returncode, out, err)
+        assert (2, b"", b"mtactl: 's' may be show or schedule or set\n") == (
+            process.returncode,
+            out,
+            err,
+        )
     with _program(server, "show", "envelope", "0000002a00000009") as process:
         out, err = process.communicate(timeout=30)
         assert (1, b"mtactl: no envelope 0000002a00000009\n") == (process.returncode, err)

@@ -161,11 +161,11 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
     private = line(queued[grows], load["uss_bytes"][grows])
     shared = line(queued[grows], load["pss_bytes"][grows])
     peak_at = int(np.nanargmax(queued)) if len(queued) else 0
-    cpu = float(load["cpu_s"][-1] - load["cpu_s"][0])
+    cpu = _grown(samples, "cpu_s") or 0.0
     messages = max(int(ledger["messages_accepted"]), 1)
     drain_time = drained_at(t, queued) if notes.drained else None
-    attempts_deferred = _during(load, notes, "scheduler.delivery.tempfail")
-    commits = _during(load, notes, "queue.commit")
+    attempts_deferred = _counted(samples, notes, "scheduler.delivery.tempfail")
+    commits = _counted(samples, notes, "queue.commit")
     return {
         "target": notes.target,
         "queue_unit": "envelopes" if tells else "messages",
@@ -199,9 +199,9 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "drain_time_s": drain_time,
         "cpu_s": round(cpu, 2),
         "cpu_ms_per_message": round(cpu / messages * 1000, 3),
-        "children_cpu_s": _grown(load, "children_cpu_s") if "children_cpu_s" in load else 0.0,
-        "load_cpu_s": _grown(load, "load_cpu_s"),
-        "world_cpu_s": _grown(load, "world_cpu_s"),
+        "children_cpu_s": _grown(samples, "children_cpu_s") or 0.0,
+        "load_cpu_s": _grown(samples, "load_cpu_s") or 0.0,
+        "world_cpu_s": _grown(samples, "world_cpu_s") or 0.0,
         "foreign_cpu_share": foreign_share(load),
         "peak_fds": int(np.nanmax(load["fds"])),
         "peak_threads": int(np.nanmax(load["threads"])),
@@ -243,7 +243,7 @@ def foreign_share(load: Samples) -> float | None:
     wall = float(load["t"][-1] - load["t"][0]) * (os.cpu_count() or 1)
     # Runs of before there were commands have no column for them.
     names = ("cpu_s", "children_cpu_s", "load_cpu_s", "world_cpu_s")
-    ours = sum(_grown(load, name) for name in names if name in load)
+    ours = sum(_grown(load, name) or 0.0 for name in names)
     busy = float(load["machine_cpu_s"][-1] - load["machine_cpu_s"][0])
     return round(max(0.0, busy - ours) / wall, 3) if wall > 0 else None
 
@@ -318,10 +318,19 @@ def _median_before(samples: Samples, name: str) -> float:
     return float(np.median(before[-3:])) if len(before) else float(samples[name][0])
 
 
-def _grown(samples: Samples, name: str) -> float:
-    column = samples[name]
-    # The process may be gone before the last sample.
-    return round(float(np.nanmax(column) - column[0]), 2) if len(column) else 0.0
+def _grown(samples: Samples, name: str) -> float | None:
+    """Return by how much a counter grew since the load began; what the warm-up did is no part of the run.
+
+    It starts from the last sample before the load: the first one after it has counted some of the load already. None
+    if nothing is known of it; where a process was gone before the last sample, its last word counts.
+    """
+    if name not in samples:
+        return None
+    known = np.isfinite(samples[name])
+    values, before = samples[name][known], samples["t"][known] < 0
+    if not len(values):
+        return None
+    return round(float(np.max(values) - values[max(int(np.count_nonzero(before)) - 1, 0)]), 2)
 
 
 def _p99(values: Floats) -> float | None:
@@ -335,12 +344,10 @@ def _told(notes: Notes, name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _during(load: Samples, notes: Notes, name: str) -> int | None:
-    """Return by how much a counter grew since the load began; what the warm-up did is no part of the run."""
-    if name not in load or not len(load):
-        return _told(notes, name)
-    known = load[name][np.isfinite(load[name])]
-    return int(known[-1] - known[0]) if len(known) else _told(notes, name)
+def _counted(samples: Samples, notes: Notes, name: str) -> int | None:
+    """Return what the samples count since the load began, or else what the server told at its end."""
+    grown = _grown(samples, name)
+    return _told(notes, name) if grown is None else int(grown)
 
 
 def _round(value: float | None, digits: int) -> float | None:

@@ -29,7 +29,7 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
         'destinations.1.behaviours=[{ kind = "dns", answer = "servfail", to_s = 1.5, ttl_s = 1 }]',
         'destinations.2.behaviours=[{ kind = "dns", answer = "timeout", to_s = 1.5, ttl_s = 1 }]',
     ),
-    "connection-flood": ("load.messages=600", "load.sessions=120", "server.limits.smtp.max_conn=20"),
+    "connection-flood": ("load.messages=600", "load.users=120", "server.limits.smtp.max_conn=20"),
     "slowloris": ("load.messages=600", "server.limits.smtp.timeout_s=1.5", "server.limits.smtp.max_session_s=3.0"),
     "big-messages": ("load.messages=6",),
     "many-recipients": ("load.messages=4",),
@@ -103,7 +103,7 @@ def _grey(part: dict[str, Any], run: Path) -> None:
 
 
 def _flood(part: dict[str, Any], run: Path) -> None:
-    """Some clients were turned away at the door, and some of these came again."""
+    """Clients are more than the limit from their first moment: some were turned away at the door, and came again."""
     log = [json.loads(line) for line in (run / "packed" / "load.jsonl").read_text().splitlines()]
     assert any(line["attempts"] > 1 for line in log if line["kind"] == "message")
 

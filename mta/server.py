@@ -438,6 +438,7 @@ class MtaServer:
     def _shrink(self) -> None:
         """Let go of what can be read again."""
         self.driver.recent.clear()
+        self.driver.engine.store.shrink()
         self.queue.shrink()
 
     def _sample(self) -> None:

@@ -277,6 +277,23 @@ def test_whole_keeps_the_body_until_the_last_recipient_is_gone():
     assert store.body_of(MsgId(1)) is None
 
 
+def test_bodies_go_when_memory_is_short(store):
+    """What can be read again is let go of, as often as asked; the envelopes stay, and later messages keep theirs."""
+    put(store, 1, 1), put(store, 1, 2)
+    keeps = store.keeps_bodies
+    assert (BODY if keeps else None) == store.body_of(MsgId(1))
+
+    for _ in range(2):
+        store.shrink()
+        assert store.body_of(MsgId(1)) is None
+    put(store, 2)
+    assert (BODY if keeps else None) == store.body_of(MsgId(2))
+    store.shrink()
+    assert store.body_of(MsgId(2)) is None
+    assert 3 == len(store)
+    store.validate()
+
+
 def test_an_agenda_full_of_leftovers_is_cleaned(store):
     """Taking many envelopes out of the agenda early leaves nothing behind, and the rest in order."""
     handles = [put(store, number) for number in range(1, 301)]

@@ -595,10 +595,12 @@ class TestRestoring:
             await it.submit()
             await it.until(lambda: it.out.waiting)
             it.out.answer = lambda rcpt: NEVER if rcpt == "b@two.test" else OK
+            gate = effects.gates["sqlite", "commit"] = threading.Event()
             it.out.finish(next(iter(it.out.waiting)))
             await it.settle()
             assert it.driver.bouncer.messages
             assert 0 == await it.driver.restore()
+            gate.set()
             await it.emptied()
             assert 1 == len(it.bounces)
 
@@ -687,6 +689,21 @@ class TestTheEnd:
             assert 1 == await it.driver.restore()
             await it.advance(1.0)
             await it.emptied()
+
+
+async def test_bodies_let_go_of_are_read_again(tmp_path):
+    """Memory was short while a message waited: its body comes from the queue, byte for byte."""
+    async with rig(tmp_path, envelope="whole") as it:
+        it.out.answer = lambda rcpt: LATER
+        await it.submit("b@two.test", body=b"Subject: x\r\n\r\nwaits\r\n")
+        await it.until(lambda: it.engine.scheduler.counts.updated)
+        it.driver.recent.clear()
+        it.engine.store.shrink()
+        it.out.answer = lambda rcpt: OK
+        await it.advance(301.0)
+        await it.advance(3600.0)
+        await it.emptied()
+        assert b"Subject: x\r\n\r\nwaits\r\n" == it.out.sent[-1].body
 
 
 async def test_a_trace_has_no_bodies(tmp_path):

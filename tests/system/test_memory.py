@@ -123,6 +123,32 @@ def test_a_server_short_of_memory_refuses_and_recovers(server):
     assert "Error" not in log
 
 
+def test_bodies_in_memory_make_room(tmp_path):
+    """A server that keeps whole messages takes more of them than fit, because they are on disk too."""
+    config = {
+        "relay": {"port": free_port("127.0.0.2")},
+        "envelope": "whole",
+    }
+    with RunningServer(tmp_path / "idle", config) as idle:
+        base = idle.rss_bytes()
+    limit = base + 48 * MIB
+    config["limits"] = {"memory": {"limit_bytes": limit, "sample_s": 0.05}, "queue": {"cache_bytes": 0}}
+    with RunningServer(tmp_path / "short", config) as server:
+        sender = Sender(server.port)
+        taken, deadline = 0, time.monotonic() + 60
+        while taken < 2 * limit // MIB:
+            assert time.monotonic() < deadline, server.stats()
+            if sender.begin(MIB).startswith("354"):
+                assert sender.say(".").startswith("250")
+                taken += 1
+            else:
+                time.sleep(0.02)
+        assert server.stats()["memory.shrink"] >= 1
+        assert server.rss_bytes() < limit
+        assert taken == len(server.ask("show", "queue"))
+        sender.close()
+
+
 def test_a_limit_on_address_space_is_found(tmp_path):
     """As ``ulimit -v`` sets it: the server says so and counts what the kernel counts."""
     import resource

@@ -371,6 +371,10 @@ class EnvelopeStore(Protocol):
         """Return the message's bytes, or None if they have to be read from the queue."""
         ...
 
+    def shrink(self) -> None:
+        """Let go of what can be read again from the queue: memory is short."""
+        ...
+
     def validate(self) -> None:
         """Assert that every link, index and count is consistent. O(n); for tests."""
         ...

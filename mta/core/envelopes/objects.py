@@ -295,6 +295,9 @@ class ObjectStore(ABC, Generic[R]):
     def body_of(self, msgid: MsgId) -> bytes | None:
         return None
 
+    def shrink(self) -> None:
+        """There is nothing that could be read again."""
+
     def validate(self) -> None:
         agenda = set(self._agenda)
         pending = 0

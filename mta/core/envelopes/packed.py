@@ -478,6 +478,9 @@ class PackedStore:
     def body_of(self, msgid: MsgId) -> bytes | None:
         return None
 
+    def shrink(self) -> None:
+        """There is nothing that could be read again."""
+
     def validate(self) -> None:
         rows = list(self)
         assert len(rows) == self._count

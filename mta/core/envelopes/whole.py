@@ -1,7 +1,8 @@
 """`whole`: envelope and message body in memory, as a plain aiosmtpd handler would keep them.
 
 aiosmtpd hands its handler an ``Envelope`` with ``content``; who queues that object queues the body. The
-body is shared by the envelopes of one message and goes with the last of them.
+body is shared by the envelopes of one message and goes with the last of them, or when memory is short: it is in
+the queue too, and read from there then.
 """
 
 from typing import ClassVar
@@ -16,7 +17,8 @@ class WholeRecord(FullRecord):
 
     __slots__ = ("body",)
 
-    body: bytes
+    body: bytes | None
+    """None after memory was short."""
 
 
 class WholeStore(FullRecordStore[WholeRecord]):
@@ -25,6 +27,10 @@ class WholeStore(FullRecordStore[WholeRecord]):
     name: ClassVar[str] = "whole"
     keeps_bodies: ClassVar[bool] = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_bodies = False
+
     def _make(
         self, recipient: Recipient, transaction: Transaction, created_at: float, body: bytes | None
     ) -> WholeRecord:
@@ -32,6 +38,7 @@ class WholeStore(FullRecordStore[WholeRecord]):
         record = WholeRecord()
         fill(record, recipient, transaction)
         record.body = body
+        self._has_bodies = True
         return record
 
     def body_of(self, msgid: MsgId) -> bytes | None:
@@ -42,3 +49,10 @@ class WholeStore(FullRecordStore[WholeRecord]):
             assert msgid_of(record.evpid) == msgid
             return record.body
         return None
+
+    def shrink(self) -> None:
+        if not self._has_bodies:  # asked again and again for as long as memory is short
+            return
+        for record in self._records.values():
+            record.body = None
+        self._has_bodies = False

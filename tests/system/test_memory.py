@@ -132,7 +132,10 @@ def test_bodies_in_memory_make_room(tmp_path):
     with RunningServer(tmp_path / "idle", config) as idle:
         base = idle.rss_bytes()
     limit = base + 48 * MIB
-    config["limits"] = {"memory": {"limit_bytes": limit, "sample_s": 0.05}, "queue": {"cache_bytes": 0}}
+    config["limits"] = {
+        "memory": {"limit_bytes": limit, "sample_s": 0.05},
+        "queue": {"cache_bytes": 0},
+    }
     with RunningServer(tmp_path / "short", config) as server:
         sender = Sender(server.port)
         taken, deadline = 0, time.monotonic() + 60

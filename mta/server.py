@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from mta.config import Config
     from mta.outtls import OutboundTls
     from mta.passwords import Passwords
-    from mta.queue.writer import Commit
+    from mta.queue.batch import Commit
     from mta.resolver import Resolver
 
 SAMPLE_S = 0.2

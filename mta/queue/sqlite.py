@@ -25,6 +25,7 @@ from mta.core.limits import QueueLimits
 from mta.effects import Effects, FileLock, LockHeldError, Space
 from mta.queue import msgids
 from mta.queue.base import QueueUnavailableError, StoredEnvelope, Submission
+from mta.queue.batch import Commit, Item, Marker, Waiting
 from mta.queue.bodies import BodyFiles
 from mta.queue.database import Database, QueueCorruptError, Removed, Totals
 from mta.queue.msgids import MsgIds
@@ -32,7 +33,7 @@ from mta.queue.reader import Reader
 from mta.queue.recipients import columns_of
 from mta.queue.schema import Change, Row
 from mta.queue.wake import Waker
-from mta.queue.writer import Commit, Item, Marker, Waiting, Writer
+from mta.queue.writer import Writer
 
 SPACE_AGE_S: Final = 1.0
 """Seconds for which the answer about free space is used again."""

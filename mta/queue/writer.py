@@ -20,18 +20,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import Final
 
-from mta.core.ids import EvpId, MsgId
+from mta.core.ids import EvpId
 from mta.effects import Effects
 from mta.queue.base import QueueUnavailableError
+from mta.queue.batch import Batch, Commit, Item, Lagging, Marker, Waiting
 from mta.queue.database import Database, QueueCorruptError, Removed, Totals
 from mta.queue.schema import Change, Row
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 
 PROBE_FIRST_S: Final = 1.0
 """Seconds after a failed commit before the first probe; doubled after each probe that fails."""
@@ -58,74 +54,7 @@ _DATA_ERRORS = (
 """What the database says about what it was given, not about its own state."""
 
 
-@dataclass(slots=True, eq=False)
-class Item:
-    """A submission on its way to the disk."""
-
-    msgid: MsgId
-    changes: list[Row]
-    """Rows of the view ``change``: the message, its further envelopes, what it replaces."""
-    envelopes: int
-    size_bytes: int
-    in_file: bool
-    replaces: bool
-    """It takes envelopes away."""
-    error: Exception | None = None
-    """Why it was not kept; set before `done`."""
-    told: bool = False
-    """The event loop was told what became of it."""
-
-
-@dataclass(slots=True, eq=False)
-class Marker:
-    """Stands in the line of submissions: all that was asked for before it goes into this commit."""
-
-    replaces: bool = False
-    error: Exception | None = None
-    told: bool = False
-
-
-Waiting: TypeAlias = Item | Marker
-
-
-class Lagging(NamedTuple):
-    """What goes with some later commit. Dicts, because they keep their order."""
-
-    removes: dict[EvpId, None]
-    defers: dict[EvpId, Row]
-    """(Change.DEFER, evpid, attempts, due_at, status)."""
-    flags: dict[EvpId, int]
-
-    def count_all(self) -> int:
-        """Return how many things lag."""
-        return len(self.removes) + len(self.defers) + len(self.flags)
-
-
-class Commit(NamedTuple):
-    """What one turn of the writer did, told to the event loop."""
-
-    items: Sequence[Waiting]
-    seconds: float
-    """From its beginning to the end of its fsync."""
-    lagging: int
-    """Removals, deferrals and flags in it."""
-    problem: str
-    """Empty, or why nothing of it was kept."""
-
-
-@dataclass(slots=True)
-class _Load:
-    """What the writer took for one commit."""
-
-    items: list[Waiting] = field(default_factory=list)
-    lagging: Lagging = field(default_factory=lambda: Lagging({}, {}, {}))
-    mark: tuple[int, bool] | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.items or any(self.lagging) or self.mark is not None)
-
-
-_NOTHING: Final = _Load()
+_NOTHING: Final = Batch()
 
 
 class Writer:
@@ -324,9 +253,9 @@ class Writer:
             self._database.close()
             self._database = None
         self._untold = 0
-        load, self._in_hand = self._in_hand, _NOTHING
+        batch, self._in_hand = self._in_hand, _NOTHING
         # What lagged may be done already; to do it again changes nothing.
-        left = _Load([item for item in load.items if not item.told], load.lagging, load.mark)
+        left = Batch([item for item in batch.items if not item.told], batch.lagging, batch.mark)
         if left:
             self._give_back(left, problem, self._effects.monotonic())
 
@@ -368,59 +297,51 @@ class Writer:
     def _commit_all(self) -> None:
         """Commit until nothing waits or the disk fails."""
         while self._database is not None:
-            load = self._take()
-            if not load:
+            batch = self._take()
+            if not batch:
                 self._tell_removed()
                 return
-            self._in_hand = load
-            self._commit(load)
+            self._in_hand = batch
+            self._commit(batch)
             self._in_hand = _NOTHING
             if self._untold >= UNTOLD_MAX:
                 self._tell_removed()
             self._checkpoint()
 
-    def _take(self) -> _Load:
+    def _take(self) -> Batch:
         """Take what waits, as much as one commit may have."""
-        load = _Load()
+        batch = Batch()
         count: int | None = None if self._stopping else self._batch_max
-        while self._inbox and len(load.items) < self._batch_max:
+        while self._inbox and len(batch.items) < self._batch_max:
             item = self._inbox.popleft()
-            load.items.append(item)
+            batch.items.append(item)
             if isinstance(item, Marker):
                 count = None
                 break
         with self._mutex:
             lagging = self._lagging
-            load.lagging = Lagging(
-                _first(lagging.removes, count),
-                _first(lagging.defers, count),
-                _first(lagging.flags, count),
-            )
-            load.mark, self._mark = self._mark, None
+            batch.lagging = lagging.first(count)
+            batch.mark, self._mark = self._mark, None
             # In this order: a reader looks into what waits first, so it finds a thing in one of them.
-            self._committing = load.lagging
-            self._lagging = Lagging(
-                _without(lagging.removes, load.lagging.removes),
-                _without(lagging.defers, load.lagging.defers),
-                _without(lagging.flags, load.lagging.flags),
-            )
-        return load
+            self._committing = batch.lagging
+            self._lagging = lagging.without(batch.lagging)
+        return batch
 
-    def _commit(self, load: _Load) -> None:
-        """Commit a load, and tell everybody; afterwards there is no database if that failed."""
+    def _commit(self, batch: Batch) -> None:
+        """Commit a batch, and tell everybody; afterwards there is no database if that failed."""
         assert self._database is not None
         began = self._effects.monotonic()
         # What was removed is kept in the database until it has been told.
-        changes, size_bytes = _changes(load, begin=not self._untold)
+        changes, size_bytes = batch.changes(begin=not self._untold)
         try:
             self._database.commit(changes, size_bytes=size_bytes)
             _open(self._turn)
         except _DATA_ERRORS as error:
             # Why apart? Nothing that a client sends may get here, but if it does, it must not
             # take its neighbours with it, nor what lags, again and again.
-            parts = _apart(load)
+            parts = batch.apart()
             if len(parts) < 2:
-                self._refuse_unwritten(load.items, f"not storable: {error!r}", began)
+                self._refuse_unwritten(batch.items, f"not storable: {error!r}", began)
                 return
             for part in parts:
                 if self._database is None:
@@ -429,17 +350,17 @@ class Writer:
                     self._commit(part)
         except (sqlite3.Error, OSError, MemoryError) as error:
             self._sicken(f"commit: {error}")
-            self._give_back(load, f"commit: {error}", began)
+            self._give_back(batch, f"commit: {error}", began)
         else:
             seconds = self._effects.monotonic() - began
-            if load.lagging.removes or any(item.replaces for item in load.items):
+            if batch.lagging.removes or any(item.replaces for item in batch.items):
                 self._untold += 1
-            if load.items and isinstance(load.items[-1], Marker):
+            if batch.items and isinstance(batch.items[-1], Marker):
                 # Whoever waits for everything wants the counts right, too.
                 self._tell_removed()
-            for item in load.items:
+            for item in batch.items:
                 item.told = True
-            self._on_commit(Commit(load.items, seconds, load.lagging.count_all(), ""))
+            self._on_commit(Commit(batch.items, seconds, batch.lagging.count_all(), ""))
 
     def _tell_removed(self) -> None:
         """Say what the last commits removed. Seldom: nobody waits for it, and it is a step more."""
@@ -455,22 +376,18 @@ class Writer:
             self._on_removed(removed)
             self._remove_bodies(removed.files)
 
-    def _give_back(self, load: _Load, problem: str, began: float) -> None:
-        """Fail a load's submissions, and keep what lags for later.
+    def _give_back(self, batch: Batch, problem: str, began: float) -> None:
+        """Fail a batch's submissions, and keep what lags for later.
 
         A commit that failed may be in the log all the same, if only its fsync failed. So the
         submissions are suspects until the next probe; a body file goes when its row can't be there.
         """
-        self._suspects += [item for item in load.items if isinstance(item, Item)]
+        self._suspects += [item for item in batch.items if isinstance(item, Item)]
         with self._mutex:
-            removes, defers, flags = self._lagging
-            kept = load.lagging
-            self._lagging = Lagging(
-                kept.removes | removes, kept.defers | defers, kept.flags | flags
-            )
+            self._lagging = batch.lagging.and_then(self._lagging)
             if self._mark is None:
-                self._mark = load.mark
-        self._refuse(load.items, problem, began)
+                self._mark = batch.mark
+        self._refuse(batch.items, problem, began)
 
     def _refuse(self, items: Sequence[Waiting], problem: str, began: float) -> None:
         for item in items:
@@ -581,45 +498,3 @@ def _open(gate: threading.Lock) -> None:
             gate.release()
     except RuntimeError:
         pass  # somebody else did it between the two
-
-
-def _first(things: dict[_K, _V], count: int | None) -> dict[_K, _V]:
-    """Return the ``count`` oldest; the same dict if that is all."""
-    if count is None or len(things) <= count:
-        return things
-    return dict(islice(things.items(), count))
-
-
-def _without(things: dict[_K, _V], taken: dict[_K, _V]) -> dict[_K, _V]:
-    """Return what `_first` left, as a dict that nobody else has."""
-    if taken is things:
-        return {}
-    for key in taken:
-        del things[key]
-    return things
-
-
-def _changes(load: _Load, *, begin: bool) -> tuple[list[Row], int]:
-    """Return the rows of the view ``change`` for a load, and the bytes of its bodies."""
-    changes: list[Row] = [(Change.BEGIN,)] if begin else []
-    size_bytes = 0
-    for item in load.items:
-        if isinstance(item, Item):
-            changes += item.changes
-            if not item.in_file:
-                size_bytes += item.size_bytes
-    lagging = load.lagging
-    changes += lagging.defers.values()
-    changes += [(Change.FLAGS, evpid, flags) for evpid, flags in lagging.flags.items()]
-    changes += [(Change.REMOVE, evpid) for evpid in lagging.removes]
-    if load.mark is not None:
-        changes.append((Change.MARK, *load.mark))
-    return changes, size_bytes
-
-
-def _apart(load: _Load) -> list[_Load]:
-    """Split into what lags, first, and each submission alone."""
-    parts = (
-        [_Load([], load.lagging, load.mark)] if any(load.lagging) or load.mark is not None else []
-    )
-    return parts + [_Load([item]) for item in load.items]

@@ -54,7 +54,7 @@ setup:
 	if [ "$$want" != "$$(cat $(STAMP) 2>/dev/null)" ]; then \
 		echo 'setup: installing into .venv (once; a few minutes)'; \
 		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null || exit 2; \
-		$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks]' || { \
+		$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,notebooks,cluster]' || { \
 			echo 'setup: pip failed, see above; it needs the package registry once' >&2; exit 2; }; \
 		echo "$$want" > $(STAMP); \
 	fi

@@ -4,24 +4,23 @@ Figures are inside, once for a light page and once for a dark one; printing take
 run is escaped. The page says what each number means, and what the run can't show.
 """
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from sim.pages import NONE as NONE
+from sim.pages import notes_list as notes_list
+from sim.pages import number as number
+from sim.pages import page as page
+from sim.pages import picture as picture
+from sim.pages import table as table
 from sim.scenario import Scenario
 from testbed import plots
 from testbed.peers import PEERS
-from testbed.plots import DARK, LIGHT
 from testbed.rundir import Run
-from testbed.stylesheet import STYLE
 from testbed.summary import scenario_line
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MIB: Final = 1024 * 1024
-NONE: Final = "\N{EN DASH}"
 
 
 def html(run: Run) -> str:
@@ -43,18 +42,6 @@ def html(run: Run) -> str:
         _reproduce(run, scenario, summary),
     ]
     return page(title, parts)
-
-
-def page(title: str, parts: Iterable[str]) -> str:
-    """Return a page of these parts; the title is text, the parts are HTML already."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
 
 
 # ---- sections
@@ -414,52 +401,8 @@ def _reproduce(run: Run, scenario: Scenario, summary: Mapping[str, Any]) -> str:
 # ---- bits
 
 
-def notes_list(kind: str, lines: Sequence[str]) -> str:
-    """Return a list of lines, or nothing; ``kind`` is bad, warn or good."""
-    if not lines:
-        return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<ul class="{kind}">{items}</ul>'
-
-
 def _figure(run: Run, name: str, caption: str) -> str:
     return picture(plots.draw(name, run), caption)
-
-
-def picture(figure: "Figure", caption: str) -> str:
-    """Return a figure for light and dark pages, with its caption."""
-    drawn = plots.svg(figure)
-    light, dark = (
-        "data:image/svg+xml;base64," + base64.b64encode(each).decode("ascii")
-        for each in (drawn, plots.in_theme(drawn, LIGHT, DARK))
-    )
-    return (
-        '<figure><picture><source media="screen and (prefers-color-scheme: dark)"'
-        f' srcset="{dark}"><img alt="{escape(caption)}" src="{light}"></picture>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    text_columns: int = 1,
-    classes: Mapping[int, str] | None = None,
-) -> str:
-    """Return a table; cells are HTML already. The first ``text_columns`` are text, the rest numbers."""
-    of = {i: ("t" if i < text_columns else "n") for i in range(len(heads))} | dict(classes or {})
-    head = "".join(f'<th class="{of[i]}">{escape(text)}</th>' for i, text in enumerate(heads))
-    body = "\n".join(
-        "<tr>" + "".join(f'<td class="{of[i]}">{cell}</td>' for i, cell in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-
-
-def number(value: float | None, digits: int = 0) -> str:
-    """Return a number with commas, or a dash."""
-    return NONE if value is None else f"{value:,.{digits}f}"
 
 
 def plus_minus(value: float | None, error: float | None) -> str:

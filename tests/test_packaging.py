@@ -92,7 +92,7 @@ def test_dependencies_are_pinned_to_what_they_allow():
     pins = {canonicalize_name(name): version for name, version in PINS.items()}
     wrong = {
         name: pins.get(name)
-        for name, requirement in requirements("dev", "notebooks").items()
+        for name, requirement in requirements("dev", "notebooks", "cluster").items()
         if name not in pins or not requirement.specifier.contains(pins[name])
     }
     assert wrong == {}

@@ -88,6 +88,8 @@ class Session:
         self._wants = wants
         self._wire: Wire | None = None
         self._replies = Replies()
+        self._goodbye: Reply | None = None
+        """A 421 that came unasked: the answer to whatever is said next (RFC 5321 3.8)."""
         self._verb = "CONNECT"
         self._offers = Greeted()
 
@@ -234,7 +236,7 @@ class Session:
         try:
             deadline = started + self._timeout_s
             self._wire = Wire(self._address, deadline=deadline, source=wants.source)
-            self._replies = Replies()
+            self._replies, self._goodbye = Replies(), None
             [greeting] = self._read(("CONNECT",), started, [])
         except (OSError, ProtocolError) as error:
             self._observe("CONNECT", time.perf_counter() - started, None, error)
@@ -263,6 +265,8 @@ class Session:
         reply = self._say(Command("STARTTLS", b"STARTTLS\r\n"))
         if reply.code != 220:
             return reply
+        if self._goodbye is not None:
+            return self._goodbye
         assert self._wire is not None
         self._verb = "TLS"
         started = time.perf_counter()
@@ -297,7 +301,7 @@ class Session:
         self._verb = verb
         started = time.perf_counter()
         try:
-            self._wire.send(pieces, deadline=started + self._timeout_s)
+            self._write(pieces, started)
             [step] = self._read((verb,), started, [])
         except (OSError, ProtocolError) as error:
             self._observe(verb, time.perf_counter() - started, None, error)
@@ -314,7 +318,7 @@ class Session:
         steps: list[Step] = []
         try:
             pieces = (b"".join([command.line for command in group]),)
-            self._wire.send(pieces, deadline=started + self._timeout_s)
+            self._write(pieces, started)
             return self._read([command.verb for command in group], started, steps)
         except (OSError, ProtocolError) as error:
             for step in steps:
@@ -322,9 +326,18 @@ class Session:
             self._observe(self._verb, time.perf_counter() - started, None, error)
             raise
 
+    def _write(self, pieces: Sequence[bytes | memoryview], started: float) -> None:
+        """Write, unless nobody listens any more."""
+        assert self._wire is not None
+        if self._goodbye is None:
+            self._wire.send(pieces, deadline=started + self._timeout_s)
+
     def _read(self, verbs: Sequence[str], started: float, steps: list[Step]) -> list[Step]:
         """Add a step for each verb; `verb` is the one that is waited for meanwhile."""
         assert self._wire is not None
+        if self._goodbye is not None:
+            steps.append(Step(verbs[0], self._goodbye, time.perf_counter() - started))
+            return steps
         deadline = started + self._timeout_s
         while True:
             data = self._wire.receive(deadline=deadline)
@@ -333,7 +346,10 @@ class Session:
             seconds = time.perf_counter() - started
             for reply in self._replies.feed(data):
                 if len(steps) == len(verbs):
-                    raise ProtocolError("more than one reply")
+                    if reply.code != 421 or self._goodbye is not None:
+                        raise ProtocolError("more than one reply")
+                    self._goodbye = reply
+                    continue
                 verb = verbs[len(steps)]
                 check(verb, reply)
                 steps.append(Step(verb, reply, seconds))

@@ -142,6 +142,9 @@ class Load:
     ``poisson``, else always the same."""
     tries: int = 3
     """Attempts of a client that hears 421, a second apart. The load generator has an option of its own, --tries."""
+    lag_max_s: float = 0.05
+    """A run is not valid if one of a hundred messages left later than this because of the load generator itself: it
+    did not offer the load that the run is about. The load generator has an option of its own, --lag-max."""
     keep: bool = False
     """True sends message after message over kept connections; False makes one for each message."""
     warm_up_s: float = 0.0
@@ -183,6 +186,7 @@ class Load:
             ("users", self.users, 1, 10_000),
             ("think_s", self.think_s, 0, 1_000_000),
             ("tries", self.tries, 1, 1000),
+            ("lag_max_s", self.lag_max_s, 0, 3600),
             ("warm_up_s", self.warm_up_s, 0, 1_000_000),
             ("senders", self.senders, 1, 1_000_000),
             ("tls", self.tls, 0, 1),

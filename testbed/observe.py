@@ -269,6 +269,7 @@ class _Observation:
                 *("--headless", "--only-summary", "--host", f"smtp://{address}:{port}"),
                 *("--scenario", str(self._file.resolve()), "--run-id", self._run_id),
                 *("--record", str(self._record.resolve())),
+                *("--lag-max", f"{self._scenario.load.lag_max_s:g}"),
             ],
             log=self._directory / "load.log",
             cwd=self._directory,

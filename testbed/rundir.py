@@ -44,7 +44,7 @@ class Notes:
     server_status: int
     """Exit status."""
     load_status: int
-    """Exit status; 1 if there were replies that nobody expected."""
+    """Exit status; 1 if there were replies that nobody expected, 3 if the generator was late by itself."""
     load: dict[str, Any] = field(default_factory=dict)
     """The last line of the load's record: outcomes, how late the generator was."""
     world: dict[str, Any] = field(default_factory=dict)

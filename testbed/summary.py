@@ -52,6 +52,8 @@ COUNTED: Final = (
 )
 """What each server's part has of the ledger besides; a ledger of before there was such a count has none."""
 
+LATE_STATUS: Final = 3
+"""Exit status of a load generator that was later than ``load.lag_max_s``."""
 LATE_S: Final = 0.05
 """A generator that is later than this at its 99th percentile did not offer the load that the run is about
 (facts of open-loop load generation: Schroeder, Wierman, Harchol-Balter, NSDI 2006)."""
@@ -265,7 +267,12 @@ def problems(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -
         found.append(f"{ledger['duplicates']} duplicates, and no connection was lost after the dot")
     if notes.server_status != 0:
         found.append(f"the server ended with status {notes.server_status}")
-    if notes.load_status != 0:
+    if notes.load_status == LATE_STATUS:
+        lag_s = part["generator_lag_p99_s"] or 0.0
+        found.append(
+            f"not the load that it says: the generator was late by itself, p99 {lag_s * 1000:.0f} ms (load.lag_max_s)"
+        )
+    elif notes.load_status != 0:
         found.append(f"the load saw replies that nobody expected: {notes.load.get('outcomes')}")
     if not notes.load.get("complete"):
         found.append("the load did not send everything")
@@ -292,7 +299,7 @@ def doubts(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -> 
             " are mostly its caches and buffers"
         )
     lag = part["generator_lag_p99_s"]
-    if lag is not None and lag > LATE_S:
+    if lag is not None and lag > LATE_S and notes.load_status != LATE_STATUS:
         found.append(f"the load generator was late: p99 {lag * 1000:.0f} ms")
     foreign = part["foreign_cpu_share"]
     if foreign is not None and foreign > FOREIGN_SHARE:

@@ -199,6 +199,31 @@ def test_some_recipients_may_be_refused(serve):
     session.quit()
 
 
+@pytest.mark.parametrize(
+    ("verb", "answers"), [("CONNECT", "EHLO"), ("EHLO", "MAIL"), ("DATA", "."), ("RSET", "MAIL")]
+)
+def test_421_unasked_is_the_answer_to_what_is_said_next(serve, verb, answers):
+    """The server's time for the session ends just behind a reply of its own, and the client reads both at once."""
+    first = {"RSET": ("RCPT", b"550 5.1.1 No\r\n")}.get(verb, ("", b""))
+
+    def script(said: str, before: int) -> bytes | None:
+        if said == first[0] and not before:
+            return first[1]
+        late = b"421 4.4.2 Time is up\r\n" if said == verb and not before else b""
+        return OK[said] + late
+
+    server = serve(script)
+    session = session_to(server, pipelining=False)
+    if verb == "RSET":
+        assert session.send("a@x.test", ["b@y.test"], MESSAGE).code == 550
+    attempt = session.send("a@x.test", ["b@y.test"], MESSAGE)
+    assert (attempt.verb, attempt.code, attempt.unsure) == (answers, 421, False)
+    assert attempt.text == "4.4.2 Time is up"
+    assert not session.is_open
+    assert session.send("a@x.test", ["b@y.test"], MESSAGE).code == 250
+    session.quit()
+
+
 @pytest.mark.parametrize("verb", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA", "."])
 def test_421_closes_the_connection(serve, verb):
     """The server is about to close; the next message opens another."""

@@ -33,6 +33,7 @@ drain_s = 12.0
 messages = 120
 rate = 60.0
 sessions = 5
+lag_max_s = 60
 
 [load.recipients]
 law = "zipf"

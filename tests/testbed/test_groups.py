@@ -16,6 +16,7 @@ pytestmark = pytest.mark.system
 TEXT = """
 name = "groups"
 [load]
+lag_max_s = 60
 messages = 1
 [[destinations]]
 name = "a"

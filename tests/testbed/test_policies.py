@@ -27,6 +27,7 @@ TINY = """
 name = "tiny-burst"
 drain_s = 30.0
 [load]
+lag_max_s = 60
 messages = 0
 sessions = 5
 sizes = { law = "fixed", bytes = 1024 }

@@ -28,6 +28,7 @@ drain_s = 20.0
 representations = ["packed"]
 
 [load]
+lag_max_s = 60
 messages = 120
 rate = 80.0
 sessions = 5
@@ -142,6 +143,7 @@ seed = 7
 drain_s = 40.0
 representations = ["fixed"]
 [load]
+lag_max_s = 60
 messages = 40
 rate = 20.0
 sessions = 5

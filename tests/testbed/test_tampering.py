@@ -21,6 +21,7 @@ SCENARIO: Final = b"""
 name = "lies"
 seed = 3
 [load]
+lag_max_s = 60
 messages = 40
 rate = 200.0
 sessions = 1

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import gevent
-import msgspec
 from locust import events, stats
-from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
-from locust.runners import STATE_MISSING, LocalRunner, MasterRunner, Runner, WorkerRunner
+from locust.runners import STATE_MISSING, MasterRunner, Runner, WorkerRunner
 
-from loadtests import _tally
-from loadtests._outcomes import DEFAULT
-from loadtests._player import LAG_MAX_S, Player
+from loadtests import _results, _tally
+from loadtests._options import add_options, asked
+from loadtests._player import Player
+from loadtests._pulse import Pulse
 from loadtests._record import Recorder, three_digits
 from loadtests._session import Wants
 from loadtests._settings import DEFAULT_HOST, Settings
@@ -32,7 +31,7 @@ from loadtests._shares import SILVER, in_share
 from loadtests._tally import Tally
 from mta.core.settings import ConfigError
 from sim.clients import ClientGroup
-from sim.scenario import Load, Scenario, load
+from sim.scenario import Load, Scenario
 from sim.workload import RUN_ID_MAX, Schedule, draw, is_run_id
 
 log = logging.getLogger(__name__)
@@ -65,11 +64,17 @@ class Run:
     load: Load
     recipient: str
     """Somebody the server knows, for clients that need one."""
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally
+    pulse: Pulse = field(default_factory=Pulse)
     users: int = 0
     """Users that have joined and not taken leave."""
     connections: int = 0
     """Asked for so far, in this process."""
+
+    @property
+    def lag_s(self) -> float:
+        """By how much this process was late: the 99th percentile of messages that left, or of its pulse."""
+        return max(self.player.lag_s, self.pulse.p99_s)
 
     @property
     def pipelining(self) -> bool:
@@ -117,7 +122,7 @@ def listen() -> None:
     _hooks.listening = True
     stats.bucket_response_time = three_digits  # type: ignore[assignment]  # any number will do there
     hooks: Any = events  # its methods have no types
-    hooks.init_command_line_parser.add_listener(_add_options)
+    hooks.init_command_line_parser.add_listener(add_options)
     hooks.init.add_listener(_on_init)
     hooks.test_start.add_listener(_on_start)
     hooks.test_stop.add_listener(_on_stop)
@@ -141,98 +146,6 @@ def _runner(environment: Environment) -> Runner:
     return runner
 
 
-def _add_options(parser: LocustArgumentParser) -> None:
-    add = parser.add_argument  # not of a group: only here Locust learns what its UI shows
-    hidden: dict[str, Any] = {"include_in_web_ui": False}
-    add(
-        "--scenario", default="backlog", help="name or TOML file of the scenario (default: backlog)"
-    )
-    add(
-        "--set",
-        dest="scenario_set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one value of the scenario, as load.rate=500; may be given again",
-        **hidden,
-    )
-    add(
-        "--run-id",
-        default="",
-        help="carried by every message (default: scenario and a random number)",
-    )
-    add(
-        "--loop",
-        choices=["", "open", "closed"],
-        default="",
-        help="open: each message has its instant, whatever the server does; closed: users think, send the same "
-        "messages, and wait (default: the scenario's)",
-    )
-    add(
-        "--shape",
-        choices=["", "steady", "ramp", "step", "spike", "soak", "burst", "day"],
-        default="",
-        help="how the rate changes during the run (default: the scenario's)",
-    )
-    add(
-        "--histograms",
-        default="",
-        metavar="FILE",
-        help="write an HDR histogram of each verb, in microseconds, as a histogram log",
-        **hidden,
-    )
-    add(
-        "--summary",
-        default="",
-        metavar="FILE",
-        help="write how the run ended as one JSON object: outcomes, lag, percentiles of each verb",
-        **hidden,
-    )
-    add(
-        "--lag-max",
-        type=float,
-        default=LAG_MAX_S,
-        metavar="S",
-        help="a run is invalid, exit status 3, when one of a hundred messages left later than this because of the "
-        f"generator (default: {LAG_MAX_S:g})",
-    )
-    add("--record", default="", metavar="FILE", help="write one JSON line per message", **hidden)
-    add(
-        "--load-start",
-        type=float,
-        default=0.0,
-        metavar="EPOCH",
-        help="when the schedule begins, in seconds since 1970 (default: at once)",
-        **hidden,
-    )
-    add(
-        "--expect",
-        default=DEFAULT,
-        metavar="LIST",
-        help=f"replies that do not fail the run: codes, 4xx, 5xx, lost (default: {DEFAULT})",
-    )
-    add(
-        "--tries",
-        type=int,
-        default=3,
-        help="attempts per message after 421 or a lost connection (default: 3)",
-    )
-    add(
-        "--retry-wait",
-        type=float,
-        default=1.0,
-        metavar="S",
-        help="seconds between them (default: 1)",
-    )
-    add(
-        "--smtp-timeout",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="longest wait for a reply (default: 60)",
-    )
-
-
 def _on_init(environment: Environment, **_: Any) -> None:
     options, runner = _options(environment), _runner(environment)
     environment.host = environment.host or DEFAULT_HOST
@@ -241,12 +154,12 @@ def _on_init(environment: Environment, **_: Any) -> None:
     if isinstance(runner, MasterRunner):
         runner.register_message("testbed-done", _on_worker_done)
         runner.register_message("testbed-end", _on_worker_end)
+    if isinstance(runner, WorkerRunner):
+        return  # the master's options will come with its order to start, and so does who shall be there
     try:
-        scenario = load(options.scenario, _overrides(options))
-        settings = Settings.read(options, environment.host)
-        _check_sources(scenario.load, settings)
-        if options.record and isinstance(runner, LocalRunner):
-            _hooks.recorder = _recorder(Path(options.record))
+        scenario = asked(options, environment.host)[0]
+        distributed = isinstance(runner, MasterRunner)
+        _hooks.recorder = _results.prepare(options, distributed=distributed)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
@@ -271,30 +184,6 @@ def _on_init(environment: Environment, **_: Any) -> None:
         environment.user_classes = wanted or environment.user_classes
 
 
-def _check_sources(load: Load, settings: Settings) -> None:
-    if load.sources > 1 and ":" in settings.address[0]:
-        problem = "needs --host with an address of IPv4"
-        raise ConfigError("scenario", "load.sources", load.sources, problem)
-
-
-def _overrides(options: Namespace) -> list[str]:
-    given = [each for each in options.scenario_set if each]
-    if options.loop:
-        given.append(f"load.loop={options.loop}")
-    if options.shape:
-        given.append(f"load.shape.kind={options.shape}")
-    return given
-
-
-def _recorder(path: Path) -> Recorder:
-    try:
-        return Recorder(path)
-    except OSError as error:
-        raise ConfigError(
-            "--record", value=str(path), problem=f"can't be written: {error.strerror}"
-        ) from error
-
-
 def _on_start(environment: Environment, **_: Any) -> None:
     """Begin a run; in the web UI there may be many, each with other options."""
     options, runner = _options(environment), _runner(environment)
@@ -302,14 +191,12 @@ def _on_start(environment: Environment, **_: Any) -> None:
         _start_workers(runner, options)
         return
     try:
-        scenario = load(options.scenario, _overrides(options))
-        settings = Settings.read(options, environment.host or DEFAULT_HOST)
+        scenario, settings = asked(options, environment.host)
         index, of = 0, 1
         if isinstance(runner, WorkerRunner):
             index, of = options.testbed_shares[runner.client_id]
             if options.record and _hooks.recorder is None:
-                path = Path(options.record)
-                _hooks.recorder = _recorder(path.with_name(f"{path.stem}.{index}{path.suffix}"))
+                _hooks.recorder = _results.recorder(_results.part_of(options.record, index))
     except ConfigError as error:
         # Checked at the start, so this came out of the web UI; or a worker has another machine's files.
         log.error("%s", error)  # noqa: TRY400  # one line is what the operator needs
@@ -336,10 +223,12 @@ def _on_start(environment: Environment, **_: Any) -> None:
         recorder=_hooks.recorder,
     )
     somebody = next(iter(_hooks.drawn[1].recipients(0)))
-    _hooks.run = Run(player, settings, scenario.load, somebody.address)
+    tally = Tally(player.counts_from)
+    run = _hooks.run = Run(player, settings, scenario.load, somebody.address, tally)
     log.info("Run %s: %d messages at %g/s", run_id, scenario.messages, scenario.load.rate)
-    gevent.spawn(_watch, environment, _hooks.run)
-    gevent.spawn(_flush, environment, _hooks.run)
+    gevent.spawn(_watch, environment, run)
+    gevent.spawn(_flush, environment, run)
+    gevent.spawn(run.pulse.run, player.statistics_from - player.now(), player.finished.is_set)
 
 
 def _flush(environment: Environment, run: Run) -> None:
@@ -439,7 +328,7 @@ def _on_stop(environment: Environment, **_: Any) -> None:
             histograms = _tally.merged([end["histograms"] for end in ends])
             lag_s = max(end["lag_s"] for end in ends)
             started = min(end["started"] for end in ends)
-            summary: dict[str, Any] = {"kind": "end", "workers": [end["end"] for end in ends]}
+            summary = _results.summed([end["end"] for end in ends])
             summary |= {"verbs": _tally.percentiles(histograms)}
             _conclude(environment, histograms, lag_s, started, summary)
         return
@@ -448,20 +337,22 @@ def _on_stop(environment: Environment, **_: Any) -> None:
         return
     run.tally.flush(runner.stats)
     histograms = run.tally.histograms()
-    late = run.player.lag_s > _options(environment).lag_max
-    end = run.player.end(valid=not late, verbs=_tally.percentiles(histograms))
+    late = run.lag_s > _options(environment).lag_max
+    end = run.player.end(
+        valid=not late, pulse_s=run.pulse.summary(), verbs=_tally.percentiles(histograms)
+    )
     run.player.finished.set()  # who watches it need not wait any longer
     log.info("Run %s ended: %s", end["run"], end["outcomes"])
     if isinstance(runner, WorkerRunner):
         part = {
             "histograms": _tally.encoded(histograms),
             "end": end,
-            "lag_s": run.player.lag_s,
+            "lag_s": run.lag_s,
             "started": run.player.start_at,
         }
         runner.send_message("testbed-end", part)
     else:
-        _conclude(environment, histograms, run.player.lag_s, run.player.start_at, end)
+        _conclude(environment, histograms, run.lag_s, run.player.start_at, end)
 
 
 def _conclude(
@@ -476,10 +367,7 @@ def _conclude(
     if histograms:
         log.info("Percentiles of the whole run:\n%s", _tally.table(histograms))
     try:
-        if options.histograms:
-            _tally.write_log(Path(options.histograms), histograms, started)
-        if options.summary:
-            Path(options.summary).write_bytes(msgspec.json.encode(summary) + b"\n")
+        _results.write(options, histograms, started, summary)
     except OSError as error:
         log.error("%s: can't be written: %s", error.filename, error.strerror)  # noqa: TRY400
         environment.process_exit_code = 2

@@ -85,6 +85,8 @@ class Player:
         self._length_s = len(schedule) / scenario.load.rate
         self._bdat = scenario.load.bdat
         self.start_at = start_at
+        self.statistics_from = start_at + scenario.load.warm_up_s
+        """Instant of `time.time` at which the warm-up ends."""
         self._waiting = self._rows(index, of)
         self._share_size = len(range(index, len(schedule), of))
         self._settled = 0
@@ -120,6 +122,13 @@ class Player:
     def now(self) -> float:
         """Return seconds since the epoch, never falling."""
         return self._epoch + time.perf_counter()
+
+    @property
+    def counts_from(self) -> float:
+        """The same by `time.perf_counter`; 0 if there is no warm-up."""
+        if self.statistics_from == self.start_at:
+            return 0.0
+        return self.statistics_from - self._epoch
 
     def rank(self) -> int:
         """Return 0 to the first user that asks, 1 to the second, and so on."""
@@ -182,8 +191,9 @@ class Player:
             self._settle(STOPPED)
             raise
         self._first = min(self._first, started)
-        self._lag.add(started - max(due, asked))
-        self._delay.add(started - due)
+        if due >= self.statistics_from:
+            self._lag.add(started - max(due, asked))
+            self._delay.add(started - due)
         return Taken(seq, due, sender, recipients, message, bdat)
 
     def settle(
@@ -200,7 +210,7 @@ class Player:
             last: The last attempt.
         """
         done = self._last = self.now()
-        if last.code // 100 == 2:
+        if last.code // 100 == 2 and taken.scheduled >= self.statistics_from:
             self._latency.add(done - taken.scheduled)
         self._envelopes += len(last.accepted)
         self._retries += attempts - 1

@@ -39,13 +39,21 @@ PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 100.0)
 class Tally:
     """The successes of one run in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts_from: float = 0.0) -> None:
+        """Begin with nothing.
+
+        Args:
+            counts_from: Instant of `time.perf_counter` from which on what begins counts: the end of the warm-up.
+        """
+        self._counts_from = counts_from
         self._waiting: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
         self._counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
         self._bytes: Counter[str] = Counter()
 
     def add(self, name: str, seconds: float, octets: int = 0) -> None:
-        """Take one more."""
+        """Take one more, which has just ended and took so long, unless it began in the warm-up."""
+        if self._counts_from and time.perf_counter() - seconds < self._counts_from:
+            return
         self._waiting[name].append(seconds)
         if octets:
             self._bytes[name] += octets

@@ -148,7 +148,8 @@ class Load:
     keep: bool = False
     """True sends message after message over kept connections; False makes one for each message."""
     warm_up_s: float = 0.0
-    """Seconds at the start that statistics leave out. Fill-and-drain experiments leave out nothing."""
+    """Seconds at the start of the load that its statistics leave out: percentiles, histograms and Locust's rows. Failures,
+    outcomes, the record and the ledger leave out nothing. Fill-and-drain experiments have none."""
     senders: int = 1000
     """Different senders."""
     sender_domain: str = ""

@@ -10,17 +10,19 @@ import secrets
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import gevent
+import psutil
 from locust import events, stats
 from locust.env import Environment
-from locust.runners import STATE_MISSING, MasterRunner, Runner, WorkerRunner
+from locust.rpc import Message
+from locust.runners import STATE_INIT, STATE_MISSING, MasterRunner, Runner, WorkerRunner
 
-from loadtests import _results, _tally
+from loadtests import _locuststats, _results, _tally
 from loadtests._options import add_options, asked
 from loadtests._player import Player
 from loadtests._pulse import Pulse
@@ -47,6 +49,9 @@ SPAWN_RATE_MAX: Final = 100.0
 
 GOODBYE_S: Final = 5.0
 """Longest wait for the users' last QUIT when everything is sent."""
+
+ENDS_S: Final = 10.0
+"""Longest wait of a master for workers to say how their shares ended, once they were told to."""
 
 HELO: Final = "client.testbed.test"
 """What every client calls itself."""
@@ -107,7 +112,7 @@ class _Hooks:
         self.starts = 0
         self.asked_run_id = ""
         self.asked_start = 0.0
-        self.done_workers: set[str] = set()
+        self.is_over = False
         self.worker_ends: dict[str, Mapping[str, Any]] = {}
         self.drawn: tuple[Scenario, Schedule] | None = None
 
@@ -126,6 +131,7 @@ def listen() -> None:
     hooks.init.add_listener(_on_init)
     hooks.test_start.add_listener(_on_start)
     hooks.test_stop.add_listener(_on_stop)
+    hooks.quitting.add_listener(_on_quitting)
     hooks.quit.add_listener(_on_quit)
 
 
@@ -152,16 +158,19 @@ def _on_init(environment: Environment, **_: Any) -> None:
     _hooks.asked_run_id = options.run_id
     _hooks.asked_start = options.load_start
     if isinstance(runner, MasterRunner):
-        runner.register_message("testbed-done", _on_worker_done)
         runner.register_message("testbed-end", _on_worker_end)
     if isinstance(runner, WorkerRunner):
-        return  # the master's options will come with its order to start, and so does who shall be there
+        return  # the master's options come with its order to start, and so does who shall be there
     try:
         scenario = asked(options, environment.host)[0]
         distributed = isinstance(runner, MasterRunner)
         _hooks.recorder = _results.prepare(options, distributed=distributed)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
+        if options.processes:
+            # Locust would leave them behind: they ask for a master for a minute, with our standard error open.
+            for worker in psutil.Process().children():
+                worker.terminate()
         sys.exit(2)
     beside = {group.kind: group.users for group in scenario.load.beside}
     if options.num_users is None:
@@ -234,8 +243,8 @@ def _on_start(environment: Environment, **_: Any) -> None:
 def _flush(environment: Environment, run: Run) -> None:
     """Let the statistics follow while the run goes on."""
     while _hooks.run is run:
-        gevent.sleep(_tally.FLUSH_S)
-        run.tally.flush(_runner(environment).stats)
+        gevent.sleep(_locuststats.FLUSH_S)
+        _locuststats.flush(run.tally, _runner(environment).stats)
 
 
 def _next_run_id(options: Namespace) -> str:
@@ -266,7 +275,7 @@ def _watch(environment: Environment, run: Run) -> None:
         return
     runner = _runner(environment)
     if isinstance(runner, WorkerRunner):
-        runner.send_message("testbed-done")
+        runner.stop()  # which sends the master how it ended
     else:
         _finish(environment)
 
@@ -281,8 +290,8 @@ def _finish(environment: Environment) -> None:
 
 def _start_workers(runner: MasterRunner, options: Namespace) -> None:
     ready = [*runner.clients.ready, *runner.clients.running, *runner.clients.spawning]
-    _hooks.done_workers.clear()
     _hooks.worker_ends.clear()
+    _hooks.is_over = False
     options.run_id = _next_run_id(Namespace(run_id=_hooks.asked_run_id, scenario=options.scenario))
     options.load_start = _hooks.asked_start or time.time() + LEAD_DISTRIBUTED_S
     _hooks.asked_start = 0.0
@@ -290,23 +299,20 @@ def _start_workers(runner: MasterRunner, options: Namespace) -> None:
     gevent.spawn(_watch_workers, runner, dict(options.testbed_shares))
 
 
-def _on_worker_done(environment: Environment, msg: Any, **_: Any) -> None:
-    _hooks.done_workers.add(msg.node_id)
+def _busy(runner: MasterRunner, shares: Iterable[str]) -> set[str]:
+    """Return the workers that are there and have not said how their share ended."""
+    known = {each: runner.clients.get(each) for each in shares if each not in _hooks.worker_ends}
+    return {each for each, node in known.items() if node and node.state != STATE_MISSING}
 
 
 def _watch_workers(runner: MasterRunner, shares: dict[str, tuple[int, int]]) -> None:
     """End a distributed run when every worker is done, or gone."""
-    gone: set[str] = set()
-    while set(shares) - _hooks.done_workers - gone:
+    while _busy(runner, shares):
         gevent.sleep(0.1)
         if _options(runner.environment).testbed_shares != shares:
             return
-        for each in shares:
-            worker = runner.clients.get(each)
-            if worker is None or worker.state == STATE_MISSING:
-                gone.add(each)
-    gone -= _hooks.done_workers
-    if gone:
+    gone = set(shares) - set(_hooks.worker_ends)
+    if gone and not _hooks.is_over:
         log.error(
             "%d of %d workers were lost with their shares of the load", len(gone), len(shares)
         )
@@ -318,12 +324,22 @@ def _on_worker_end(environment: Environment, msg: Any, **_: Any) -> None:
     _hooks.worker_ends[msg.node_id] = msg.data
 
 
+def _await_ends(runner: MasterRunner, shares: Iterable[str]) -> None:
+    """Make the workers end their shares, if that was not how it came to this, and tell."""
+    for each in _busy(runner, shares):
+        runner.server.send_to_client(Message("stop", None, each))
+    deadline = time.monotonic() + ENDS_S
+    while _busy(runner, shares) and time.monotonic() < deadline:
+        gevent.sleep(0.05)
+
+
 def _on_stop(environment: Environment, **_: Any) -> None:
     """Write down how the run ended."""
     runner = _runner(environment)
     if isinstance(runner, MasterRunner):
+        _await_ends(runner, _options(environment).testbed_shares)
+        _hooks.is_over = True
         ends = list(_hooks.worker_ends.values())
-        _hooks.worker_ends.clear()
         if ends:
             histograms = _tally.merged([end["histograms"] for end in ends])
             lag_s = max(end["lag_s"] for end in ends)
@@ -335,7 +351,7 @@ def _on_stop(environment: Environment, **_: Any) -> None:
     run, _hooks.run = _hooks.run, None
     if run is None:
         return
-    run.tally.flush(runner.stats)
+    _locuststats.flush(run.tally, runner.stats)
     histograms = run.tally.histograms()
     late = run.lag_s > _options(environment).lag_max
     end = run.player.end(
@@ -379,6 +395,15 @@ def _conclude(
             options.lag_max * 1000,
         )
         environment.process_exit_code = LATE
+
+
+def _on_quitting(environment: Environment, **_: Any) -> None:
+    """End a run that a signal cut short: the exit status is made next, and depends on how it ended."""
+    runner = _runner(environment)
+    if isinstance(runner, MasterRunner):
+        runner.stop(send_stop_to_client=False)
+    elif runner.state != STATE_INIT:
+        runner.stop()
 
 
 def _on_quit(**_: Any) -> None:

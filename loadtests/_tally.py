@@ -1,8 +1,7 @@
-"""What the verbs took: kept per name as it comes, handed to Locust in one piece, and counted in HDR histograms.
+"""What the verbs took: kept per name as it comes, handed on a few times a second, and counted in HDR histograms.
 
-An event for each verb of each message would cost as much as saying it. Successes are gathered and added to Locust's
-statistics a few times a second; failures, which are few, go the ordinary way. Locust's own numbers are rounded; the
-histograms keep three digits from a microsecond to an hour, per verb, for the whole run.
+Locust's own numbers are rounded; the histograms keep three digits from a microsecond to an hour, per verb, for the
+whole run. Whoever imports Locust has all of Python's blocking calls patched; this file can do without.
 """
 
 import time
@@ -10,19 +9,10 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from hdrh.histogram import HdrHistogram
-from locust.stats import RequestStats, StatsEntry
-
-from loadtests._record import three_digits
-
-FLUSH_S: Final = 0.25
-"""How often what was gathered becomes visible."""
-
-METHOD: Final = "SMTP"
-"""What the statistics call the type of every request."""
 
 HIGHEST_US: Final = 3_600_000_000
 """Largest value of a histogram, an hour; what took longer is counted as that."""
@@ -34,6 +24,16 @@ _SUB_BUCKET_BITS: Final = 11
 """Binary digits that a histogram of three decimal ones keeps (HdrHistogram: 2,048 sub-buckets)."""
 
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9, 100.0)
+
+
+class Gathered(NamedTuple):
+    """Some successes of one name."""
+
+    name: str
+    seconds: np.ndarray[Any, np.dtype[np.float64]]
+    counts: Mapping[int, int]
+    """How often each value comes, in microseconds, as finely as a histogram can tell them apart."""
+    octets: int
 
 
 class Tally:
@@ -58,21 +58,20 @@ class Tally:
         if octets:
             self._bytes[name] += octets
 
-    def flush(self, stats: RequestStats) -> None:
-        """Hand over what has been gathered since the last time."""
-        now = time.time()
+    def take(self) -> list[Gathered]:
+        """Return what has been gathered since the last time, a piece for each name."""
         waiting, self._waiting = self._waiting, defaultdict(lambda: array("d"))
         octets, self._bytes = self._bytes, Counter()
+        taken = []
         for name, seconds in waiting.items():
             values = np.maximum(np.frombuffer(seconds, dtype=np.float64), 0.0)
             counts = _counted(values)
             self._counts[name].update(counts)
-            part = _entry(stats, name, values, counts, octets[name], now)
-            stats.get(name, METHOD).extend(part)
-            stats.total.extend(part)
+            taken.append(Gathered(name, values, counts, octets[name]))
+        return taken
 
     def histograms(self) -> dict[str, HdrHistogram]:
-        """Return a histogram of microseconds for each name; `flush` first."""
+        """Return a histogram of microseconds for each name; `take` first."""
         found = {}
         for name, counts in sorted(self._counts.items()):
             histogram = new_histogram()
@@ -94,28 +93,6 @@ def _counted(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[int, int]:
     shift = np.maximum(bits - _SUB_BUCKET_BITS, 0)
     unique, counts = np.unique(micros >> shift << shift, return_counts=True)
     return dict(zip(unique.tolist(), counts.tolist(), strict=True))
-
-
-def _entry(
-    stats: RequestStats,
-    name: str,
-    values: np.ndarray[Any, np.dtype[np.float64]],
-    counts: Mapping[int, int],
-    octets: int,
-    now: float,
-) -> StatsEntry:
-    """Return some requests as Locust would have counted them one by one; times are in milliseconds there."""
-    entry: Any = StatsEntry(stats, name, METHOD)
-    entry.num_requests = len(values)
-    entry.total_response_time = float(values.sum()) * 1000
-    entry.min_response_time = float(values.min()) * 1000
-    entry.max_response_time = float(values.max()) * 1000
-    for micros, count in counts.items():
-        entry.response_times[three_digits(micros / 1000)] += count
-    entry.num_reqs_per_sec[int(now)] = len(values)
-    entry.last_request_timestamp = now
-    entry.total_content_length = octets
-    return entry  # type: ignore[no-any-return]
 
 
 def encoded(histograms: Mapping[str, HdrHistogram]) -> dict[str, str]:

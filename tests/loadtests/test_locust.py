@@ -5,84 +5,29 @@ import json
 import signal
 import socket
 import subprocess
-import sys
-import time
 import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sim.scenario import load
 from sim.workload import digest, draw, identify, message_bytes
-from tests.loadtests.fake_server import OK, FakeServer, Script, agreeable
-
-Line = dict[str, Any]
+from tests.loadtests.fake_server import OK
+from tests.loadtests.locusts import (
+    MESSAGES,
+    ROOT,
+    SMALL,
+    command,
+    eventually,
+    run,
+    sorted_messages,
+    started,
+)
+from tests.support.server import free_port
 
 pytestmark = pytest.mark.system
-
-ROOT = Path(__file__).resolve().parents[2]
-MESSAGES = 60
-SMALL = ("load.rate=300", f"load.messages={MESSAGES}", "load.sessions=5")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Script], FakeServer]]:
-    servers: list[FakeServer] = []
-
-    def start(script: Script = agreeable) -> FakeServer:
-        servers.append(FakeServer(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
-def command(*arguments: str, settings: tuple[str, ...] = SMALL) -> list[str]:
-    sets = [word for each in settings for word in ("--set", each)]
-    locust = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests"), "--skip-log-setup"]
-    return [*locust, *sets, *arguments]
-
-
-def run(
-    tmp_path: Path, *arguments: str, settings: tuple[str, ...] = SMALL
-) -> tuple[subprocess.CompletedProcess[str], dict[str, Line], list[Line]]:
-    """Return the process, its statistics by name, and the lines of its record."""
-    record, stats = tmp_path / "record.jsonl", tmp_path / "stats"
-    done = subprocess.run(
-        command(
-            "--headless",
-            "--record",
-            str(record),
-            "--json-file",
-            str(stats),
-            *arguments,
-            settings=settings,
-        ),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=60,
-        check=False,
-    )
-    lines = (
-        [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    )
-    written = stats.with_suffix(".json")  # Locust adds it
-    rows = json.loads(written.read_text()) if written.exists() else []
-    return done, {row["name"]: row for row in rows}, lines
-
-
-def sorted_messages(lines: list[Line]) -> list[Line]:
-    return sorted(
-        (each for each in lines if each["kind"] == "message"), key=lambda each: each["seq"]
-    )
 
 
 @pytest.mark.parametrize("keep", ["false", "true"])
@@ -235,6 +180,19 @@ def test_the_users_can_be_named(serve, tmp_path):
         (("--run-id", "a b"), '--run-id: "a b": must be letters'),
         (("--expect", "maybe"), '--expect: "maybe": must be codes'),
         (("--record", "no/such/file"), '--record: "no/such/file": can\'t be written: No such file'),
+        (
+            ("--summary", "no/such/file"),
+            '--summary: "no/such/file": can\'t be written: No such file',
+        ),
+        (("--histograms", "tests"), '--histograms: "tests": can\'t be written: Is a directory'),
+        (
+            ("--set", "load.warm_up_s=22", "--set", "load.messages=4400"),
+            "scenario: load.warm_up_s = 22.0: must end before the load, which takes 22 s",
+        ),
+        (
+            ("--master", "--master-bind-port", "0", "--record", "no/such/file"),
+            '--record: "no/such/file.0": can\'t be written: No such file',
+        ),
     ],
 )
 def test_what_the_operator_did_wrong_is_one_line(tmp_path, arguments, line):
@@ -253,30 +211,6 @@ def test_what_the_operator_did_wrong_is_one_line(tmp_path, arguments, line):
     assert done.stderr.count("\n") == 1
 
 
-@contextlib.contextmanager
-def started(*arguments: str, settings: tuple[str, ...] = SMALL) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command(*arguments, settings=settings),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=30)
-
-
-def eventually(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < deadline, "waited for 30 s"
-        time.sleep(0.02)
-
-
 def test_sigterm_leaves_a_record_with_an_end(serve, tmp_path):
     """What was under way is recorded as stopped, and as unsure if its dot was sent."""
     server = serve(lambda verb, n: b"" if verb == "." else OK[verb])
@@ -290,11 +224,6 @@ def test_sigterm_leaves_a_record_with_an_end(serve, tmp_path):
     end = lines[-1]
     assert (end["kind"], end["complete"], end["outcomes"]) == ("end", False, {"stopped": 5})
     assert [line["unsure"] for line in sorted_messages(lines)] == [1] * 5
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def test_the_web_ui_starts_runs(serve, tmp_path):

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -20,23 +20,10 @@ from loadtests._dialogue import (
     whole,
 )
 from loadtests._session import Session, Wants
-from tests.loadtests.fake_server import OK, FakeServer, Script, agreeable
+from tests.loadtests.fake_server import OK, FakeServer, Script
 
 BYTES = b"Subject: x\r\n\r\n.one dot\r\n..two\r\n.\r\nend\r\n"
 MESSAGE = whole(BYTES)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Script], FakeServer]]:
-    servers: list[FakeServer] = []
-
-    def start(script: Script = agreeable) -> FakeServer:
-        servers.append(FakeServer(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
 
 
 class Seen(list[tuple[str, int]]):

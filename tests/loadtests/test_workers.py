@@ -1,0 +1,96 @@
+"""A master and two workers on loopback: one schedule, nothing lost, and statistics as if one process had played it."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from sim.scenario import load
+from sim.workload import digest, draw, identify, message_bytes
+from tests.loadtests.locusts import master, processes, run, started
+from tests.support.server import free_port
+
+pytestmark = pytest.mark.system
+
+MESSAGES = 300
+SOME = (f"load.messages={MESSAGES}", "load.rate=300", "load.sessions=6", "load.keep=true")
+
+
+def histograms(path: Path) -> dict[str, HdrHistogram]:
+    """Return the histograms of a log by their tags."""
+    found = {}
+    for line in path.read_text().splitlines()[3:]:
+        tag, _, _, _, encoded = line.split(",")
+        found[tag.removeprefix("Tag=")] = HdrHistogram.decode(encoded)
+    return found
+
+
+def values(histogram: HdrHistogram) -> list[int]:
+    """Return what was recorded, microseconds, in order."""
+    return [
+        each.value_iterated_to
+        for each in histogram.get_recorded_iterator()
+        for _ in range(each.count_at_value_iterated_to)
+    ]
+
+
+def test_two_workers_are_as_good_as_one(serve, tmp_path):
+    """Workers that were given no options: every message arrives once and unchanged, and all adds up.
+
+    The histogram of both is that of every single latency in their records, value by value.
+    """
+    server, port = serve(), free_port()
+    where = ("--worker", "--master-host", "127.0.0.1", "--master-port", str(port))
+    with started(*where, settings=()) as one, started(*where, settings=()) as other:
+        done, rows, _ = run(
+            tmp_path,
+            *("--host", server.url, "--run-id", "pair", *master(port), "--expect-workers", "2"),
+            *("--summary", str(tmp_path / "end"), "--histograms", str(tmp_path / "hdr")),
+            settings=SOME,
+        )
+        assert [each.wait(timeout=30) for each in (one, other)] == [0, 0]
+    assert done.returncode == 0, done.stderr
+    schedule = draw(load("backlog", SOME))
+    wanted = {("pair", i, digest(message_bytes(schedule, i, "pair"))) for i in range(MESSAGES)}
+    arrived = [identify(each.message) for each in server.taken]
+    assert len(arrived) == MESSAGES
+    assert set(arrived) == wanted
+
+    parts = [
+        [json.loads(line) for line in (tmp_path / f"record.{i}.jsonl").read_text().splitlines()]
+        for i in (0, 1)
+    ]
+    messages = [line for part in parts for line in part if line["kind"] == "message"]
+    assert sorted(each["seq"] for each in messages) == list(range(MESSAGES))
+    assert all(part[-1]["settled"] == MESSAGES // 2 for part in parts)
+
+    end = json.loads((tmp_path / "end").read_text())
+    assert (end["run"], end["complete"], end["valid"]) == ("pair", True, True)
+    assert (end["messages"], end["settled"]) == (MESSAGES, MESSAGES)
+    assert end["outcomes"] == {"250": MESSAGES}
+    assert end["accepted_envelopes"] == schedule.envelopes
+
+    found = histograms(tmp_path / "hdr")
+    latencies = sorted(round((each["done"] - each["scheduled"]) * 1e6) for each in messages)
+    recorded = values(found["message"])
+    assert len(recorded) == MESSAGES
+    for value, latency in zip(recorded, latencies, strict=True):
+        # Three digits of the histogram, and the microsecond to which the record rounds both instants.
+        assert value == pytest.approx(latency, rel=0.001, abs=2)
+    # Of every verb as many as the server heard, in Locust's rows and in the histograms.
+    heard = Counter({verb: count for verb, count in server.verbs.items() if count})
+    assert {name: each.get_total_count() for name, each in found.items()} == heard | {
+        "message": MESSAGES
+    }
+    assert {name: row["num_requests"] for name, row in rows.items()} == heard | {
+        "message": MESSAGES
+    }
+
+
+def test_wrong_options_of_two_processes_are_one_line(tmp_path):
+    """Not one line from each of three processes."""
+    done, _, _ = run(tmp_path, *processes(2), settings=("load.rate=fast",))
+    assert done.returncode == 2
+    assert done.stderr == '--set: load.rate = "fast": must be a number\n'

@@ -68,6 +68,10 @@ def failure_of(what: str, code: int, text: str) -> UnexpectedReplyError:
     """
     if code == 0:
         return UnexpectedReplyError(f"{what}: {text}")
-    enhanced = text.split(" ", 1)[0]
-    is_enhanced = enhanced.count(".") == 2 and enhanced.replace(".", "").isdigit()
-    return UnexpectedReplyError(f"{what}: {code} {enhanced}" if is_enhanced else f"{what}: {code}")
+    return UnexpectedReplyError(f"{what}: {code} {enhanced_of(text)}".rstrip())
+
+
+def enhanced_of(text: str) -> str:
+    """Return the enhanced status code (RFC 3463) that the text of a reply begins with, or nothing."""
+    word = text.split(" ", 1)[0]
+    return word if word.count(".") == 2 and word.replace(".", "").isdigit() else ""

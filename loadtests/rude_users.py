@@ -2,8 +2,8 @@
 
 How many of each there are is in the scenario (``[[load.beside]]``); or they are named on the command line. They have
 one connection at a time until every message of the schedule is sent. A connection counts when the server ends it, or
-the client does: the time is how long it lasted, the name what the server said last (``slow-body 421``, or ``lost`` for
-nothing at all). Nothing that a server does to them is a failure.
+the client does: the time is how long it lasted, the name what the server said last (``slow-body 421 4.4.2``, or ``lost``
+for nothing at all; no code if it was content). Nothing that a server does to them is a failure.
 """
 
 import time
@@ -17,7 +17,7 @@ from locust.exception import StopUser
 from loadtests import _hooks
 from loadtests._dialogue import ProtocolError, Replies, Reply
 from loadtests._hooks import HELO, Run
-from loadtests._outcomes import name_of
+from loadtests._outcomes import enhanced_of, name_of
 from loadtests._wire import Wire
 from sim.clients import ClientGroup, Kind
 
@@ -74,9 +74,13 @@ class _RudeUser(User):
         finally:
             if wire is not None:
                 wire.close()
-            run.tally.add(name_of(self.kind, self._last.code), time.perf_counter() - started)
+            run.tally.add(self._name(), time.perf_counter() - started)
             self._turn += 1
         gevent.sleep(self._group.pause_s)
+
+    def _name(self) -> str:
+        name = name_of(self.kind, self._last.code)
+        return name if name == self.kind else f"{name} {enhanced_of(self._last.text)}".rstrip()
 
     def _converse(self, wire: Wire) -> None:
         raise NotImplementedError

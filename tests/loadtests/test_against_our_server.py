@@ -1,8 +1,11 @@
 """The load and a real server: TLS, logins, BDAT, smtplib, and clients that misbehave while mail goes on."""
 
 import json
+import re
+import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,8 @@ SOME = (
     "load.recipients.law=fixed",
     "load.sizes.law=fixed",
 )
+NOWHERE = {"relay": {"smart_host": "[127.0.0.3]", "port": 9}}
+"""Nothing listens there: what is accepted stays in the queue."""
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +44,30 @@ def server(tmp_path_factory):
     users.touch(mode=0o600)
     users.write_text(f"load {made.stdout.strip()}\n")
     config = {
-        # Nothing listens there: what is accepted stays in the queue.
-        "relay": {"smart_host": "[127.0.0.3]", "port": 9},
+        **NOWHERE,
         "tls": write_pair(directory).config,
         "auth": {"file": str(users)},
         "smtp": {"listen": ""},
         "listeners": [{"name": "both", "address": "127.0.0.1:0", "auth": "optional"}],
-        "limits": {"smtp": {"timeout_s": 1.0}},
+        "limits": {"smtp": {"timeout_s": 1.0, "min_data_rate": 1000, "max_junk": 20}},
     }
     with RunningServer(directory, config) as running:
         yield running
 
 
-def play(server: RunningServer, tmp_path: Path, *arguments: str, settings=()) -> dict:
+def play(server: RunningServer, tmp_path: Path, *arguments: str, settings=(), host="") -> dict:
     """Run Locust against a server and return how its run ended."""
     sets = [word for each in (*SOME, *settings) for word in ("--set", each)]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests"), "--headless"),
-            *("--only-summary", "--host", f"smtp://127.0.0.1:{server.port}", "--lag-max", "5"),
+            *(
+                "--only-summary",
+                "--host",
+                host or f"smtp://127.0.0.1:{server.port}",
+                "--lag-max",
+                "60",
+            ),
             *("--summary", str(tmp_path / "end"), "--histograms", str(tmp_path / "hdr"), *sets),
             *arguments,
         ],
@@ -108,10 +118,25 @@ def test_smtplib_sends_the_same(server, tmp_path):
     assert list(end["verbs"]) == ["message"]
 
 
-def test_rude_clients_hold_nobody_up(server, tmp_path):
-    """One of each kind beside the load: every message is accepted, every kind was there, nobody stays connected."""
-    kinds = ["slow-commands", "slow-body", "garbage", "hang-up", "early-talker", "noop", "idle"]
-    groups = ",".join(f"{{kind='{kind}',users=1,bytes_per_s=20.0}}" for kind in kinds)
+ENDED = {
+    "slow-commands": "421 4.4.2",
+    "slow-body": "421 4.4.2",
+    "idle": "421 4.4.2",
+    "garbage": "421 4.7.0",
+    "early-talker": "554 5.5.0",
+    "noop": "421 4.7.0",
+}
+"""What the server says last to each kind, and then closes. Those who hang up leave by themselves."""
+
+
+def test_rude_clients_are_ended_and_hold_nobody_up(server, tmp_path):
+    """One of each kind beside the load: every message is accepted, and the server ends each of them, with its reply.
+
+    Those that are slow go when the timeout is over and not before: commands that come letter by letter are none, and a
+    message that comes slower than ``min_data_rate`` is silence. Nobody may stay for an hour (``max_session_s``).
+    """
+    kinds = (*ENDED, "hang-up")
+    groups = ",".join(f"{{kind='{kind}',users=1,bytes_per_s=20.0,pause_s=0.02}}" for kind in kinds)
     before = server.stats()
     end = play(
         server,
@@ -119,9 +144,52 @@ def test_rude_clients_hold_nobody_up(server, tmp_path):
         settings=(f"load.beside=[{groups}]", "load.messages=800", "load.keep=true"),
     )
     assert end["outcomes"] == {"250": 800}
-    rude = {name.rpartition(" ")[0] or name for name in end["verbs"]} & set(kinds)
-    # Those that the server keeps for as long as they stay busy have no end before the run's.
-    assert {"garbage", "hang-up", "early-talker", "idle"} <= rude
+    verbs = end["verbs"]
+    assert {f"{kind} {reply}" for kind, reply in ENDED.items()} <= verbs.keys()
+    # Nothing else was said to them, but for those whom the end of the run caught.
+    assert {name for name in verbs if name.split(" ")[0] in ENDED} <= {
+        *ENDED,
+        *(f"{kind} {reply}" for kind, reply in ENDED.items()),
+    }
+    for kind in ("slow-commands", "slow-body", "idle"):
+        name = f"{kind} {ENDED[kind]}"
+        assert verbs[name]["count"] >= 2
+        assert 0.99 <= verbs[name]["p50"] < 4.0, (name, verbs[name])
     after = server.until(lambda stats: stats["smtp.session"] == 0)
     assert after["smtp.message"] - before["smtp.message"] == 800
-    assert after["smtp.timeout"] > before["smtp.timeout"]
+    ended = sum(
+        verbs[f"{kind} 421 4.4.2"]["count"] for kind in ("slow-commands", "slow-body", "idle")
+    )
+    # The end of the run may have caught one of each after the server had given up, and before it heard.
+    assert ended <= after["smtp.timeout"] - before["smtp.timeout"] <= ended + 3
+
+
+def test_connections_are_spread_over_addresses(server, tmp_path):
+    """Each of seven source addresses has its turn: the server saw as many connections from one as from the other."""
+    log = server.log.read_text()
+    end = play(server, tmp_path, settings=("load.sources=7", "load.messages=140"))
+    assert end["outcomes"] == {"250": 140}
+    server.until(lambda stats: stats["smtp.session"] == 0)
+    new = server.log.read_text()[len(log) :]
+    found = Counter(re.findall(r"smtp connected address=(127[.\d]+)", new))
+    assert found == {f"127.0.0.{number}": 20 for number in range(1, 8)}
+
+
+def has_ipv6() -> bool:
+    """Return whether this machine has ::1; some containers have not."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="there is no IPv6 here")
+def test_ipv6_is_as_good(tmp_path):
+    """The same over ::1, to our server."""
+    with RunningServer(tmp_path / "six", {"smtp": {"listen": "[::1]:0"}, **NOWHERE}) as six:
+        end = play(six, tmp_path, host=f"smtp://[::1]:{six.port}")
+        assert end["outcomes"] == {"250": MESSAGES}
+        assert six.stats()["smtp.message"] == MESSAGES
+        six.until_logged_some("smtp connected address=[::1] ")

@@ -177,6 +177,10 @@ def test_the_users_can_be_named(serve, tmp_path):
             ("--host", "smtp://192.0.2.1:25"),
             '--host: "smtp://192.0.2.1:25": must be an address of this',
         ),
+        (
+            ("--host", "smtp://[::1]:25", "--set", "load.sources=2"),
+            "scenario: load.sources = 2: needs --host with an address of IPv4",
+        ),
         (("--run-id", "a b"), '--run-id: "a b": must be letters'),
         (("--expect", "maybe"), '--expect: "maybe": must be codes'),
         (("--record", "no/such/file"), '--record: "no/such/file": can\'t be written: No such file'),

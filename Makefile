@@ -4,6 +4,8 @@
 PY := .venv/bin/python
 # Processes for the ordinary tests; `make test JOBS=1` when the machine is shared.
 JOBS ?= auto
+# For the tests with real processes: these wait more than they compute.
+SYSTEM_JOBS ?= 2
 
 .DEFAULT_GOAL := help
 # One after the other and in the order written, also under `make -j`; pytest is parallel by itself.
@@ -92,7 +94,7 @@ unit: setup
 
 system: setup
 	@echo '--- tests with real processes'
-	@$(PY) -m pytest -q -m system --timeout 300
+	@$(PY) -m pytest -q -m system -n $(SYSTEM_JOBS) --timeout 300
 
 test: check unit system
 

@@ -14,6 +14,8 @@ from sim.scenario import Scenario, load
 
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     """Add the load's own options to Locust's."""
+    # Locust would offer its web page, and a master its port, to the whole network.
+    parser.set_defaults(web_host="127.0.0.1", master_bind_host="127.0.0.1")
     add = parser.add_argument  # not of a group: only here Locust learns what its UI shows
     hidden: dict[str, Any] = {"include_in_web_ui": False}
     add(

@@ -1,6 +1,7 @@
 """A master and two workers on loopback: one schedule, nothing lost, and statistics as if one process had played it."""
 
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hdrh.histogram import HdrHistogram
 
 from sim.scenario import load
 from sim.workload import digest, draw, identify, message_bytes
-from tests.loadtests.locusts import master, processes, run, started
+from tests.loadtests.locusts import eventually, master, processes, run, started
 from tests.support.server import free_port
 
 pytestmark = pytest.mark.system
@@ -94,3 +95,24 @@ def test_wrong_options_of_two_processes_are_one_line(tmp_path):
     done, _, _ = run(tmp_path, *processes(2), settings=("load.rate=fast",))
     assert done.returncode == 2
     assert done.stderr == '--set: load.rate = "fast": must be a number\n'
+
+
+@pytest.mark.parametrize("how", ["signal", "run-time"])
+def test_a_run_of_two_processes_that_is_cut_short_has_a_summary(serve, tmp_path, how):
+    """Either way the workers are asked how far they came: what was accepted is what the server has."""
+    server = serve()
+    summary = tmp_path / "end"
+    long = ("load.messages=6000", "load.rate=100", "load.sessions=4", "load.keep=true")
+    limit = ("--run-time", "5s") if how == "run-time" else ()
+    arguments = ("--headless", "--host", server.url, "--summary", str(summary), *processes(2))
+    with started(*arguments, *limit, settings=long) as process:
+        eventually(lambda: len(server.taken) >= 10)
+        if how == "signal":
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    end = json.loads(summary.read_text())
+    assert (end["complete"], end["messages"], len(end["workers"])) == (False, 6000, 2)
+    assert 10 <= end["outcomes"]["250"] <= len(server.taken) < 6000
+    assert end["verbs"]["message"]["count"] == end["outcomes"]["250"]
+    assert len(server.taken) - end["outcomes"]["250"] <= end["outcomes"].get("stopped", 0)

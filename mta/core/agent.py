@@ -458,14 +458,15 @@ class MtaAgent:
 
     # Time
 
-    def next_wakeup(self) -> float | None:
-        """Return when `time_reached` has something to do, or None."""
-        at = self.book.next_at()
-        idle_at = self.places.idle_ends_at()
-        if idle_at is not None and (at is None or idle_at < at):
-            at = idle_at
-        if self._paused_sessions and (at is None or self._paused_sessions[0][0] < at):
-            at = self._paused_sessions[0][0]
+    def next_wakeup(self) -> float:
+        """Return when `time_reached` has something to do; infinity if never."""
+        at = self.places.idle_ends_at()
+        delayed = self.book.delayed
+        if delayed and delayed[0][0] < at:
+            at = delayed[0][0]
+        paused = self._paused_sessions
+        if paused and paused[0][0] < at:
+            at = paused[0][0]
         return at
 
     def time_reached(self, now: float, out: list[Instruction]) -> None:

@@ -5,6 +5,7 @@ the two agents, relaying or local delivery, then hands out what is due. The cloc
 never decreases.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ class Engine:
             DrainRequested: self._drain,
         }
 
-    def handle(self, stimulus: Stimulus, *, now: float) -> list[Instruction]:
+    def handle(self, stimulus: Stimulus, now: float) -> list[Instruction]:
         """Take in what has happened; return what to do, in this order.
 
         Args:
@@ -139,32 +140,28 @@ class Engine:
         self._now = now
         out: list[Instruction] = []
         self._handlers[type(stimulus)](stimulus, now, out)
-        self._hand_out(now, out)
+        scheduler = self.scheduler
+        if scheduler.scheduled or scheduler.due_at <= now or scheduler.has_local:
+            self._hand_out(now, out)
         if self.expiry.active:
             self.expiry.run(now)
-        if self.scheduler.has_local:
+        if scheduler.has_local:
             self.local.start(now, out)
-        if self.scheduler.failures:
-            self.scheduler.settle_failures(out)
+        if scheduler.failures:
+            scheduler.settle_failures(out)
         return out
 
     def next_wakeup(self) -> float | None:
         """Return when `TimeReached` is next wanted, or None; not later than ``now`` means at once."""
-        agent = self.agent
-        agent_at = agent.next_wakeup()
-        if self.scheduler.has_local:
-            relayed, local = self._takers()
-        else:
-            relayed, local = not (agent.paused or agent.draining), False
-        scheduler_at = None
+        at = self.agent.next_wakeup()
+        relayed, local = self._takers()
         if relayed or local:
-            scheduler_at = self.scheduler.next_wakeup(self._now, relayed=relayed, local=local)
+            scheduler_at = self.scheduler.next_wakeup(self._now, relayed, local)
+            if scheduler_at < at:
+                at = scheduler_at
         if self.expiry.active:
-            expiry_at = self.expiry.next_wakeup(self._now)
-            scheduler_at = expiry_at if scheduler_at is None else min(scheduler_at, expiry_at)
-        if agent_at is None:
-            return scheduler_at
-        return agent_at if scheduler_at is None else min(scheduler_at, agent_at)
+            at = min(at, self.expiry.next_wakeup(self._now))
+        return at if at < math.inf else None
 
     def _takers(self) -> tuple[bool, bool]:
         """Return whether relaying takes envelopes, and whether local delivery does."""
@@ -175,16 +172,9 @@ class Engine:
         )
 
     def _hand_out(self, now: float, out: list[Instruction]) -> None:
-        scheduler, agent = self.scheduler, self.agent
-        if not scheduler.has_local:
-            # The shorter way where there is no local mail: this runs after every stimulus.
-            if not (agent.paused or agent.draining):
-                for handle in scheduler.hand_out(now, out):
-                    agent.take(handle, now, out)
-            return
         relayed, local = self._takers()
         if relayed or local:
-            for handle in scheduler.hand_out(now, out, relayed=relayed, local=local):
+            for handle in self.scheduler.hand_out(now, out, relayed=relayed, local=local):
                 self._agent_of(handle).take(handle, now, out)
 
     def _agent_of(self, handle: Handle) -> MtaAgent | LocalAgent:

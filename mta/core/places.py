@@ -6,6 +6,7 @@ what became of it. Relays that find none stand in line for what is full; whoever
 gives way. A relay is judged by its own limits.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -345,14 +346,15 @@ class Places:
 
     # Time
 
-    def idle_ends_at(self) -> float | None:
-        """Return when the first idle connection has been kept long enough, or None."""
-        first: float | None = None
+    def idle_ends_at(self) -> float:
+        """Return when the first idle connection has been kept long enough; infinity if none is idle."""
+        first = math.inf
         for limits, warm in self._warm.values():
-            if warm:
-                ends_at = next(iter(warm)).idle_since + limits.session_keepalive_s
-                if first is None or ends_at < first:
+            for session in warm:
+                ends_at = session.idle_since + limits.session_keepalive_s
+                if ends_at < first:
                     first = ends_at
+                break
         return first
 
     def time_reached(self, now: float, out: list[Instruction]) -> None:

@@ -34,8 +34,8 @@ class RelayBook:
         self._rules = rules
         self._sites: dict[str, Gauge] = {}
         """Of smart hosts, as many as there are rules."""
-        self._delayed: list[tuple[float, str]] = []
-        """(instant, domain) of relays that wait for a gap or a rest to end."""
+        self.delayed: list[tuple[float, str]] = []
+        """(instant, domain) of relays that wait for a gap or a rest to end: a heap, so the first is when `due` has something to yield."""
 
     def make(self, key: str) -> Relay | None:
         """Return a new relay, or None if there are too many."""
@@ -80,12 +80,12 @@ class RelayBook:
 
     def look_again(self, relay: Relay, at: float) -> None:
         """See to it that `due` names a relay at an instant, if it is still there."""
-        heappush(self._delayed, (at, relay.domain))
+        heappush(self.delayed, (at, relay.domain))
 
     def due(self, now: float) -> Iterator[Relay]:
         """Yield relays whose instant has come; they wait for nothing any more."""
-        while self._delayed and self._delayed[0][0] <= now:
-            _, domain = heappop(self._delayed)
+        while self.delayed and self.delayed[0][0] <= now:
+            _, domain = heappop(self.delayed)
             relay = self.relays.get(domain)
             if relay is None:
                 continue
@@ -93,10 +93,6 @@ class RelayBook:
                 relay.retry_at = None
             relay.in_line = False
             yield relay
-
-    def next_at(self) -> float | None:
-        """Return the next instant at which `due` has something to yield, or None."""
-        return self._delayed[0][0] if self._delayed else None
 
     def validate(self) -> tuple[int, int]:
         """Assert the invariants of each relay; return how many envelopes are in flight and held. O(n), for tests."""

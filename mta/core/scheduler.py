@@ -8,6 +8,7 @@ State changes in the methods below, which `mta.core.engine.Engine.handle` calls;
 instructions to the list it is given. Ties are broken by evpid.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from mta.core.bounce import Failure, after_warning, flags_for, settle
@@ -96,6 +97,9 @@ class Scheduler:
         self.counts = Counts()
         self.in_flight = 0
         self.held = 0
+        self.scheduled = 0
+        self.due_at = math.inf
+        """When the agenda is next worth a look, as `EnvelopeStore.next_due` says; never if nothing is pending."""
         self._retry = retry
         self._overflow = overflow
         self._rng = rng
@@ -135,7 +139,8 @@ class Scheduler:
         if len(message.recipients) > self._recipients_max:
             self._recipients_max = len(message.recipients)
         ready = []
-        for number, recipient in enumerate(message.recipients, 1):
+        first = evpid(message.msgid, 1)
+        for number, recipient in enumerate(message.recipients):
             # Without NOTIFY, which is nearly always, only the null sender counts.
             if recipient.notify:
                 flags = int(flags_for(transaction.sender, recipient.notify))
@@ -144,7 +149,7 @@ class Scheduler:
             else:
                 flags = plain
             handle = add(
-                evpid(message.msgid, number),
+                first + number,  # type: ignore[arg-type]  # a call of `evpid` for each is felt
                 recipient,
                 transaction,
                 created_at=created_at,
@@ -158,7 +163,7 @@ class Scheduler:
                 self.in_flight += 1
                 ready.append(handle)
             else:
-                self._scheduled_of(handle).append(handle)
+                self.put_scheduled(handle)
         return ready
 
     def restore(self, found: "EnvelopeRestored", now: float) -> None:
@@ -184,7 +189,7 @@ class Scheduler:
             self._suspended.append(handle)
         else:
             due_at = to_tick(max(found.due_at, now))
-            self.store.defer(handle, due_at=due_at, attempts=attempts)
+            self._put_pending(handle, due_at, attempts)
 
     # To the agents
 
@@ -203,17 +208,16 @@ class Scheduler:
         limits = self.limits
         batch: list[Handle] = []
         expired = parked = 0
-        # Without local mail nobody has turns: the shorter way for what runs after every stimulus.
-        pop = self._scheduled.popleft if relayed and not self.has_local else None
+        is_due = self.due_at <= now
         while len(batch) < limits.max_schedule and self.in_flight < limits.max_inflight:
-            handle = pop() if pop is not None else self._pop_scheduled(relayed, local)
+            handle = self._pop_scheduled(relayed, local)
             if handle is None:
-                handle = store.pop_due(now)
+                handle = store.pop_due(now) if is_due else None
                 if handle is None:
                     break
                 if not (relayed and local) and not (local if self._is_local(handle) else relayed):
                     # Its agent is paused: it is due, and waits for a slot.
-                    self._scheduled_of(handle).append(handle)
+                    self.put_scheduled(handle)
                     parked += 1
                     if parked == _EXPIRED_PER_CALL:
                         break
@@ -226,10 +230,18 @@ class Scheduler:
                 continue
             self.in_flight += 1
             batch.append(handle)
+        if is_due:
+            self._look_at_agenda()
         return batch
 
     def _pop_scheduled(self, relayed: bool, local: bool) -> Handle | None:
         """Take the next scheduled envelope of an agent that takes them; both have every other turn."""
+        if not self.has_local:
+            # Nobody else has turns.
+            if not (relayed and self.scheduled):
+                return None
+            self.scheduled -= 1
+            return self._scheduled.popleft()
         self._local_first = not self._local_first
         for is_local in (self._local_first, not self._local_first):
             if is_local and local:
@@ -239,8 +251,18 @@ class Scheduler:
             else:
                 continue
             if handle is not None:
+                self.scheduled -= 1
                 return handle
         return None
+
+    def _put_pending(self, handle: Handle, due_at: float, attempts: int) -> None:
+        self.store.defer(handle, due_at=due_at, attempts=attempts)
+        if due_at < self.due_at:
+            self.due_at = due_at
+
+    def _look_at_agenda(self) -> None:
+        due_at = self.store.next_due()
+        self.due_at = math.inf if due_at is None else due_at
 
     def _is_local(self, handle: Handle) -> bool:
         return self.has_local and is_local_key(self.store.domain_of(handle))
@@ -248,18 +270,20 @@ class Scheduler:
     def _scheduled_of(self, handle: Handle) -> EnvelopeList:
         return self._scheduled_local if self._is_local(handle) else self._scheduled
 
-    def next_wakeup(self, now: float, *, relayed: bool = True, local: bool = True) -> float | None:
-        """Return when `hand_out` is next worth a call, or None; ``now`` if it is at once."""
+    def next_wakeup(self, now: float, relayed: bool, local: bool) -> float:
+        """Return when `hand_out` is next worth a call; ``now`` if it is at once, infinity if never."""
         if self.in_flight >= self.limits.max_inflight:
-            return None
-        if (relayed and self._scheduled) or (local and self._scheduled_local):
+            return math.inf
+        if self.scheduled and (
+            (relayed and self._scheduled) or (local and self._scheduled_local)
+        ):
             return now
-        return self.store.next_due()
+        return self.due_at
 
     def back_to_scheduled(self, handle: Handle) -> None:
         """Take an envelope back untried: its agent is paused or draining."""
         self.in_flight -= 1
-        self._scheduled_of(handle).append(handle)
+        self.put_scheduled(handle)
 
     def hold(self, handle: Handle) -> None:
         """Note that a relay holds an envelope: it gives its slot back."""
@@ -383,8 +407,10 @@ class Scheduler:
         state = self.store.state_of(handle)
         if state is _PENDING:
             self.store.unschedule(handle)
+            self._look_at_agenda()
         elif state is _SCHEDULED:
             self._scheduled_of(handle).remove(handle)
+            self.scheduled -= 1
         else:
             assert state is _SUSPENDED, state
             self._suspended.remove(handle)
@@ -392,6 +418,7 @@ class Scheduler:
     def put_scheduled(self, handle: Handle) -> None:
         """Make an envelope that is nowhere due now."""
         self._scheduled_of(handle).append(handle)
+        self.scheduled += 1
 
     def put_removed(self, handle: Handle, out: list[Instruction]) -> None:
         """Remove an envelope that is nowhere, because the operator said so."""
@@ -448,7 +475,7 @@ class Scheduler:
         )
         # Why at expiry too? Nothing else looks at the envelope then (OpenSMTPD orders by the same).
         due_at = min(to_tick(next_at), expires_at)
-        store.defer(handle, due_at=due_at, attempts=attempts)
+        self._put_pending(handle, due_at, attempts)
         if status:
             store.note(handle, status)
             if self._warn_after_s:
@@ -481,15 +508,14 @@ class Scheduler:
     def count_of(self, state: EnvelopeState) -> int:
         """Return how many envelopes are in a state."""
         if state is _SCHEDULED:
-            return len(self._scheduled) + len(self._scheduled_local)
+            return self.scheduled
         if state is _SUSPENDED:
             return len(self._suspended)
         if state is _IN_FLIGHT:
             return self.in_flight
         if state is _HELD:
             return self.held
-        scheduled = self.count_of(_SCHEDULED)
-        return len(self.store) - scheduled - len(self._suspended) - self.in_flight - self.held
+        return len(self.store) - self.scheduled - len(self._suspended) - self.in_flight - self.held
 
     def validate(self) -> None:
         """Assert the invariants; O(n), for tests."""
@@ -502,6 +528,9 @@ class Scheduler:
             assert not suspended or state in (_SUSPENDED, _IN_FLIGHT), state
         for state, count in states.items():
             assert self.count_of(state) == count, (state, self.count_of(state), count)
+        assert len(self._scheduled) + len(self._scheduled_local) == self.scheduled
+        next_due = self.store.next_due()
+        assert self.due_at == (math.inf if next_due is None else next_due), (self.due_at, next_due)
         for queued in (self._scheduled, self._scheduled_local):
             for handle in queued:
                 assert self._scheduled_of(handle) is queued

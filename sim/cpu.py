@@ -45,20 +45,26 @@ class EventLoop:
         job(argument)
 
     def _next(self, _: None) -> None:
-        waiting = self._waiting
-        if len(waiting) > self.longest_wait:
-            self.longest_wait = len(waiting)
-        now = self._kernel.now
-        if self.done_at < now:
-            # By a rounding error at most: the call was scheduled for this instant.
-            self.done_at = now
-        job, argument = waiting.popleft()
-        job(argument)
-        if waiting:
+        waiting, kernel = self._waiting, self._kernel
+        now = kernel.now
+        while True:
+            if len(waiting) > self.longest_wait:
+                self.longest_wait = len(waiting)
+            if self.done_at < now:
+                # By a rounding error at most: the call was scheduled for this instant.
+                self.done_at = now
+            job, argument = waiting.popleft()
+            job(argument)
+            if not waiting:
+                self._woken = False
+                return
             left = self.done_at - now
-            self._kernel.schedule(left if left > 0.0 else 0.0, self._next, None)
-        else:
-            self._woken = False
+            if left < 0.0:
+                left = 0.0
+            if not kernel.skip_to(now + left):
+                kernel.schedule(left, self._next, None)
+                return
+            now += left
 
     @property
     def busy_s(self) -> float:

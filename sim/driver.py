@@ -52,6 +52,7 @@ BOUNCE_BYTES: Final = 2048
 Observer: TypeAlias = Callable[[Stimulus, float, list[Instruction]], None]
 """Told of each stimulus, the core's clock, and what the core said."""
 
+_DELIVERED: Final = Removal.DELIVERED
 _NUMBER_MASK: Final = 0xFFFFFFFF
 
 
@@ -140,9 +141,11 @@ class Driver:
         self._next_wakeup = engine.next_wakeup
         self._inbox: deque[Stimulus] = deque()
         self._busy = False
-        self._armed_at: float | None = None
+        self._armed_at = math.inf
+        """When the core's next `TimeReached` is looked at; infinity if it wants none."""
         self._next_msgid = MsgId(1)
-        self._keeps_bodies = engine.store.keeps_bodies
+        # Empty, because nobody in the core looks into it and a model need not pay for it.
+        self._body = b"" if engine.store.keeps_bodies else None
         self._carry_out: dict[type, Callable[[Any], None]] = {
             ResolveDomain: self._resolve,
             OpenConnection: self.outbound.open,
@@ -182,12 +185,13 @@ class Driver:
             self._inbox.append(stimulus)
             return
         self._busy = True
-        start, kernel, inbox, carry_out = self._start, self.kernel, self._inbox, self._carry_out
+        # One clock for all that is told meanwhile: no time goes by in between.
+        now = self._start + self.kernel.now
+        inbox, carry_out, observer = self._inbox, self._carry_out, self.observer
         while True:
-            now = start + kernel.now
-            instructions = self._handle_stimulus(stimulus, now=now)
-            if self.observer is not None:
-                self.observer(stimulus, now, instructions)
+            instructions = self._handle_stimulus(stimulus, now)
+            if observer is not None:
+                observer(stimulus, now, instructions)
             for instruction in instructions:
                 carry_out[type(instruction)](instruction)
             if not inbox:
@@ -196,7 +200,7 @@ class Driver:
         self._busy = False
         wakeup = self._next_wakeup()
         # One that rings too early is set again when it does: SimPy can't move it.
-        if wakeup is not None and (self._armed_at is None or wakeup < self._armed_at):
+        if wakeup is not None and wakeup < self._armed_at:
             self._arm(wakeup)
 
     def _accepted(self, message: Message) -> None:
@@ -206,14 +210,12 @@ class Driver:
         for replaced in message.reports:
             self._gone(replaced)
         self.messages[msgid] = message
-        transaction = message.transaction
-        self.fill.size_bytes += transaction.size
-        self.fill.envelopes += len(message.recipients)
-        if message.recipients[0].delivery:
-            self.fill.local += 1
-        # Empty, because nobody in the core looks into it and a model need not pay for it.
-        body = b"" if self._keeps_bodies else None
-        self.tell(MessageSubmitted(msgid, transaction, message.recipients, body))
+        transaction, recipients, fill = message.transaction, message.recipients, self.fill
+        fill.size_bytes += transaction.size
+        fill.envelopes += len(recipients)
+        if message.is_local:
+            fill.local += 1
+        self.tell(MessageSubmitted(msgid, transaction, recipients, self._body))
         if message.is_bounce:
             self.bounces_waiting -= 1
         else:
@@ -229,7 +231,7 @@ class Driver:
 
     def _ring(self, wakeup: float) -> None:
         if wakeup == self._armed_at:
-            self._armed_at = None
+            self._armed_at = math.inf
             self.loop.do(self._time_reached, None)
 
     def _time_reached(self, _: None) -> None:
@@ -238,7 +240,7 @@ class Driver:
             return
         if wakeup <= self.now:
             self.tell(TimeReached())
-        elif self._armed_at is None or wakeup < self._armed_at:
+        elif wakeup < self._armed_at:
             self._arm(wakeup)
 
     # Out: one method per instruction
@@ -282,13 +284,14 @@ class Driver:
         self.queue.lag()
 
     def _remove(self, instruction: RemoveEnvelope) -> None:
-        message = self._gone(instruction.evpid)
+        envelope, reason, _ = instruction
+        message = self._gone(envelope)
         if self.ledger is not None and message.number >= 0:
             self.ledger.settled_at[message.number] = self.kernel.now
-            self.ledger.delivered[message.number] = instruction.reason is Removal.DELIVERED
+            self.ledger.delivered[message.number] = reason is _DELIVERED
         if message.is_bounce:
-            self.delivered_bounces += instruction.reason is Removal.DELIVERED
-        elif instruction.reason is Removal.DELIVERED:
+            self.delivered_bounces += reason is _DELIVERED
+        elif reason is _DELIVERED:
             self.delivered += 1
             self.latency_s.append(self.kernel.now - message.due_s)
         else:
@@ -304,7 +307,7 @@ class Driver:
         self.fill.envelopes -= 1
         if not message.left:
             del messages[msgid]
-            if message.recipients[0].delivery:
+            if message.is_local:
                 self.fill.local -= 1
             self.fill.size_bytes -= message.transaction.size
             if not messages:

@@ -9,6 +9,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from mta.core.admission import Pressure, on_connect, on_message
 from mta.core.envelopes.base import Recipient, Transaction, local_key
 from mta.core.ids import EvpId
@@ -41,7 +43,16 @@ def local_recipient(prefix: str, number: int, domain: str) -> Recipient:
 class Message:
     """A message on its way into the queue, and there until its last envelope is gone."""
 
-    __slots__ = ("due_s", "is_bounce", "left", "number", "recipients", "reports", "transaction")
+    __slots__ = (
+        "due_s",
+        "is_bounce",
+        "is_local",
+        "left",
+        "number",
+        "recipients",
+        "reports",
+        "transaction",
+    )
 
     def __init__(
         self,
@@ -57,6 +68,7 @@ class Message:
         self.recipients = recipients
         self.left = len(recipients)
         """Envelopes that are not gone yet."""
+        self.is_local = recipients[0].delivery != ""
         self.is_bounce = reports is not None
         self.reports = reports or ()
         """Envelopes that a bounce replaces."""
@@ -127,9 +139,19 @@ class Inbound:
         """Of local domains, what a user's number is put behind."""
         self._has_local = bool(schedule.users)
         self._sender_domain = schedule.sender_domain
+        # Reckoned for all at once: to the last bit what the same sum gives for each.
+        count = np.diff(schedule.first)
+        self._client_s: list[float] = (costs.client_s + costs.client_recipient_s * count).tolist()
+        """The client's own part of each dialogue."""
+        server_s = costs.message_s + costs.recipient_s * count + costs.byte_s * schedule.size
+        if schedule.users:
+            server_s[schedule.group >= 0] += costs.local_rcpt_s
+        self._server_s: list[float] = server_s.tolist()
+        """The server's, without the connection's."""
         self._next = 0
         self._count = len(self._due_s)
         self._keeps = load.keep
+        self._close_s = costs.client_close_s
         self._awaited = 0
         """Clients that will be free at an event, each for one message that waits."""
         self._clients_free = load.clients
@@ -183,7 +205,8 @@ class Inbound:
         Why ahead of time? A client that is free now is free when the next message is due, since messages
         are taken in their order. It saves an event for each message.
         """
-        kernel, costs, due_s, first = self._kernel, self._costs, self._due_s, self._first
+        kernel, due_s, client_s = self._kernel, self._due_s, self._client_s
+        schedule, dialogue = kernel.schedule, self._dialogue
         now = kernel.now
         number, count = self._next, self._count
         if self._closing:
@@ -193,15 +216,14 @@ class Inbound:
         while number < count:
             due = due_s[number]
             if due > now and (not free or due > until):
-                kernel.schedule(due - now, self._arrive, None)
+                schedule(due - now, self._arrive, None)
                 break
             if free:
                 free -= 1
-                recipients = first[number + 1] - first[number]
-                seconds = costs.client_s + costs.client_recipient_s * recipients
+                seconds = client_s[number]
                 if due > now:
                     seconds += due - now
-                kernel.schedule(seconds, self._dialogue, number)
+                schedule(seconds, dialogue, number)
             else:
                 self._clients_waiting.append(number)
                 if self._closing:
@@ -237,11 +259,7 @@ class Inbound:
 
     def _begin(self, number: int) -> None:
         """A free client sends a message: its own part of the dialogue, all at once."""
-        costs = self._costs
-        count = self._first[number + 1] - self._first[number]
-        self._kernel.schedule(
-            costs.client_s + costs.client_recipient_s * count, self._dialogue, number
-        )
+        self._kernel.schedule(self._client_s[number], self._dialogue, number)
 
     def _settled(self, *, has_connection: bool = True) -> None:
         """A client knows what became of its message; it is free when it has closed.
@@ -249,15 +267,19 @@ class Inbound:
         Args:
             has_connection: the server has counted its connection, which one that was turned away never was.
         """
+        now = self._kernel.now
         if self.accepted + self.refused == self._count:
-            self.ended_at = self._kernel.now
-        free_at = max(self._loop.done_at, self._kernel.now) + self._costs.client_close_s
-        connections = int(has_connection and not self._keeps)
+            self.ended_at = now
+        free_at = self._loop.done_at
+        if free_at < now:
+            free_at = now
+        free_at += self._close_s
+        connections = 0 if self._keeps or not has_connection else 1
         if self._is_closed:
-            self._kernel.schedule(free_at - self._kernel.now, self._closed, connections)
+            self._kernel.schedule(free_at - now, self._closed, connections)
         elif len(self._clients_waiting) > self._awaited:
             self._awaited += 1
-            self._kernel.schedule(free_at - self._kernel.now, self._free, connections)
+            self._kernel.schedule(free_at - now, self._free, connections)
         else:
             self._closing.append((free_at, connections))
 
@@ -271,27 +293,25 @@ class Inbound:
 
     def _receive(self, number: int) -> None:
         """Take a whole message in."""
-        costs = self._costs
+        first = self._first
         size = self._sizes[number]
-        count = self._first[number + 1] - self._first[number]
-        seconds = costs.message_s + costs.recipient_s * count + costs.byte_s * size
-        if self._has_local and self._users[self._domain_of[self._first[number]]]:
-            seconds += costs.local_rcpt_s
+        count = first[number + 1] - first[number]
+        seconds = self._server_s[number]
         opens = not self._keeps or self._opened < self._load.clients
         if opens:
-            seconds += costs.session_s
-        fill = self._fill
+            seconds += self._costs.session_s
+        fill, queue, loop = self._fill, self._queue, self._loop
         if not (
             self._connections < self._few_connections
             and count <= self._few_recipients
             and size <= self._small
             and fill.envelopes < self._few_envelopes
             and fill.size_bytes < self._few_bytes
-            and self._queue.waiting < self._few_waiting
+            and queue.waiting < self._few_waiting
         ):
             refusal, count = self._asked(count, size, opens)
             if refusal is not None:
-                self._loop.done_at += seconds
+                loop.done_at += seconds
                 if refusal.code == 421:
                     self._turn_away(number)
                 else:
@@ -302,12 +322,10 @@ class Inbound:
         if opens:
             self._connections += 1
             self._opened += 1
-        self._loop.done_at += seconds
-        self._queue.waiting_bytes += size
-        self._queue.put(
-            self._message(number, size, count),
-            self._loop.done_at - self._kernel.now,
-            last=True,
+        loop.done_at += seconds
+        queue.waiting_bytes += size
+        queue.put(
+            self._message(number, size, count), loop.done_at - self._kernel.now, last=True
         )
 
     def _asked(self, count: int, size: int, opens: bool) -> tuple[Reply | None, int]:
@@ -351,9 +369,10 @@ class Inbound:
         first = self._first[number]
         domains, domain_of, mailbox = self._domains, self._domain_of, self._mailbox
         if count == 1:
-            domain = domains[domain_of[first]]
+            where = domain_of[first]
+            domain = domains[where]
             recipients: tuple[Recipient, ...]
-            if self._has_local and (user := self._users[domain_of[first]]):
+            if self._has_local and (user := self._users[where]):
                 recipients = (local_recipient(user, mailbox[first], domain),)
             else:
                 recipients = (Recipient(f"user{mailbox[first]}@{domain}", domain),)
@@ -364,8 +383,8 @@ class Inbound:
                     for i in range(first, first + count)
                 ]
             )
-        sender = f"sender{self._senders[number]}@{self._sender_domain}"
-        return Message(self._due_s[number], Transaction(sender, size), recipients, number=number)
+        transaction = Transaction(f"sender{self._senders[number]}@{self._sender_domain}", size)
+        return Message(self._due_s[number], transaction, recipients, None, number)
 
     def durable(self, message: Message) -> None:
         """The commit of a message is done, and the core was told: answer its client."""

@@ -27,6 +27,13 @@ class Kernel(Protocol):
         """Call ``function(argument)`` at ``now + delay``."""
         ...
 
+    def skip_to(self, at: float) -> bool:
+        """Let the call that is being made go on at a later instant, if no other is due until then or at it.
+
+        What would have been scheduled for that instant can then be done at once. Returns whether the clock was moved.
+        """
+        ...
+
     def run(self) -> None:
         """Make all calls, in order of time, until none is left or `stop` is called."""
         ...
@@ -67,6 +74,13 @@ class SimpyKernel:
         call.callbacks = self._callbacks
         heappush(self._queue, (at, NORMAL, next(self._numbers), call))
 
+    def skip_to(self, at: float) -> bool:
+        """See `Kernel.skip_to`."""
+        if self._stopped or self.environment.peek() <= at:
+            return False
+        self.now = at
+        return True
+
     def _make(self, call: Any) -> None:
         function, argument, self.now = call
         function(argument)
@@ -94,6 +108,14 @@ class HeapKernel:
     def schedule(self, delay: float, function: Callable[[Any], None], argument: Any) -> None:
         """See `Kernel.schedule`."""
         heappush(self._heap, (self.now + delay, next(self._numbers), function, argument))
+
+    def skip_to(self, at: float) -> bool:
+        """See `Kernel.skip_to`."""
+        heap = self._heap
+        if self._stopped or (heap and heap[0][0] <= at):
+            return False
+        self.now = at
+        return True
 
     def run(self) -> None:
         """See `Kernel.run`."""

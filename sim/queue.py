@@ -20,12 +20,14 @@ class GroupCommit:
 
     __slots__ = (
         "_busy",
-        "_costs",
+        "_commit_s",
         "_durable",
         "_kernel",
         "_lag_armed",
         "_lagging",
+        "_lagging_s",
         "_max",
+        "_message_s",
         "_waiting",
         "commits",
         "longest_batch",
@@ -45,7 +47,9 @@ class GroupCommit:
             durable: told of each submission when its commit is done.
         """
         self._kernel = kernel
-        self._costs = costs
+        self._commit_s = costs.commit_s
+        self._message_s = costs.commit_message_s
+        self._lagging_s = costs.commit_lagging_s
         self._max = batch_max
         self._durable = durable
         self._waiting: list[Any] = []
@@ -102,32 +106,32 @@ class GroupCommit:
 
     def _begin(self, after: float) -> None:
         """Take what waits, and commit it ``after`` seconds from now."""
-        batch = self._waiting
-        if len(batch) > self._max:
-            batch, self._waiting = batch[: self._max], batch[self._max :]
+        batch, most = self._waiting, self._max
+        count = len(batch)
+        if count > most:
+            batch, self._waiting = batch[:most], batch[most:]
+            count = most
         else:
             self._waiting = []
         lagging = self._lagging
-        if lagging > self._max:
-            lagging = self._max
+        if lagging > most:
+            lagging = most
         self._lagging -= lagging
-        costs = self._costs
-        seconds = (
-            costs.commit_s + costs.commit_message_s * len(batch) + costs.commit_lagging_s * lagging
-        )
+        seconds = self._commit_s + self._message_s * count + self._lagging_s * lagging
         self._kernel.schedule(after + seconds, self._end, (batch, lagging, seconds))
 
     def _end(self, done: tuple[list[Any], int, float]) -> None:
         batch, lagging, seconds = done
         self.commits += 1
-        if len(batch) > self.longest_batch:
-            self.longest_batch = len(batch)
         if self.on_commit is not None:
             self.on_commit(len(batch), lagging, seconds)
-        # Taken before anybody is told: what is told may make more wait.
-        durable = self._durable
-        for submission in batch:
-            durable(submission)
+        if batch:
+            if len(batch) > self.longest_batch:
+                self.longest_batch = len(batch)
+            # Taken before anybody is told: what is told may make more wait.
+            durable = self._durable
+            for submission in batch:
+                durable(submission)
         # The writer goes on while anything waits (Writer._commit_all).
         if self._waiting or self._lagging:
             self._begin(0.0)

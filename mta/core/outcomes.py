@@ -45,15 +45,16 @@ class Outcomes:
         """Give each envelope of a transaction its outcome; return whether one was delivered."""
         scheduler = self._scheduler
         any_ok = False
-        if len(results) == 1 == len(task.handles) and results[0].outcome is Outcome.OK:
-            # The common case without the book-keeping of the others.
-            session.failures = 0
-            self._doomed.discard(results[0].evpid)
-            self._paused.discard(results[0].evpid)
-            scheduler.delivered(
-                task.handles[0], results[0].status, out, None if results[0].reports else _RELAYED
-            )
-            return True
+        if len(results) == 1:
+            evpid, outcome, status, reports = results[0]
+            if outcome is Outcome.OK and len(task.handles) == 1:
+                # The common case without the book-keeping of the others.
+                session.failures = 0
+                if self._doomed or self._paused:
+                    self._doomed.discard(evpid)
+                    self._paused.discard(evpid)
+                scheduler.delivered(task.handles[0], status, out, None if reports else _RELAYED)
+                return True
         by_id = {result.evpid: result for result in results}
         for handle in task.handles:
             evpid = scheduler.store.evpid_of(handle)

@@ -54,6 +54,7 @@ _PENDING = EnvelopeState.PENDING
 _SCHEDULED = EnvelopeState.SCHEDULED
 _HELD = EnvelopeState.HELD
 _SUSPENDED = EnvelopeState.SUSPENDED
+_DELIVERED = Removal.DELIVERED
 
 
 class Counts:
@@ -316,12 +317,17 @@ class Scheduler:
             out: takes instructions.
             kind: what a sender that asks for it is told; None if the remote host does that.
         """
-        self.counts.ok += 1
+        store = self.store
+        counts = self.counts
+        counts.ok += 1
         self._leave(handle)
-        if self._has_success and kind is not None and self.store.flags_of(handle) & Flag.SUCCESS:
+        if self._has_success and kind is not None and store.flags_of(handle) & Flag.SUCCESS:
             self._bounce(handle, status, kind)
             return
-        out.append(RemoveEnvelope(self._forget(handle), Removal.DELIVERED, status))
+        envelope = store.evpid_of(handle)
+        store.discard(handle)
+        counts.dequeued += 1
+        out.append(RemoveEnvelope(envelope, _DELIVERED, status))
 
     def tempfailed(
         self,

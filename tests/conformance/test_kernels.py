@@ -94,3 +94,32 @@ def test_what_was_scheduled_behind_a_stop_is_not_called(backend: Backend):
     kernel.run()
     assert ["stop"] == seen
     assert kernel.now == 1.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_call_goes_on_later_if_nothing_comes_between(backend: Backend):
+    """Up to the next call, not at it, because that was asked for first; and never behind a stop."""
+    kernel = make_kernel(backend)
+    seen: list[Any] = []
+
+    def go_on(_: None) -> None:
+        for at in (2.0, 3.0, 2.5):
+            seen.append((kernel.skip_to(at), kernel.now))
+        kernel.schedule(0.25, seen.append, "after what it skipped")
+
+    def end(_: None) -> None:
+        seen.append((kernel.skip_to(9.0), kernel.now))
+        kernel.stop()
+        seen.append((kernel.skip_to(10.0), kernel.now))
+
+    kernel.schedule(1.0, go_on, None)
+    kernel.schedule(3.0, end, None)
+    kernel.run()
+    assert seen == [
+        (True, 2.0),
+        (False, 2.0),
+        (True, 2.5),
+        "after what it skipped",
+        (True, 9.0),
+        (False, 9.0),
+    ]

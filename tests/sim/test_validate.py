@@ -185,8 +185,8 @@ def an_envelope_is_lost(patch: Patch) -> None:
     honest = Engine.handle
     lost: list[RemoveEnvelope] = []
 
-    def handle(self: Engine, stimulus: Any, *, now: float) -> list[Any]:
-        said = honest(self, stimulus, now=now)
+    def handle(self: Engine, stimulus: Any, now: float) -> list[Any]:
+        said = honest(self, stimulus, now)
         gone = [each for each in said if type(each) is RemoveEnvelope]
         if gone and not lost and now > 1.0:
             lost.append(gone[0])

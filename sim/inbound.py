@@ -324,9 +324,7 @@ class Inbound:
             self._opened += 1
         loop.done_at += seconds
         queue.waiting_bytes += size
-        queue.put(
-            self._message(number, size, count), loop.done_at - self._kernel.now, last=True
-        )
+        queue.put(self._message(number, size, count), loop.done_at - self._kernel.now, last=True)
 
     def _asked(self, count: int, size: int, opens: bool) -> tuple[Reply | None, int]:
         """Ask the admission rules; return the refusal, if any, and the recipients that are let in."""

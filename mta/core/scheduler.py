@@ -275,9 +275,7 @@ class Scheduler:
         """Return when `hand_out` is next worth a call; ``now`` if it is at once, infinity if never."""
         if self.in_flight >= self.limits.max_inflight:
             return math.inf
-        if self.scheduled and (
-            (relayed and self._scheduled) or (local and self._scheduled_local)
-        ):
+        if self.scheduled and ((relayed and self._scheduled) or (local and self._scheduled_local)):
             return now
         return self.due_at
 

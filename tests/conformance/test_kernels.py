@@ -103,8 +103,7 @@ def test_a_call_goes_on_later_if_nothing_comes_between(backend: Backend):
     seen: list[Any] = []
 
     def go_on(_: None) -> None:
-        for at in (2.0, 3.0, 2.5):
-            seen.append((kernel.skip_to(at), kernel.now))
+        seen.extend((kernel.skip_to(at), kernel.now) for at in (2.0, 3.0, 2.5))
         kernel.schedule(0.25, seen.append, "after what it skipped")
 
     def end(_: None) -> None:

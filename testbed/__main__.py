@@ -13,16 +13,12 @@ from rich.console import Console
 
 from mta.core.settings import ConfigError
 from testbed.children import RunError
-from testbed.comparecommand import (
-    compare_command,
-    print_comparison,
-    render_comparison,
-    run_comparison,
-)
+from testbed.comparecommand import compare_command, run_comparison
 from testbed.ending import catch_signals, fail, interrupted
 from testbed.gatecommand import check_gates, failed_gates, gates_of
 from testbed.peercommand import peers_app
-from testbed.policycommand import policies_command, print_policies, render_policies
+from testbed.policycommand import policies_command
+from testbed.results import print_result, render_result
 
 app = typer.Typer(
     add_completion=False,
@@ -169,8 +165,7 @@ def report_command(run: RunName = "latest", runs: Runs = Path("runs")) -> None:
 
     try:
         directory = find(run, runs)
-        made = render_policies(directory) or render_comparison(directory)
-        print(made or render(Run(directory)))
+        print(render_result(directory) or render(Run(directory)))
     except (ConfigError, RunError) as error:
         fail(error)
 
@@ -190,9 +185,7 @@ def show_command(
     try:
         check_gates(gates, None)
         directory = find(run, runs)
-        if print_comparison(directory, as_json=as_json):
-            return
-        if print_policies(directory, as_json=as_json) is None:
+        if print_result(directory, as_json=as_json) is None:
             found = Run(directory)
             _print(found, found.summary, as_json=as_json)
             if failed_gates(gates, found.summary):

@@ -1,6 +1,5 @@
 """`testbed compare`, `testbed peers` and the sweep of `testbed run`: several runs, one page."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from mta.core.settings import ConfigError
-from testbed.children import RunError, UsageError
+from testbed.children import RunError
 from testbed.ending import catch_signals, fail, interrupted
 from testbed.gatecommand import check_gates, failed_gates, gates_of
+from testbed.results import print_result, render_result
 
 FailIf = Annotated[
     list[str] | None,
@@ -64,8 +63,8 @@ def compare_command(
         )
         directory = new_directory(out, "compare")
         write_json(directory / RESULT, result)
-        render_comparison(directory)
-        print_comparison(directory, as_json=as_json)
+        render_result(directory)
+        print_result(directory, as_json=as_json)
         if failed_gates(gates, _gated(result)):
             raise typer.Exit(1)
     except (ConfigError, RunError) as error:
@@ -141,8 +140,8 @@ def run_comparison(plan: Any, gates: list[str], *, as_json: bool) -> None:
         check_gates(gates, None)
         with Display() as display:
             directory = run_plan(plan, display)
-        render_comparison(directory)
-        print_comparison(directory, as_json=as_json)
+        render_result(directory)
+        print_result(directory, as_json=as_json)
         result = read(directory / RESULT)
         failures = failures_of(result)
         if failures:
@@ -159,48 +158,3 @@ def _gated(result: Mapping[str, Any]) -> dict[str, Any]:
     from testbed.comparing import as_summary
 
     return as_summary(result)
-
-
-def render_comparison(directory: Path) -> Path | None:
-    """Make report.html of a comparison again; None if the directory has none.
-
-    Raises:
-        UsageError: it is damaged.
-    """
-    from testbed.comparing import RESULT, read
-
-    if not (directory / RESULT).is_file():
-        return None
-    from testbed.comparereport import html
-
-    path = directory / "report.html"
-    try:
-        path.write_text(html(read(directory / RESULT)), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: can't be written: {error.strerror}") from error
-    return path
-
-
-def print_comparison(directory: Path, *, as_json: bool) -> bool:
-    """Print a comparison; return False if the directory has none.
-
-    Raises:
-        UsageError: it is damaged.
-    """
-    from testbed.comparing import RESULT, read
-
-    if not (directory / RESULT).is_file():
-        return False
-    result = read(directory / RESULT)
-    if as_json:
-        typer.echo(json.dumps(result))
-        return True
-    from testbed.comparereport import tables
-
-    console = Console(highlight=False)
-    for each in tables(result):
-        console.print(each)
-    report = directory / "report.html"
-    if report.is_file():
-        console.print(f"report: {report}", soft_wrap=True, markup=False)
-    return True

@@ -78,28 +78,8 @@ class Spread:
 
 
 @dataclass(slots=True)
-class Account:
-    """What became of the recipients of one destination; see `Ledger` for what each means."""
-
-    offered: int = 0
-    accepted: int = 0
-    refused: int = 0
-    delivered: int = 0
-    bounced: int = 0
-    queued: int = 0
-    lost: int = 0
-    unaccounted: int = 0
-    duplicates: int = 0
-    altered: int = 0
-    reordered: int = 0
-    accept_latency_s: Spread = field(default_factory=Spread)
-    """Of messages with a recipient there."""
-    delivery_latency_s: Spread = field(default_factory=Spread)
-
-
-@dataclass(slots=True)
-class Ledger:
-    """The account of one server's run. Everything counts recipients unless it says messages."""
+class Counts:
+    """What became of recipients: of a run, or of one destination of it. All of these count recipients."""
 
     offered: int = 0
     """Recipients of all messages that the load tried to send."""
@@ -119,28 +99,47 @@ class Ledger:
     """The same, if the server's queue can't be read: lost, or still there."""
     duplicates: int = 0
     """Arrivals beyond the first, less those that the client is to blame for."""
-    duplicates_client: int = 0
-    """Arrivals beyond the first that the load caused: it had no reply to a final dot and sent again."""
     altered: int = 0
     """Arrivals whose bytes are not those that were sent."""
+    reordered: int = 0
+    """First arrivals after one that its sender had begun to send to the same destination when this one had its 250 already."""
+    accept_latency_s: Spread = field(default_factory=Spread)
+    """From the instant at which a message should have been sent until its 250; of messages with a recipient there."""
+
+    @property
+    def placed(self) -> int:
+        """How many recipients are in one of the places; as many as were accepted."""
+        return self.delivered + self.bounced + self.queued + self.lost + self.unaccounted
+
+
+@dataclass(slots=True)
+class Account(Counts):
+    """What became of the recipients of one destination, or of one group of local users."""
+
+    delivery_latency_s: Spread = field(default_factory=Spread)
+    """From the instant at which a message should have been sent until the remote host's 250."""
+
+
+@dataclass(slots=True)
+class Ledger(Counts):
+    """The account of one server's run. Everything counts recipients unless it says messages."""
+
+    duplicates_client: int = 0
+    """Arrivals beyond the first that the load caused: it had no reply to a final dot and sent again."""
     unacknowledged: int = 0
     """Arrivals of messages whose client never heard the 250: it gave up, the server did not."""
     unexpected: int = 0
     """Arrivals of recipients that were refused, or of messages that nobody sent."""
-    reordered: int = 0
-    """First arrivals after one that its sender had begun to send to the same destination when this one had its 250 already."""
     messages_offered: int = 0
     messages_accepted: int = 0
     messages_delivered: int = 0
     """Transactions at the world's hosts."""
     reports: int = 0
     """Messages from ``<>`` that arrived: bounces, counted where they came in."""
-    accept_latency_s: Spread = field(default_factory=Spread)
-    """From the instant at which a message should have been sent until its 250."""
     delivery_latency_s: dict[str, Spread] = field(default_factory=dict)
-    """By destination: from the same instant until the remote host's 250."""
+    """By destination."""
     destinations: dict[str, Account] = field(default_factory=dict)
-    """The same for each destination, and each group of local users."""
+    """The counts of each destination, and of each group of local users."""
     last_delivery_s: float | None = None
     """From the start of the load until the last arrival."""
     flow: dict[str, list[float]] = field(default_factory=dict)
@@ -377,14 +376,8 @@ def _settle(
                 trouble["bounced"].append(who)
             elif queued is not None and owed not in queued:
                 trouble["lost"].append(who)
-    accounts: list[Ledger | Account] = [ledger, *ledger.destinations.values()]
-    for account in accounts:
-        assert account.accepted == placed(account), account
-
-
-def placed(account: Ledger | Account) -> int:
-    """Return how many recipients are in one of the places; as many as were accepted."""
-    return account.delivered + account.bounced + account.queued + account.lost + account.unaccounted
+    for account in (ledger, *ledger.destinations.values()):
+        assert account.accepted == account.placed, account
 
 
 def _flow(

@@ -1,15 +1,14 @@
-"""`testbed policies`: the command, and what `testbed show` and `testbed report` do with its directories."""
+"""`testbed policies`: the command."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mta.core.settings import ConfigError
 from testbed.children import RunError, UsageError
 from testbed.ending import catch_signals, fail, interrupted
+from testbed.results import print_result, render_result
 
 
 def policies_command(
@@ -56,8 +55,8 @@ def policies_command(
         )
         with Display() as display:
             directory = run_matrix(matrix, display)
-        render_policies(directory)
-        result = print_policies(directory, as_json=as_json)
+        render_result(directory)
+        result = print_result(directory, as_json=as_json)
     except (ConfigError, RunError) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -72,45 +71,3 @@ def _names(text: str, option: str) -> tuple[str, ...]:
     if not names or len(set(names)) != len(names):
         raise UsageError(f"{option}: {text!r}: must name at least one, and none twice")
     return names
-
-
-def render_policies(directory: Path) -> Path | None:
-    """Make report.html of a directory of `testbed policies` again; None if it is none.
-
-    Raises:
-        UsageError: its result is damaged.
-    """
-    from testbed.policies import RESULT, read
-
-    if not (directory / RESULT).is_file():
-        return None
-    from testbed.policyreport import html
-
-    path = directory / "report.html"
-    path.write_text(html(read(directory / RESULT)), encoding="utf-8")
-    return path
-
-
-def print_policies(directory: Path, *, as_json: bool) -> dict[str, Any] | None:
-    """Print the result of a directory of `testbed policies`; return it, or None if it is none.
-
-    Raises:
-        UsageError: its result is damaged.
-    """
-    from testbed.policies import RESULT, read
-
-    if not (directory / RESULT).is_file():
-        return None
-    result = read(directory / RESULT)
-    if as_json:
-        typer.echo(json.dumps(result))
-        return result
-    from testbed.policyreport import tables
-
-    console = Console(highlight=False)
-    for each in tables(result):
-        console.print(each)
-    report = directory / "report.html"
-    if report.is_file():
-        console.print(f"report: {report}", soft_wrap=True, markup=False)
-    return result

@@ -1,0 +1,73 @@
+"""Directories of several runs: `testbed policies` and comparisons leave one result each, which is printed and rendered alike.
+
+Numpy and Matplotlib are loaded when there is something to show, not before.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+from rich.console import Console, RenderableType
+
+from testbed.children import UsageError
+
+
+class _Kind(NamedTuple):
+    """What a result is read, tabled and drawn with."""
+
+    file: str
+    read: Callable[[Path], dict[str, Any]]
+    tables: Callable[[Mapping[str, Any]], Iterable[RenderableType]]
+    html: Callable[[Mapping[str, Any]], str]
+
+
+def _kind_of(directory: Path) -> _Kind | None:
+    from testbed import comparereport, comparing, policies, policyreport
+
+    kinds = (
+        _Kind(comparing.RESULT, comparing.read, comparereport.tables, comparereport.html),
+        _Kind(policies.RESULT, policies.read, policyreport.tables, policyreport.html),
+    )
+    return next((each for each in kinds if (directory / each.file).is_file()), None)
+
+
+def render_result(directory: Path) -> Path | None:
+    """Make report.html of a result again; None if the directory has none.
+
+    Raises:
+        UsageError: it is damaged, or the page can't be written.
+    """
+    kind = _kind_of(directory)
+    if kind is None:
+        return None
+    path = directory / "report.html"
+    page = kind.html(kind.read(directory / kind.file))
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: can't be written: {(error.strerror or '').lower()}") from error
+    return path
+
+
+def print_result(directory: Path, *, as_json: bool) -> dict[str, Any] | None:
+    """Print a result and return it; None if the directory has none.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    kind = _kind_of(directory)
+    if kind is None:
+        return None
+    result = kind.read(directory / kind.file)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return result
+    console = Console(highlight=False)
+    for each in kind.tables(result):
+        console.print(each)
+    report = directory / "report.html"
+    if report.is_file():
+        console.print(f"report: {report}", soft_wrap=True, markup=False)
+    return result

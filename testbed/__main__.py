@@ -200,13 +200,17 @@ def trim_command(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="New directory.")],
     runs: Runs = Path("runs"),
 ) -> None:
-    """Copy what reports and notebooks need of a run, without traces, logs and records."""
+    """Copy what reports and notebooks need of a run or a comparison, without traces, logs and records."""
+    from testbed import comparing
     from testbed.run import render
     from testbed.rundir import Run, find, trim
 
     try:
-        copy = trim(Run(find(run, runs)), target)
-        render(copy, page=False)
+        directory = find(run, runs)
+        if comparing.result_file(directory) is not None:
+            comparing.trim(directory, target)
+        else:
+            render(trim(Run(directory), target), page=False)
     except (ConfigError, RunError) as error:
         fail(error)
     print(target)

@@ -94,7 +94,7 @@ def peers_command(
         typer.Option(
             "--scenario",
             metavar="NAME",
-            help="May be repeated. Default: baseline, backlog, dead-destination.",
+            help="May be repeated. Default: full-speed, long-queue, baseline, backlog, dead-destination.",
         ),
     ] = None,
     targets: Annotated[
@@ -105,32 +105,55 @@ def peers_command(
     ] = None,
     repeats: Annotated[
         int, typer.Option(metavar="N", min=1, max=50, help="Of each, taking turns.")
-    ] = 1,
+    ] = 2,
+    scale: Annotated[
+        float,
+        typer.Option(
+            metavar="X",
+            min=0.01,
+            max=100.0,
+            help="Length of scenarios with a fixed rate: messages and outages, at the same rates; 1 is all of them.",
+        ),
+    ] = 0.25,
     overrides: Overrides = None,
     out: Out = None,
+    gates: Annotated[
+        bool,
+        typer.Option(
+            "--gates", help="Exit with 1 if a verdict is missed or could not be measured."
+        ),
+    ] = False,
     fail_if: FailIf = None,
     as_json: AsJson = False,
 ) -> None:
-    """Without a command: run the same scenarios on our server and on others, side by side."""
+    """Without a command: run the same scenarios on our server and on others, and write one page with verdicts."""
     if context.invoked_subcommand is not None:
         return
-    from testbed.sidebyside import SCENARIOS, peers_plan, targets_of
+    from testbed.sidebyside import peers_plan, targets_of
 
     try:
         plan = peers_plan(
-            scenarios or SCENARIOS,
+            scenarios,
             targets_of(targets),
             overrides or (),
             repeats=repeats,
             out=out,
+            scale=scale,
         )
     except (ConfigError, RunError) as error:
         fail(error)
-    run_comparison(plan, gates_of(fail_if, None), as_json=as_json)
+    run_comparison(plan, gates_of(fail_if, None), as_json=as_json, verdicts=gates)
 
 
-def run_comparison(plan: Any, gates: list[str], *, as_json: bool) -> None:
-    """Make the runs of a plan, and print and gate what they came to."""
+def run_comparison(plan: Any, gates: list[str], *, as_json: bool, verdicts: bool = False) -> None:
+    """Make the runs of a plan, and print and gate what they came to.
+
+    Args:
+        plan: see `testbed.sidebyside`.
+        gates: conditions of --fail-if.
+        as_json: print JSON.
+        verdicts: a verdict that is not met fails the command.
+    """
     from testbed.comparing import RESULT, failures_of, read
     from testbed.progress import Display
     from testbed.sidebyside import run_plan
@@ -146,7 +169,10 @@ def run_comparison(plan: Any, gates: list[str], *, as_json: bool) -> None:
         failures = failures_of(result)
         if failures:
             typer.echo(f"testbed: {failures[0]}", err=True)
-        if failed_gates(gates, _gated(result)) or failures:
+        unmet = [each for each in result.get("verdicts", []) if each["answer"] != "met"]
+        for each in unmet if verdicts else []:
+            typer.echo(f"testbed: {each['name']}: {each['answer']}: {each['why']}", err=True)
+        if failed_gates(gates, _gated(result)) or failures or (verdicts and unmet):
             raise typer.Exit(1)
     except (ConfigError, RunError) as error:
         fail(error)

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from testbed import compareplots
+from testbed import compareplots, peerreport
 from testbed.compareplots import unit_of
 from testbed.comparing import failures_of, leader
 from testbed.quantities import QUANTITIES
@@ -41,6 +41,14 @@ TERMINAL: Final = (
 
 def html(result: Mapping[str, Any]) -> str:
     """Return the page: it needs nothing else."""
+    if result.get("kind") == "peers":
+        parts = peerreport.front(result)
+        parts.append("<h2>Details</h2>")
+        parts += [
+            peerreport.folded(section, _section(section, result)) for section in result["scenarios"]
+        ]
+        parts += [peerreport.fairness(), _reproduce(result)]
+        return page(str(result["title"]), parts)
     parts = [_head(result)]
     parts += [_section(section, result) for section in result["scenarios"]]
     parts.append(_reproduce(result))
@@ -196,8 +204,11 @@ def tables(result: Mapping[str, Any]) -> Iterator[RenderableType]:
         for cell in section["cells"]:
             for each in cell["unhealthy"]:
                 yield Text(f"note: {cell['label']}: expected {each}", style="yellow")
-    for each in result.get("skipped", []):
-        yield Text(f"left out: {each}", style="yellow")
+    if result.get("kind") == "peers":
+        yield from peerreport.lines(result)
+    else:
+        for each in result.get("skipped", []):
+            yield Text(f"left out: {each}", style="yellow")
     for failure in failures_of(result):
         yield Text(f"FAILED: {failure}", style="bold red")
 

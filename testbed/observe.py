@@ -14,6 +14,7 @@ Whatever goes wrong, and on Ctrl-C, all processes are ended before the error goe
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import smtplib
 import threading
@@ -63,6 +64,10 @@ LOAD_LATE_S: Final = 60.0
 PEER_LATE_S: Final = 240.0
 """The same with another server, for which a scenario's rate may be too much."""
 
+DRAIN_STILL_S: Final = 12.0
+"""Wait for the queue to change, if nothing in it is tried again before the bench stops waiting; OpenSMTPD opens one
+connection for a route in 5 s, which is two of them."""
+
 SETTLE_S: Final = 4.0
 """Longest wait for gauges to come back to 0 after the drain, beyond the keep-alive of idle connections."""
 
@@ -90,6 +95,7 @@ def observe(
     *,
     part: Part,
     keep_queue: bool = False,
+    settle: bool = True,
 ) -> Ledger:
     """Run one representation; return the account, leave everything else in the directory.
 
@@ -100,13 +106,15 @@ def observe(
         directory: made here.
         part: where progress is shown.
         keep_queue: leave the server's queue there even if it is empty.
+        settle: wait for gauges to come back to 0, and tell of those that do not.
 
     Raises:
         RunError: the run could not be made, or a child ended before its time.
         UsageError: a child can't use what the scenario says.
     """
     directory.mkdir()
-    return _Observation(scenario, scenario_file, representation, directory, part).run(keep_queue)
+    observation = _Observation(scenario, scenario_file, representation, directory, part)
+    return observation.run(keep_queue, settle=settle)
 
 
 class _Observation:
@@ -131,11 +139,11 @@ class _Observation:
         self._accepted = 0
         self._delivered_before = 0.0
 
-    def run(self, keep_queue: bool) -> Ledger:
+    def run(self, keep_queue: bool, *, settle: bool) -> Ledger:
         """Do it all."""
         with contextlib.ExitStack() as stack:
             try:
-                return self._run(stack, keep_queue)
+                return self._run(stack, keep_queue, settle=settle)
             except WorldError as error:
                 raise RunError(f"world: {error}") from error
             except OSError as error:
@@ -143,7 +151,7 @@ class _Observation:
                 where = f"{error.filename}: " if error.filename else ""
                 raise RunError(f"{where}{error.strerror or error}") from error
 
-    def _run(self, stack: contextlib.ExitStack, keep_queue: bool) -> Ledger:
+    def _run(self, stack: contextlib.ExitStack, keep_queue: bool, *, settle: bool) -> Ledger:
         scenario, directory, part = self._scenario, self._directory, self._part
         part.show("starting")
         world = stack.enter_context(placed_world(self._representation, self._file, directory))
@@ -172,7 +180,7 @@ class _Observation:
             sampler.phase = "drain"
             drained = self._drain(server, world, sampler)
             sampler.phase = "idle-after"
-            leaks = self._settle(server, sampler)
+            leaks = self._settle(server, sampler, settle=settle)
         part.show("stopping", self._delivered(sampler.latest))
         stats = dict(sampler.latest)
         queued = self._queued(server)
@@ -307,22 +315,36 @@ class _Observation:
             raise RunError(load.describe_end())
 
     def _drain(self, server: Target, world: World, sampler: Sampler) -> bool:
-        """Wait until the queue is empty; return whether it is."""
+        """Wait until the queue is empty; return whether it is.
+
+        A server that can't be told to try again soon is not waited for once nothing moves.
+        """
         self._next_sample(server, sampler)
-        deadline = time.monotonic() + self._scenario.drain_s
+        begun = time.monotonic()
+        deadline = begun + self._scenario.drain_s
+        patience = math.inf
+        if (server.second_attempt_s or 0.0) > float(
+            self._schedule.due_s[-1]
+        ) + self._scenario.drain_s:
+            patience = DRAIN_STILL_S
+        still, changed = -1.0, begun
         while time.monotonic() < deadline:
             latest = sampler.latest
             self._show("drain", latest)
             if not _in_queue(latest):
                 return True
+            if _in_queue(latest) != still:
+                still, changed = _in_queue(latest), time.monotonic()
+            elif time.monotonic() - changed > patience:
+                break
             self._pause(server, TICK_S)
         world.stats()
         return False
 
-    def _settle(self, server: Target, sampler: Sampler) -> dict[str, float]:
+    def _settle(self, server: Target, sampler: Sampler, *, settle: bool) -> dict[str, float]:
         """Wait for gauges to come back; return those that did not, though the queue is empty."""
         self._pause(server, IDLE_S)
-        if _in_queue(sampler.latest) or self._is_peer:
+        if _in_queue(sampler.latest) or self._is_peer or not settle:
             return {}
         mta = self._scenario.server.get("limits", {}).get("mta", {})
         patience = SETTLE_S + min(float(mta.get("session_keepalive_s", 10.0)), 15.0)

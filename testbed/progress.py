@@ -66,6 +66,14 @@ class Display:
         yield part
         part.show("done", total)
 
+    @contextmanager
+    def whole(self, runs: int) -> Iterator["Whole"]:
+        """Show how many of several runs are over, and about how long the rest takes, above their parts."""
+        task = None
+        if self._bars is not None:
+            task = self._bars.add_task("all", total=runs, phase="", numbers="")
+        yield Whole(self, runs, task)
+
     def _show(self, part: "Part", phase: str, done: float, numbers: str) -> None:
         if self._bars is not None and part.task is not None:
             self._bars.update(part.task, completed=done, phase=phase, numbers=numbers)
@@ -93,3 +101,26 @@ class Part:
         if numbers is not None:
             self._numbers = numbers
         self._display._show(self, phase, min(done, self.total), self._numbers)
+
+
+class Whole:
+    """The first line of a display of several runs; see `Display.whole`."""
+
+    def __init__(self, display: Display, runs: int, task: TaskID | None) -> None:
+        self._display = display
+        self._runs = runs
+        self._task = task
+
+    def show(self, done: int, what: str, left_s: float) -> None:
+        """Say what is run now, how many are over, and about how long the rest takes, this one included."""
+        left = f"about {left_s / 60:.0f} min left" if left_s >= 90 else f"about {left_s:.0f} s left"
+        bars = self._display._bars
+        if bars is not None and self._task is not None:
+            bars.update(
+                self._task,
+                completed=done,
+                phase=f"{done}/{self._runs}",
+                numbers=f"{what}; {left}" if done < self._runs else what,
+            )
+        elif done < self._runs:
+            self._display.say(f"[{done + 1}/{self._runs}] {what}; {left}")

@@ -115,7 +115,7 @@ QUANTITIES: Final = {each.name: each for each in (*_COUNTS, *_LATENCIES, *_COSTS
 PART_KEYS: Final = frozenset(
     {each.path.partition(".")[0] for each in QUANTITIES.values()} | {
         "bytes_per_envelope_stderr", "bytes_per_envelope_uss_stderr", "bytes_per_envelope_pss_stderr", "fit", "leaks",
-        "store_body_bytes_per_envelope", "store_envelopes", "destinations", "commits",
+        "store_body_bytes_per_envelope", "store_envelopes", "destinations", "commits", "agents",
     }
 )  # fmt: skip
 """First words of paths into the part of one server."""

@@ -17,7 +17,7 @@ from testbed.children import UsageError
 class _Kind(NamedTuple):
     """What a result is read, tabled and drawn with."""
 
-    file: str
+    file: Path
     read: Callable[[Path], dict[str, Any]]
     tables: Callable[[Mapping[str, Any]], Iterable[RenderableType]]
     html: Callable[[Mapping[str, Any]], str]
@@ -26,11 +26,13 @@ class _Kind(NamedTuple):
 def _kind_of(directory: Path) -> _Kind | None:
     from testbed import comparereport, comparing, policies, policyreport
 
-    kinds = (
-        _Kind(comparing.RESULT, comparing.read, comparereport.tables, comparereport.html),
-        _Kind(policies.RESULT, policies.read, policyreport.tables, policyreport.html),
-    )
-    return next((each for each in kinds if (directory / each.file).is_file()), None)
+    compared = comparing.result_file(directory)
+    if compared is not None:
+        return _Kind(compared, comparing.read, comparereport.tables, comparereport.html)
+    if (directory / policies.RESULT).is_file():
+        file = directory / policies.RESULT
+        return _Kind(file, policies.read, policyreport.tables, policyreport.html)
+    return None
 
 
 def render_result(directory: Path) -> Path | None:
@@ -43,7 +45,7 @@ def render_result(directory: Path) -> Path | None:
     if kind is None:
         return None
     path = directory / "report.html"
-    page = kind.html(kind.read(directory / kind.file))
+    page = kind.html(kind.read(kind.file))
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -60,7 +62,7 @@ def print_result(directory: Path, *, as_json: bool) -> dict[str, Any] | None:
     kind = _kind_of(directory)
     if kind is None:
         return None
-    result = kind.read(directory / kind.file)
+    result = kind.read(kind.file)
     if as_json:
         typer.echo(json.dumps(result))
         return result

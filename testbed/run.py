@@ -24,7 +24,7 @@ from testbed.progress import Display
 from testbed.rundir import Run, write_json
 from testbed.summary import host, summarise, versions
 from testbed.targets.choice import OURS, make_target, placed_world, why_not
-from testbed.world.handle import World
+from testbed.world.handle import World, WorldError
 
 RUNS: Final = Path("runs")
 """Where runs are kept unless somebody says otherwise."""
@@ -52,6 +52,10 @@ class Options:
     """The run belongs to a larger one, which is what ``latest`` should lead to."""
     footprint: int = COUNT
     """Envelopes with which the store alone is measured; 0 to leave that out."""
+    settle: bool = True
+    """Wait until our gauges are back at 0, for as long as idle connections are kept, and say which are not."""
+    page: bool = True
+    """Write a report of its own; `testbed report` makes it later, too."""
 
 
 def execute(options: Options, display: Display) -> Run:
@@ -89,6 +93,7 @@ def execute(options: Options, display: Display) -> Run:
                 directory / name,
                 part=part,
                 keep_queue=options.keep_queue,
+                settle=options.settle,
             )
             ledgers[name] = accounts.to_json(ledger)
             write_json(directory / "ledger.json", ledgers)
@@ -97,7 +102,9 @@ def execute(options: Options, display: Display) -> Run:
         _measure_stores(found, scenario, options.footprint, display)
     if options.syncs:
         names = scenario.representations if is_ours else [options.target]
-        _count_syncs(found, names, scenario, display)
+        synced = count_syncs(names, scenario, found.directory / "syncs", display)
+        if synced:
+            write_json(found.directory / "syncs.json", synced)
     if options.model and is_ours:
         with display.part("model", len(scenario.representations)) as part:
             from testbed.model import costs_of, predict  # loads what a run without it does not need
@@ -111,7 +118,7 @@ def execute(options: Options, display: Display) -> Run:
         write_json(directory / "predictions.json", predictions)
     with display.part("report") as part:
         part.show("drawing")
-        render(found)
+        render(found, page=options.page)
     if not options.is_part:
         rundir.link_latest(directory)
     return found
@@ -222,31 +229,48 @@ domain = "steady.test"
 """One host that takes everything."""
 
 
-def _count_syncs(found: Run, names: Sequence[str], scenario: Scenario, display: Display) -> None:
-    """Run each server for a moment under strace; write syncs.json."""
+def count_syncs(
+    names: Sequence[str], scenario: Scenario, place: Path, display: Display
+) -> dict[str, Any]:
+    """Run servers for a moment under strace; return what `testbed.syncs.count` says of each, or nothing without strace.
+
+    Args:
+        names: how our server keeps envelopes, or other servers.
+        scenario: whose settings our server gets; its load and world are not used.
+        place: made here, and removed.
+        display: is told.
+
+    Raises:
+        RunError: a server did not do what it was started for.
+    """
     from testbed import syncs
 
     reason = syncs.why_not()
     if reason:
         display.say(f"syncs are not counted: {reason}")
-        return
+        return {}
     result: dict[str, Any] = {}
-    place = found.directory / "syncs"
-    place.mkdir()
-    world_file = place / "world.toml"
-    world_file.write_text(SYNC_WORLD, encoding="utf-8")
-    with display.part("syncs", len(names)) as part:
-        for i, name in enumerate(names):
-            part.show(name, i)
-            with placed_world(name, world_file, place / name) as world:
+    try:
+        place.mkdir()
+        world_file = place / "world.toml"
+        world_file.write_text(SYNC_WORLD, encoding="utf-8")
+        with display.part("syncs", len(names)) as part:
+            for i, name in enumerate(names):
+                part.show(name, i)
+                with placed_world(name, world_file, place / name) as world:
 
-                def make(directory: Path, name: str = name, world: World = world) -> Any:
-                    server = make_target(name, directory, scenario, world, scenario.server)
-                    return server, server.trace_syncs()
+                    def make(directory: Path, name: str = name, world: World = world) -> Any:
+                        server = make_target(name, directory, scenario, world, scenario.server)
+                        return server, server.trace_syncs()
 
-                result[name] = syncs.count(make, place / name, lambda i: f"u{i}@steady.test")
-    write_json(found.directory / "syncs.json", result)
-    shutil.rmtree(place, ignore_errors=True)
+                    result[name] = syncs.count(make, place / name, lambda i: f"u{i}@steady.test")
+    except OSError as error:
+        raise RunError(f"counting syncs: {error.strerror or error}") from error
+    except WorldError as error:
+        raise RunError(f"counting syncs: world: {error}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return result
 
 
 def command_of(options: Options) -> str:

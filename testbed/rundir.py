@@ -176,12 +176,22 @@ class Run:
 
     def notes(self, representation: str) -> Notes:
         """Return what the bench wrote down about one of them."""
-        return Notes(**self._json(f"{representation}/run.json"))
+        name = f"{representation}/run.json"
+        try:
+            return Notes(**self._json(name))
+        except TypeError as error:
+            raise UsageError(f"{self.directory / name}: not the notes of a run: {error}") from error
 
     def samples(self, representation: str) -> Samples:
         """Return what was measured; ``t`` counts from the start of the load."""
         start = self.notes(representation).load_start
-        return read_samples(self.directory / representation / "samples.csv", start=start)
+        path = self.directory / representation / "samples.csv"
+        try:
+            return read_samples(path, start=start)
+        except OSError as error:
+            raise UsageError(f"{path}: can't be read: {error.strerror}") from error
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     def prediction(self, representation: str) -> Samples | None:
         """Return what the model says of the same; None if it was not asked."""
@@ -246,7 +256,11 @@ def trim(run: Run, target: Path) -> Run:
         ):
             rows = csv.reader(source)
             heads = next(rows, [])
-            kept = [i for i, head in enumerate(heads) if "." not in head or head in SHIPPED_GAUGES]
+            kept = [
+                i
+                for i, head in enumerate(heads)
+                if "." not in head or head in SHIPPED_GAUGES or head.startswith("process.")
+            ]
             writer = csv.writer(out, lineterminator="\n")
             writer.writerows(
                 [row[i] for i in kept] for row in [heads, *rows] if len(row) == len(heads)

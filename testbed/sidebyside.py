@@ -7,25 +7,47 @@ contender. What can't run here is left out, and says why.
 import json
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sim.scenario import Scenario, load
+from testbed import packages
 from testbed.children import RunError, UsageError
 from testbed.comparing import RESULT, Cell, compared
+from testbed.footprint import COUNT
 from testbed.progress import Display
-from testbed.run import Options, execute, new_directory
+from testbed.run import Options, count_syncs, execute, new_directory
 from testbed.rundir import Run, link_latest, write_json
 from testbed.summary import host, versions
-from testbed.targets.choice import OURS, TARGETS, why_not
+from testbed.targets.choice import OURS, PEERS, TARGETS, why_not
+from testbed.verdicts import MEMORY, SPEED, verdicts
 
 REPEATS_MAX: Final = 50
 
-SCENARIOS: Final = ("baseline", "backlog", "dead-destination")
-"""Of `testbed peers`, unless somebody says otherwise."""
+SCENARIOS: Final = (SPEED, MEMORY, "baseline", "backlog", "dead-destination")
+"""Of `testbed peers`, unless somebody says otherwise: two that answer its questions, and three that engineers ask for."""
+
+ONCE: Final = frozenset({MEMORY})
+"""Scenarios that are run once: a slope has an error of its own, and a long queue takes long to be made."""
+
+LEFT_OUT: Final[Mapping[str, Mapping[str, str]]] = {
+    MEMORY: {"exim": "it keeps no queue in memory, and would take minutes to write this one"},
+}
+"""What `testbed peers` does not run unless it is asked to, and why."""
+
+PRIOR_S: Final = 60.0
+"""Of runs whose guess is taken to have been right, before there are any."""
+
+ABOUT_S: Final = 12.0
+"""What a run takes besides its load, about: start, warm-up, end and account."""
+
+
+GUESS: Final = 400.0
+"""Messages per second of a server that sets the pace itself, for an estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +76,80 @@ class Plan:
     """Of the directory below runs/."""
     skipped: tuple[str, ...] = ()
     """What was left out, and why."""
+    is_peers: bool = False
+    """Servers are compared, and the questions of `testbed.verdicts` asked."""
+    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By scenario: contenders that are not run in it, and why."""
+    scale: float = 1.0
+    """Of scenarios whose rate is fixed."""
+    pages: bool = True
+    """Each run gets a report of its own, too."""
+
+
+class Step(NamedTuple):
+    """One run of a plan."""
+
+    scenario: str
+    contender: Contender
+    number: int
+    """Which repeat, from 0."""
+    of: int
+    load_s: float
+    """How long its load takes at the scenario's rate."""
+
+
+def steps_of(plan: Plan) -> list[Step]:
+    """Return the runs of a plan in their order.
+
+    Raises:
+        ConfigError: a scenario can't be used.
+    """
+    steps = []
+    for name in plan.scenarios:
+        left_out = plan.left_out.get(name, {})
+        contenders = [each for each in plan.contenders if each.label not in left_out]
+        load_s = load_time(load(name, plan.overrides), plan.scale)
+        repeats = 1 if plan.is_peers and name in ONCE else plan.repeats
+        for number in range(repeats):
+            # Another one is first in each round.
+            turn = number % max(1, len(contenders))
+            steps += [
+                Step(name, each, number, repeats, load_s)
+                for each in (*contenders[turn:], *contenders[:turn])
+            ]
+    return steps
+
+
+def shortened(scenario: Scenario, scale: float) -> list[str]:
+    """Return overrides that make a scenario with a fixed rate shorter: fewer messages at the same rates, and shorter outages.
+
+    Where the server sets the pace there is nothing to shorten.
+    """
+    if scale == 1.0 or scenario.load.loop == "closed":
+        return []
+    found = [f"load.scale={scenario.load.scale * scale!r}"]
+    for i, destination in enumerate(scenario.destinations):
+        behaviours = [
+            {
+                key: value * scale if key in ("from_s", "to_s", "every_s") else value
+                for key, value in each.items()
+            }
+            for each in destination.behaviours
+        ]
+        if behaviours != destination.behaviours:
+            tables = (
+                "{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in each.items()) + " }"
+                for each in behaviours
+            )
+            found.append(f"destinations.{i}.behaviours=[{', '.join(tables)}]")
+    return found
+
+
+def load_time(scenario: Scenario, scale: float) -> float:
+    """Return how many seconds the load takes at its own rate, times a scale; a closed loop's is guessed."""
+    if scenario.load.loop == "closed":
+        return scenario.load.count / GUESS
+    return scenario.load.count / scenario.load.rate * scale
 
 
 def sweep_plan(
@@ -92,30 +188,40 @@ def sweep_plan(
 
 
 def peers_plan(
-    scenarios: Sequence[str],
+    scenarios: Sequence[str] | None,
     targets: Sequence[str],
     overrides: Sequence[str],
     *,
     repeats: int,
     out: Path | None,
+    scale: float = 1.0,
 ) -> Plan:
     """Return the plan of targets beside each other; those that can't run here are left out.
+
+    Args:
+        scenarios: None for `SCENARIOS`.
+        targets: names; see `targets_of`.
+        overrides: ``KEY=VALUE`` of every scenario.
+        repeats: runs of each.
+        out: the directory; None for one below runs/.
+        scale: of scenarios whose rate is fixed.
 
     Raises:
         ConfigError: a scenario can't be used.
         UsageError: there is no such target, or a scenario is ours alone.
     """
-    for name in scenarios:
+    names = tuple(scenarios or SCENARIOS)
+    for name in names:
         if load(name, overrides).local:
             raise UsageError(f"peers: {name}: local users are in our server only")
     skipped = [f"{name}: {reason}" for name in targets if (reason := why_not(name))]
     left = [name for name in targets if not why_not(name)]
-    words = ["testbed", "peers", "--repeats", str(repeats)]
-    words += [w for name in scenarios for w in ("--scenario", name)]
-    words += [w for name in targets for w in ("--target", name)]
+    words = ["testbed", "peers", "--repeats", str(repeats), "--scale", f"{scale:g}"]
+    words += [w for name in scenarios or () for w in ("--scenario", name)]
+    words += [w for name in targets if tuple(targets) != TARGETS for w in ("--target", name)]
     words += [w for each in overrides for w in ("--set", each)]
     return Plan(
-        scenarios=tuple(scenarios),
+        scenarios=names,
         contenders=tuple(
             # One way of ours: how envelopes are kept is another question.
             Contender(name, name, ('representations=["packed"]',) if name == OURS else ())
@@ -128,6 +234,11 @@ def peers_plan(
         repeats=repeats,
         out=out,
         skipped=tuple(skipped),
+        is_peers=True,
+        # Whoever names a scenario gets it of all.
+        left_out=LEFT_OUT if not scenarios else {},
+        pages=False,
+        scale=scale,
     )
 
 
@@ -143,38 +254,43 @@ def run_plan(plan: Plan, display: Display) -> Path:
     """
     if not plan.contenders:
         raise UsageError("nothing to compare: " + "; ".join(plan.skipped))
+    steps = steps_of(plan)
+    if not steps:
+        raise UsageError("nothing to compare: no server is in any of the scenarios")
     directory = new_directory(plan.out, plan.name)
     for line in plan.skipped:
         display.say(f"left out: {line}")
     cells: dict[tuple[str, str], Cell] = {}
     failed: list[str] = []
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    for scenario in plan.scenarios:
-        for number in range(plan.repeats):
-            # Another one is first in each round.
-            turn = number % len(plan.contenders)
-            for contender in (*plan.contenders[turn:], *plan.contenders[:turn]):
-                where = directory / _slug(f"{Path(scenario).stem}-{contender.label}-{number + 1}")
-                display.say(f"{scenario}, {contender.label}, {number + 1} of {plan.repeats}:")
-                try:
-                    run = _execute(
-                        plan, scenario, contender, where, display, syncs=plan.syncs and not number
-                    )
-                except UsageError:
-                    raise
-                except RunError as error:
-                    failed.append(f"{scenario}, {contender.label}, {number + 1}: {error}")
-                    display.say(f"failed: {error}")
-                    continue
+    left = Remaining(steps)
+    with display.whole(len(steps)) as whole:
+        for i, step in enumerate(steps):
+            what = f"{step.scenario}, {step.contender.label}, {step.number + 1} of {step.of}"
+            whole.show(i, what, left.seconds)
+            began = time.monotonic()
+            try:
+                run = _execute(plan, step, directory, display)
+            except UsageError:
+                raise
+            except RunError as error:
+                failed.append(
+                    f"{step.scenario}, {step.contender.label}, {step.number + 1}: {error}"
+                )
+                display.say(f"failed: {error}")
+            else:
                 for server in run.representations:
-                    key = (scenario, contender.label)
-                    cell = cells.setdefault(key, Cell(run.scenario.name, contender.label))
+                    key = (step.scenario, step.contender.label)
+                    cell = cells.setdefault(key, Cell(run.scenario.name, step.contender.label))
                     cell.runs.append((run, server))
+            left.done(step, time.monotonic() - began)
+        whole.show(len(steps), "done", 0.0)
     if not cells:
         raise RunError(failed[0])
     order = [(name, each.label) for name in plan.scenarios for each in plan.contenders]
     result: dict[str, Any] = compared(
         [cells[key] for key in order if key in cells],
+        syncs=_syncs(plan, cells, directory, display, failed) if plan.syncs else None,
         title=plan.title,
         started=started,
         command=plan.command,
@@ -184,30 +300,100 @@ def run_plan(plan: Plan, display: Display) -> Path:
         failed=failed,
         vary=next(iter(_vary(plan)), ""),
     )
+    if plan.is_peers:
+        _annotate(result, plan)
     write_json(directory / RESULT, result)
     link_latest(directory)
     return directory
 
 
-def _execute(
+class Remaining:
+    """How long the rest takes: what was run before takes as long again; the rest, as much longer than its load as those did."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        """Take the runs that are to be made."""
+        self._left = list(steps)
+        self._took: dict[tuple[str, str], float] = {}
+        # The first is a fast one: what it took says little of the others until there are some.
+        self._about = self._real = PRIOR_S
+
+    def done(self, step: Step, took_s: float) -> None:
+        """Take note of one that is over."""
+        self._left.remove(step)
+        self._took[step.scenario, step.contender.label] = took_s
+        self._about += step.load_s + ABOUT_S
+        self._real += took_s
+
+    @property
+    def seconds(self) -> float:
+        """About how long the rest takes."""
+        pace = self._real / self._about
+        return sum(
+            self._took.get((each.scenario, each.contender.label), pace * (each.load_s + ABOUT_S))
+            for each in self._left
+        )
+
+
+def _syncs(
     plan: Plan,
-    scenario: str,
-    contender: Contender,
-    where: Path,
+    cells: Mapping[tuple[str, str], Cell],
+    directory: Path,
     display: Display,
-    *,
-    syncs: bool,
-) -> Run:
+    failed: list[str],
+) -> dict[str, Any]:
+    """Count what each server syncs, once, apart from the runs; a server that fails at it is named."""
+    found: dict[str, Any] = {}
+    for contender in plan.contenders:
+        runs = [cell.runs[0] for (_, label), cell in cells.items() if label == contender.label]
+        if not runs:
+            continue
+        run, server = runs[0]
+        place = directory / f"syncs-{_slug(contender.label)}"
+        try:
+            counted = count_syncs([server], run.scenario, place, display)
+        except RunError as error:
+            failed.append(f"syncs, {contender.label}: {error}")
+            continue
+        if server in counted:
+            found[contender.label] = counted[server]
+    return found
+
+
+def _annotate(result: dict[str, Any], plan: Plan) -> None:
+    """Add what only the targets know, and the verdicts."""
+    result["kind"] = "peers"
+    result["servers"] = {
+        each.label: {"version": packages.find(each.target).version or "of this machine"}
+        for each in plan.contenders
+        if each.target != OURS
+    }
+    for section in result["scenarios"]:
+        section["left_out"] = dict(plan.left_out.get(section["name"], {}))
+        for cell in section["cells"]:
+            peer = PEERS.get(cell["target"])
+            cell["second_attempt_s"] = peer.second_attempt_s if peer is not None else None
+    result["verdicts"] = [each._asdict() for each in verdicts(result)]
+
+
+def _execute(plan: Plan, step: Step, directory: Path, display: Display) -> Run:
+    contender = step.contender
+    wanted = load(step.scenario, plan.overrides)
+    overrides = (*plan.overrides, *contender.overrides)
+    overrides = (*overrides, *shortened(wanted, plan.scale))
+    # What the store takes alone is the same in each round and scenario.
+    alone = plan.is_peers and wanted.name == MEMORY and not step.number
     return execute(
         Options(
-            scenario=scenario,
-            overrides=(*plan.overrides, *contender.overrides),
-            out=where,
+            scenario=step.scenario,
+            overrides=overrides,
+            out=directory
+            / _slug(f"{Path(step.scenario).stem}-{contender.label}-{step.number + 1}"),
             model=False,
             target=contender.target,
             is_part=True,
-            footprint=0,
-            syncs=syncs,
+            footprint=COUNT if alone else 0,
+            page=plan.pages,
+            settle=not plan.is_peers,
         ),
         display,
     )

@@ -58,6 +58,9 @@ LATE_S: Final = 0.05
 """A generator that is later than this at its 99th percentile did not offer the load that the run is about
 (facts of open-loop load generation: Schroeder, Wierman, Harchol-Balter, NSDI 2006)."""
 
+AGENT: Final = "process."
+"""Begins the names of gauges about one process of a server: ``process.scheduler.uss_bytes``."""
+
 PACKAGES: Final = (
     "mta-testbed",
     "aiosmtpd",
@@ -177,6 +180,7 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "bytes_per_envelope_uss_stderr": _round(private.stderr if private else None, 1),
         "bytes_per_envelope_pss": _round(shared.slope if shared else None, 1),
         "bytes_per_envelope_pss_stderr": _round(shared.stderr if shared else None, 1),
+        "agents": _agents(load, queued, grows),
         "fit": {
             "samples": fitted.samples,
             "intercept_bytes": round(fitted.intercept),
@@ -199,6 +203,7 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "peak_queue_at_s": round(float(t[peak_at]), 2),
         "drained": notes.drained,
         "drain_time_s": drain_time,
+        "watched_s": round(float(t[-1]), 2),
         "cpu_s": round(cpu, 2),
         "cpu_ms_per_message": round(cpu / messages * 1000, 3),
         "children_cpu_s": _grown(samples, "children_cpu_s") or 0.0,
@@ -219,6 +224,20 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "generator_lag_p99_s": (notes.load.get("generator_lag_s") or {}).get("p99"),
         "leaks": notes.leaks,
     }
+
+
+def _agents(load: Samples, queued: Floats, grows: slice) -> dict[str, Any]:
+    """Return the slope of memory on queued envelopes of each process that was watched apart; see `Target.stats`."""
+    found: dict[str, Any] = {}
+    for column in load.names:
+        if not column.startswith(AGENT) or not column.endswith("_bytes"):
+            continue
+        name, _, kind = column.removeprefix(AGENT).removesuffix("_bytes").partition(".")
+        fitted = line(queued[grows], load[column][grows])
+        agent = found.setdefault(name, {})
+        agent[f"bytes_per_envelope_{kind}"] = _round(fitted.slope if fitted else None, 1)
+        agent[f"bytes_per_envelope_{kind}_stderr"] = _round(fitted.stderr if fitted else None, 1)
+    return found
 
 
 def drained_at(t: Floats, queued: Floats) -> float | None:

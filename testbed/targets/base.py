@@ -35,6 +35,8 @@ class Target(Protocol):
     name: str
     is_tree: bool
     """It is many processes, which come and go."""
+    second_attempt_s: int | None
+    """When it tries again at the earliest, if it can't be told; None if it keeps the scenario's pace."""
 
     def start(self) -> None:
         """Start it and return when it takes mail.

@@ -2,20 +2,26 @@
 
 Its schedule can't be told to be faster (a second attempt comes after 400 s, always), so scenarios whose time is
 compressed leave their deferred mail in its queue; the account says so. Debian has version 6.8.0p2 of 2020, which
-does not sync what it accepts.
+does not sync what it accepts. The scheduler is a process of its own, whose memory is watched apart: it has what a
+queued envelope costs while it waits, and nothing else that grows.
 """
 
+import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from testbed.sampler import memory_of
 from testbed.targets.base import Owed
 from testbed.targets.ours import given_up
 from testbed.targets.peer import PORT, PeerServer
 
 CONFIG: Final = """\
 listen on 127.0.0.1 port {port}
+# 452 for the 101st message of a connection: nobody else ends kept connections so early, and the load does not come again.
+smtp limit max-mails 1000000
 action "out" relay
 match from any for any action "out"
 """
@@ -39,6 +45,12 @@ COUNTERS: Final = (
 )
 """Of the 100 that it has, what says how it is."""
 
+AGENTS: Final = ("scheduler", "queue")
+"""Processes whose memory is a gauge: ``process.scheduler.uss_bytes``."""
+
+PACE_S: Final = 400
+"""Until the second attempt, whatever it is told: ``400 * n**2`` after it came (scheduler_backend.c)."""
+
 _ACCEPTED: Final = re.compile(r"\b([0-9a-f]{8}) Message accepted")
 
 
@@ -46,6 +58,7 @@ class OpenSmtpd(PeerServer):
     """OpenSMTPD in a cell."""
 
     name = "opensmtpd"
+    second_attempt_s: int | None = PACE_S
     users = (("opensmtpd", "/var/lib/opensmtpd/empty"), ("opensmtpq", "/var/lib/opensmtpd/empty"))
 
     def configure(self) -> None:
@@ -65,10 +78,25 @@ class OpenSmtpd(PeerServer):
         return self.cell.log
 
     def queue_length(self) -> Mapping[str, float]:
-        """Return some of its counters, whose names ours has too."""
+        """Return some of its counters, whose names ours has too, and the memory of `AGENTS`."""
         found = dict(counters(self._control("show", "stats").splitlines()))
         # One that has never been set is not listed.
-        return {name: found.get(name, 0.0) for name in COUNTERS}
+        gauges = {name: found.get(name, 0.0) for name in COUNTERS}
+        agents = dict(self._agents())
+        for name in AGENTS:
+            memory = memory_of(agents[name]) if name in agents else None
+            gauges[f"process.{name}.pss_bytes"] = float(memory.pss) if memory else math.nan
+            gauges[f"process.{name}.uss_bytes"] = float(memory.uss) if memory else math.nan
+        return gauges
+
+    def _agents(self) -> Iterator[tuple[str, int]]:
+        """Yield its processes by what they are, which they write where their arguments were: ``smtpd: scheduler``."""
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+                name, _, role = line.decode("utf-8", "replace").partition(": ")
+                if name.endswith("smtpd") and role:
+                    yield role, pid
 
     def read_queue(self) -> list[Owed]:
         """Return what `smtpctl show queue` lists."""

@@ -39,6 +39,7 @@ class OurServer:
 
     name = "mta"
     is_tree = False
+    second_attempt_s: int | None = None
 
     def __init__(
         self,

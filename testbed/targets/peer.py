@@ -66,6 +66,7 @@ class PeerServer(ABC):
     is_tree = True
     users: tuple[tuple[str, str], ...] = ()
     """Names and homes of users that it runs as."""
+    second_attempt_s: int | None = None
     groups: tuple[str, ...] = ()
     """Groups beside those of its users."""
 

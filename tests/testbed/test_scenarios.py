@@ -33,6 +33,8 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
     "slowloris": ("load.messages=600", "server.limits.smtp.timeout_s=1.5", "server.limits.smtp.max_session_s=3.0"),
     "big-messages": ("load.messages=6",),
     "many-recipients": ("load.messages=4",),
+    "full-speed": ("load.messages=400",),
+    "long-queue": ("load.messages=300",),
     "day": ("load.messages=400", "destinations.3.behaviours=" + OUTAGE + "]"),
 }  # fmt: skip
 """What makes each a matter of seconds."""

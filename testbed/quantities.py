@@ -87,6 +87,7 @@ _COSTS: Final = (
     Quantity("messages_per_s", "messages_per_s", "rate", "messages from the first due instant to the last arrival", "more"),
     Quantity("accepted_per_s", "accepted_per_s", "rate", "messages while the load lasted", "more"),
     Quantity("drain_time", "drain_time_s", "time", "from the start of the load until the queue was empty", "less"),
+    Quantity("watched", "watched_s", "time", "from the start of the load until nobody looked any more"),
     Quantity("peak_queue_at", "peak_queue_at_s", "time", "when the queue was longest"),
     Quantity("cpu", "cpu_s", "time", "processor time of the server under load", "less"),
     Quantity("cpu_per_message", "cpu_ms_per_message", "time", "the same for each accepted message", "less", 1e-3),

@@ -1,6 +1,5 @@
 """What a comparison says of us: when a question is answered, how, and what is said where it can't be."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -15,7 +14,7 @@ def cell(
 ) -> dict[str, Any]:
     """Return one server's part of a scenario; quantities that are not given have no value."""
     quantities: dict[str, Any] = {}
-    given: Mapping[str, Any] = {"lost": 0.0, "altered": 0.0, "queued": 0.0, "duplicates": 0.0,
+    given: dict[str, Any] = {"lost": 0.0, "altered": 0.0, "queued": 0.0, "duplicates": 0.0,
                                 "accepted": 100.0, **values}  # fmt: skip
     for name in COLUMNS:
         found = given.get(name)

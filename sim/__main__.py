@@ -15,6 +15,7 @@ import typer
 from mta.core.settings import ConfigError
 from sim import scenario as scenarios
 from sim.settings import server_config
+from sim.sweepcommand import sweep
 
 app = typer.Typer(
     add_completion=False,
@@ -418,6 +419,9 @@ def export_timeline(
     except ConfigError as error:
         raise _fail(error) from None
     print(f"{count:,} events written to {path}; open it at https://ui.perfetto.dev")
+
+
+app.command()(sweep)
 
 
 @app.command("validate")

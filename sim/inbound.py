@@ -178,6 +178,8 @@ class Inbound:
         self.accepted_envelopes = 0
         self.refused = 0
         """Messages that were refused with 4xx or 5xx for good, as far as the client is concerned."""
+        self.turned_away = 0
+        """Times that a client heard 421, whether it came again or not."""
         self.ended_at: float | None = None
         """When the last message was settled; None until then."""
         self.latency_s = array("d")
@@ -355,6 +357,7 @@ class Inbound:
 
     def _turn_away(self, number: int) -> None:
         """The client heard 421: it comes again a little later, a few times."""
+        self.turned_away += 1
         tries = self._tries.pop(number, 1)
         if tries < self._tries_max:
             self._tries[number] = tries + 1

@@ -140,6 +140,7 @@ COUNTS: Final = {
     "messages": "offered",
     "accepted_messages": "messages answered with 250",
     "refused_messages": "messages refused, after all tries",
+    "turned_away": "times that a client heard 421, whether it came again or not",
     "accepted": "envelopes accepted",
     "delivered": "envelopes delivered, reports not counted",
     "deferred": "temporary failures, which may be several of one envelope",

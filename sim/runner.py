@@ -211,6 +211,7 @@ class Model:
             "messages": len(self.schedule),
             "accepted_messages": inbound.accepted,
             "refused_messages": inbound.refused,
+            "turned_away": inbound.turned_away,
             "accepted": inbound.accepted_envelopes,
             "delivered": driver.delivered,
             "deferred": counted.tempfail,

@@ -1,0 +1,175 @@
+"""The page of a sweep: what is recommended and why, the front, every point, and how to do it again."""
+
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any, Final
+
+from sim import sweepplots
+from sim.pages import NONE, notes_list, page, picture, table
+from sim.sweepresult import CONFIDENCE, LATENCY, MEMORY, MUST_BE_ZERO, mib, seconds, settings_lines
+from sim.sweeptask import NUMBERS
+
+ROWS_MAX: Final = 300
+"""Points in the table; beyond, the base and the front. ``sweep.json`` has all."""
+
+_MORE: Final = (
+    ("p50", "p50, s"),
+    ("p99", "p99, s"),
+    ("drain_time_s", "Empty after, s"),
+    ("goodput", "Delivered per s"),
+    ("peak_queued", "Peak queued"),
+    ("peak_connections", "Peak connections"),
+    ("deferred", "Failed tries"),
+)
+
+
+def html(result: Mapping[str, Any]) -> str:
+    """Return the page: it needs nothing else."""
+    title = f"Sweep: {result['title'] or result['scenario']}"
+    return page(
+        title, [_head(result, title), *_figures(result), _points(result), _reproduce(result)]
+    )
+
+
+def _head(result: Mapping[str, Any], title: str) -> str:
+    chosen = result["chosen"]
+    first, *rest = result["words"]
+    kind = "good" if chosen is not None else "bad"
+    head, _, tail = first.partition(":")
+    lead = f"<strong>{escape(head)}:</strong>{escape(tail)}" if tail else escape(first)
+    settings = "\n".join(settings_lines(result))
+    return "\n".join(
+        [
+            f"<h1>{escape(title)}</h1>",
+            f'<p class="lead">{escape(" ".join(result["question"].split()))}</p>' if result["question"] else "",
+            f'<p class="{kind}">{lead}</p>',
+            f"<pre>{escape(settings)}</pre>" if settings else "",
+            "<h2>Why</h2>",
+            notes_list("why", rest),
+            "" if result["same_mail"] else notes_list(
+                "warn", ["Points did not have the same mail: differences from the base have the luck of both in them."]
+            ),
+        ]
+    )  # fmt: skip
+
+
+def _figures(result: Mapping[str, Any]) -> Iterator[str]:
+    several = result["replications"] > 1
+    bars = (
+        f" Bars: {CONFIDENCE:.0%} intervals of the mean of {result['replications']} runs."
+        if several
+        else ""
+    )
+    yield "<h2>Memory against latency</h2>"
+    yield picture(
+        sweepplots.pareto(result),
+        f"Each mark is a point, a setting of all that was varied. Nothing is both lower and further left than the front.{bars}",
+    )
+    figure = sweepplots.along(result)
+    if figure is not None:
+        yield "<h2>Along each limit</h2>"
+        yield picture(
+            figure,
+            "Where several points have the same value, each is a small mark and the line is their mean. Axes of time and rate begin"
+            f" at 0, that of memory does not.{bars}",
+        )
+
+
+def _points(result: Mapping[str, Any]) -> str:
+    points = result["points"]
+    shown = points
+    left = ""
+    if len(points) > ROWS_MAX:
+        wanted = {0, *result["front"]}
+        shown = [each for each in points if each["number"] in wanted]
+        left = f"<p>{len(points) - len(shown):,} points that are not on the front are in sweep.json.</p>"
+    heads = [
+        "",
+        *(axis["short"] for axis in result["axes"]),
+        "p95",
+        "Peak memory",
+        "p95 against now",
+        "memory against now",
+    ]
+    heads += [words for _, words in _MORE]
+    rows = [_row(result, point) for point in shown]
+    return "\n".join(
+        ["<h2>Every point</h2>", table(heads, rows, text_columns=1 + len(result["axes"])), left]
+    )
+
+
+def _row(result: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
+    number = point["number"]
+    words = ["now"] if not number else []
+    if number == result["chosen"]:
+        words.append("<strong>recommended</strong>")
+    elif number in result["front"]:
+        words.append("front")
+    words += [f'<span class="bad">{escape(why)}</span>' for why in point["why_not"]]
+    if point["same_as"] is not None:
+        words.append(
+            f'<small class="model">same as {_short(result["points"][point["same_as"]])}</small>'
+        )
+    told = point["means"][LATENCY]["mean"] is not None
+    cells = [", ".join(words)]
+    cells += [escape(point["settings"].get(axis["key"], NONE)) for axis in result["axes"]]
+    cells.append(seconds(point, LATENCY) if told else NONE)
+    cells.append(mib(point) if point["means"][MEMORY]["mean"] is not None else NONE)
+    for name, factor in ((LATENCY, 1.0), (MEMORY, 1 / sweepplots.MIB)):
+        cells.append(_signed(point["against_base"][name], factor) if number else NONE)
+    for name, _ in _MORE:
+        mean = point["means"][name]["mean"]
+        cells.append(NONE if mean is None else _figures_of(mean))
+    return cells
+
+
+def _short(point: Mapping[str, Any]) -> str:
+    return escape(", ".join(point["settings"].values())) if point["settings"] else "now"
+
+
+def _signed(of: Mapping[str, Any], factor: float) -> str:
+    if of["mean"] is None:
+        return NONE
+    if not of["mean"] and not of["half"]:
+        return "0"
+    sign = "+" if of["mean"] > 0 else "\N{MINUS SIGN}"
+    half = f" ± {_figures_of(of['half'] * factor)}" if of["half"] is not None else ""
+    return f"{sign}{_figures_of(abs(of['mean']) * factor)}{half}"
+
+
+def _figures_of(value: float) -> str:
+    size = abs(value)
+    if size >= 100 or value == round(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _reproduce(result: Mapping[str, Any]) -> str:
+    allowed = f" Allowed: {', '.join(result['allow'])}." if result["allow"] else ""
+    zero = "; ".join(words for name, words in MUST_BE_ZERO.items() if name not in result["allow"])
+    costs = (
+        "measured in a run"
+        if result["measured"]
+        else "the model's defaults: good for questions of \N{LEFT DOUBLE QUOTATION MARK}about how much\N{RIGHT DOUBLE QUOTATION MARK} only"
+    )
+    drawn = {"grid": "every combination", "latin": "a Latin hypercube", "random": "drawn at random"}
+    mail = "The mail is that of the recorded run; replications differ in how hosts answer" if result["recorded"] else (
+        "The n-th run of each point has the same mail and the same hosts"
+    )  # fmt: skip
+    meanings = "; ".join(f"<em>{name}</em>: {escape(words)}" for name, words in NUMBERS.items())
+    return "\n".join(
+        [
+            "<h2>How to read it, and how to do it again</h2>",
+            f"<p>A point does not qualify if in any of its runs: {escape(zero)}.{escape(allowed)} Of those that do, the one with the least"
+            f" memory is recommended whose p95 is at most {result['within']:.0%} above the best.</p>",
+            f"<p>{mail}, so that differences are taken run by run: common luck drops out. ± is half of a {CONFIDENCE:.0%} interval of the"
+            f" mean (Student's t). Points: {drawn[result['sampling']]}.</p>",
+            f"<p>Costs are {costs}. Memory is the process, the queue and what an allocator keeps; what a connection takes in the"
+            " server is not in the model. A limit that never binds changes nothing here, and protects from loads that were not tried.</p>",
+            notes_list("warn", result["notes"]),
+            f"<p>{meanings}.</p>",
+            f"<pre>{escape(result['command'])}</pre>",
+            f"<p>Seed {result['seed']}, {result['messages']:,} messages a run. Model {result['model'][:16]}, costs"
+            f" {result['costs'][:16]}, result {result['digest'][:16]}.</p>",
+        ]
+    )  # fmt: skip

@@ -27,7 +27,7 @@ def beyond(scenario: Scenario) -> Iterator[str]:
     if unheard:
         yield f"settings of {', '.join(unheard)}: they are the real server's"
     if scenario.vary:
-        yield f"the sweep over {', '.join(scenario.vary)}: `sim compare` runs it"
+        yield f"the sweep over {', '.join(scenario.vary)}: `sim sweep` runs it"
 
 
 LARGE_BYTES = 4 * 1024 * 1024

@@ -18,6 +18,7 @@ AROUND: Final = frozenset(
     {
         "__main__", "calibrate", "executors", "figures", "listing", "pages", "pareto", "perfetto", "replay",
         "stylesheet", "sweep", "sweepcache", "sweepcommand", "sweepplots", "sweepreport", "sweepresult", "sweeprun",
+        "sweepstats", "sweepwords",
         "sweepsubject", "theory", "validate",
     }
 )  # fmt: skip

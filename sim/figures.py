@@ -15,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+MARKERS: Final = {"fixed": "v", "whole": "s", "full": "D", "slim": "o", "packed": "^"}
+"""Of each representation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Theme:

@@ -1,7 +1,8 @@
-"""The front of two amounts of which less is better, and the point on it that is recommended.
+"""The front of two amounts of which less is better, and the point that is recommended.
 
-The rule is one that can be said in a sentence: of all points whose latency is within some per cent of the best one, the one with
-the least memory. Curvature has no unit that memory and seconds share, so no rule by curvature would survive a change of units.
+The rule is one that can be said: of all points whose latency is within some per cent of the best one, the one with the least
+memory; memory that differs by a per cent is the same, and then what is set now is kept, or else the quickest is taken.
+Curvature has no unit that memory and seconds share, so no rule by curvature would survive a change of units.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from typing import Final, NamedTuple
 
 WITHIN: Final = 0.10
 """How much worse than the best latency the recommended one may be, as a part; default of ``--within``."""
+
+SAME: Final = 0.01
+"""Memory that differs by this part is the same: nobody changes a limit for it."""
 
 
 class Amounts(NamedTuple):
@@ -36,16 +40,22 @@ def front(points: Sequence[Amounts]) -> list[int]:
     return found
 
 
-def knee(points: Sequence[Amounts], within: float = WITHIN) -> int | None:
+def knee(
+    points: Sequence[Amounts], within: float = WITHIN, *, now: int | None = None
+) -> int | None:
     """Return the number of the recommended point; None if there are none.
 
     Args:
         points: all that qualify.
         within: see `WITHIN`.
+        now: the number of what is set now, if that qualifies.
     """
-    on_front = front(points)
-    if not on_front:
+    if not points:
         return None
-    best = points[on_front[-1]].latency
-    # By rising memory: the first that is quick enough.
-    return next(n for n in on_front if points[n].latency <= best * (1 + within))
+    best = min(each.latency for each in points)
+    quick = [n for n, each in enumerate(points) if each.latency <= best * (1 + within)]
+    least = min(points[n].memory for n in quick)
+    lean = [n for n in quick if points[n].memory <= least * (1 + SAME)]
+    if now in lean:
+        return now
+    return min(lean, key=lambda n: (points[n].latency, points[n].memory, n))

@@ -66,7 +66,8 @@ class Axis(NamedTuple):
         else:
             value = self.low + part * (top - self.low)
         if self.whole:
-            return str(min(int(value), int(self.high)))
+            # exp(log(x)) may be a hair below x.
+            return str(min(max(math.floor(value), int(self.low)), int(self.high)))
         return f"{min(max(float(f'{value:.4g}'), self.low), self.high)!r}"
 
 

@@ -17,9 +17,11 @@ from sim.executors import JOBS_MAX, Cluster, Executor, Here, Pool, WorkerLostErr
 from sim.pareto import WITHIN
 from sim.sweep import POINTS_MAX, REPLICATIONS_MAX, Sampling, design
 from sim.sweepcache import FOLDER, Cache
-from sim.sweepresult import LATENCY, MEMORY, check_options, mib, result_of, seconds, settings_lines
+from sim.sweepresult import check_options, result_of
 from sim.sweeprun import RUN_S_MAX, Found, Progress, carry_out_plan, make_plan
+from sim.sweepstats import LATENCY, MEMORY
 from sim.sweepsubject import subject
+from sim.sweepwords import mib, seconds, setting_of, settings_lines
 
 SAY_EVERY_S: Final = 10.0
 """Seconds between lines of progress where there is no terminal."""
@@ -303,7 +305,7 @@ def _print(result: dict[str, Any], found: Found, folder: Path) -> None:
     for head in ("p95", "peak memory", "drain, s", "peak\nqueued", "deferred", ""):
         sheet.add_column(head, justify="right" if head else "left")
     for point in shown:
-        cells = [point["settings"].get(axis["key"], "as now") for axis in result["axes"]]
+        cells = [escape(setting_of(result, point, axis["key"])) for axis in result["axes"]]
         told = point["means"][LATENCY]["mean"] is not None
         cells += [seconds(point, LATENCY) if told else "-"]
         cells += [mib(point) if point["means"][MEMORY]["mean"] is not None else "-"]
@@ -335,7 +337,9 @@ def mark(result: dict[str, Any], point: dict[str, Any]) -> str:
     """Return what is to be said of a point in a word or two."""
     number = point["number"]
     if number == result["chosen"]:
-        return "recommended"
+        return "recommended" if number else "now, recommended"
+    if not number:
+        return "; ".join(["now", *point["why_not"]])
     if number in result["front"]:
         return "front"
     return "; ".join(point["why_not"])

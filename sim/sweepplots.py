@@ -6,10 +6,11 @@ from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
-from sim.figures import LIGHT, Theme, make_panels, rc
-from sim.sweepresult import LATENCY, MEMORY
+from sim.figures import LIGHT, MARKERS, Theme, make_panels, rc
+from sim.sweepstats import LATENCY, MEMORY
+from sim.sweepwords import setting_of
 
 MIB: Final = 1024 * 1024
 
@@ -21,7 +22,7 @@ KINDS_MAX: Final = 7
 """Values of an axis that are told apart by colour and marker."""
 
 LABELS_MAX: Final = 8
-"""Points of the front that are named in the figure."""
+"""Points, or if they are more, points of the front, that are named in the figure."""
 
 AXES_MAX: Final = 4
 """Axes that have a row of panels."""
@@ -46,8 +47,10 @@ def pareto(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
                 some = [each for each in own if bool(each["why_not"]) != fit]
                 if not some:
                     continue
-                _scatter(axes, some, theme, i, label=_label(kind, fit, kinds), fit=fit, bars=bars)
-        _mark(axes, result, theme)
+                _scatter(
+                    axes, some, theme, i, kind=kind, label=_label(kind, fit), fit=fit, bars=bars
+                )
+        named = _mark(axes, result, theme)
         _scale_latency(axes, [_at(each)[1] for each in points])
         axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         axes.set(
@@ -56,14 +59,22 @@ def pareto(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
             ylabel="95 % delivered within, seconds",
         )
         axes.margins(x=0.12, y=0.12)
+        _name(axes, named, theme)
         if points:
-            axes.legend(loc="upper right")
+            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         else:
             axes.text(0.5, 0.5, "nothing was delivered", ha="center", transform=axes.transAxes)
     return figure
 
 
-def _label(kind: str | None, fit: bool, kinds: Sequence[str]) -> str:
+def _look(theme: Theme, kind: str | None, number: int) -> tuple[str, str]:
+    """Return colour and marker: what has its own everywhere has it here, too."""
+    if kind is not None and kind in theme.colours:
+        return theme.colour(kind), MARKERS.get(kind, _MARKERS[number % len(_MARKERS)])
+    return theme.colour(_COLOURS[number % len(_COLOURS)]), _MARKERS[number % len(_MARKERS)]
+
+
+def _label(kind: str | None, fit: bool) -> str:
     if kind is None:
         return "qualifies" if fit else "does not qualify"
     return kind if fit else f"{kind}, does not qualify"
@@ -75,11 +86,12 @@ def _scatter(
     theme: Theme,
     number: int,
     *,
+    kind: str | None,
     label: str,
     fit: bool,
     bars: bool,
 ) -> None:
-    colour = theme.colour(_COLOURS[number % len(_COLOURS)])
+    colour, marker = _look(theme, kind, number)
     x, y = zip(*(_at(each) for each in points), strict=True)
     if bars:
         half_x = [(each["means"][MEMORY]["half"] or 0) / MIB for each in points]
@@ -89,14 +101,14 @@ def _scatter(
         axes.errorbar(
             x, y, xerr=half_x, yerr=[down, half_y], fmt="none", ecolor=theme.faint, elinewidth=1.0, zorder=1
         )  # fmt: skip
-    marker = _MARKERS[number % len(_MARKERS)]
     if fit:
         axes.plot(x, y, marker, color=colour, ms=5.5, label=label, zorder=3)
     else:
         axes.plot(x, y, marker, color=colour, mfc="none", ms=5.5, label=label, zorder=2)
 
 
-def _mark(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
+def _mark(axes: Axes, result: Mapping[str, Any], theme: Theme) -> list[Any]:
+    """Draw what is special; return the points that should be named."""
     points = result["points"]
     on_front = [points[number] for number in result["front"]]
     if len(on_front) > 1:
@@ -114,12 +126,29 @@ def _mark(axes: Axes, result: Mapping[str, Any], theme: Theme) -> None:
             *([value] for value in _at(points[result["chosen"]])), "*", ms=15, mfc="none",
             mec=theme.colour("raised"), mew=1.6, label="recommended", zorder=5,
         )  # fmt: skip
-    named = on_front if len(on_front) <= LABELS_MAX else []
+    qualified = [each for each in points if each["number"] and _xy(each) is not None]
+    named = qualified if len(qualified) <= LABELS_MAX else on_front
+    if len(named) > LABELS_MAX:
+        named = []
     if result["chosen"] is not None and not named:
         named = [points[result["chosen"]]]
-    for each in named:
+    return named
+
+
+def _name(axes: Axes, points: Sequence[Mapping[str, Any]], theme: Theme) -> None:
+    """Name points, the last first, unless the name would lie on another."""
+    # What the layout will leave of the figure, about; names in the way of each other say less than none.
+    inches = (6.5, 3.6)
+    axes.autoscale_view()
+    taken: list[tuple[float, float]] = []
+    for each in reversed(points):
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform(_at(each)))
+        at = x * inches[0], y * inches[1]
+        if any(abs(at[0] - a) < 1.6 and abs(at[1] - b) < 0.18 for a, b in taken):
+            continue
+        taken.append(at)
         axes.annotate(
-            ", ".join(each["settings"].values()) or "as now", _at(each), xytext=(9, 7),
+            ", ".join(each["settings"].values()) or "now", _at(each), xytext=(10, 8),
             textcoords="offset points", fontsize=8, color=theme.ink,
         )  # fmt: skip
 
@@ -133,19 +162,12 @@ def _scale_latency(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _plain(axes: Axes, which: str) -> None:
+    """Label a logarithmic axis with plain numbers, as many as its length bears."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    if low > 0 and high / low < 30:
-        # Less than a decade or two has too few labels otherwise.
-        axis.set_minor_formatter(FuncFormatter(_some_digits))
-    else:
-        axis.set_minor_formatter(NullFormatter())
-
-
-def _some_digits(value: float, _: object) -> str:
-    first = f"{value:e}"[0]
-    return f"{value:,g}" if first in "25" else ""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def along(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
@@ -185,16 +207,19 @@ def _curves(
     for i, kind in enumerate(kinds or [None]):
         by_value: dict[float, list[tuple[float, float]]] = {}
         for point in result["points"]:
-            value = _number(point["settings"].get(key))
+            value = _number(setting_of(result, point, key))
             of = point["means"][name]
             if value is None or of["mean"] is None:
                 continue
             if kind is None or _kind(point, result) == kind:
                 half = (of["half"] or 0.0) * factor
-                by_value.setdefault(value, []).append((of["mean"] * factor, half))
+                found = by_value.setdefault(value, [])
+                # What is set now may be a point of the grid, too.
+                if (of["mean"] * factor, half) not in found:
+                    found.append((of["mean"] * factor, half))
         if not by_value:
             continue
-        colour = theme.colour(_COLOURS[i % len(_COLOURS)])
+        colour, marker = _look(theme, kind, i)
         x = sorted(by_value)
         xs += x
         means = [sum(mean for mean, _ in by_value[each]) / len(by_value[each]) for each in x]
@@ -203,14 +228,14 @@ def _curves(
         if alone:
             halves = [by_value[each][0][1] for each in x]
             axes.errorbar(
-                x, means, yerr=halves, color=colour, marker=_MARKERS[i % len(_MARKERS)], ms=4.5,
+                x, means, yerr=halves, color=colour, marker=marker, ms=4.5,
                 ls=_STYLES[i % len(_STYLES)], label=kind, capsize=2.5,
             )  # fmt: skip
         else:
             axes.plot(
                 [each for each in x for _ in by_value[each]],
                 [mean for each in x for mean, _ in by_value[each]],
-                _MARKERS[i % len(_MARKERS)], color=colour, ms=3, alpha=0.6, mew=0,
+                marker, color=colour, ms=3, alpha=0.6, mew=0,
             )  # fmt: skip
             if len(x) <= 20:
                 axes.plot(x, means, color=colour, ls=_STYLES[i % len(_STYLES)], label=kind)
@@ -263,16 +288,10 @@ def _kinds(result: Mapping[str, Any]) -> list[str]:
     key = _telling(result)
     if not key:
         return []
-    listed = next(axis["values"] for axis in result["axes"] if axis["key"] == key)
+    listed = next(list(axis["values"]) for axis in result["axes"] if axis["key"] == key)
     base = _kind(result["points"][0], result)
-    return [*listed, *([base] if base not in listed else [])]
+    return listed if base in listed else [*listed, base]
 
 
 def _kind(point: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    key = _telling(result)
-    if key in point["settings"]:
-        return str(point["settings"][key])
-    # The base: of envelope and layout it is known what they are.
-    if key == "server.envelope":
-        return str(point["envelope"])
-    return "as now"
+    return setting_of(result, point, _telling(result)) or "as now"

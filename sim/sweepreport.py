@@ -6,19 +6,19 @@ from typing import Any, Final
 
 from sim import sweepplots
 from sim.pages import NONE, notes_list, page, picture, table
-from sim.sweepresult import CONFIDENCE, LATENCY, MEMORY, MUST_BE_ZERO, mib, seconds, settings_lines
+from sim.sweepresult import MUST_BE_ZERO
+from sim.sweepstats import CONFIDENCE, LATENCY, MEMORY
 from sim.sweeptask import NUMBERS
+from sim.sweepwords import in_mib, in_seconds, mib, seconds, setting_of, settings_lines, signed
 
 ROWS_MAX: Final = 300
 """Points in the table; beyond, the base and the front. ``sweep.json`` has all."""
 
 _MORE: Final = (
-    ("p50", "p50, s"),
     ("p99", "p99, s"),
     ("drain_time_s", "Empty after, s"),
     ("goodput", "Delivered per s"),
     ("peak_queued", "Peak queued"),
-    ("peak_connections", "Peak connections"),
     ("deferred", "Failed tries"),
 )
 
@@ -85,11 +85,11 @@ def _points(result: Mapping[str, Any]) -> str:
         left = f"<p>{len(points) - len(shown):,} points that are not on the front are in sweep.json.</p>"
     heads = [
         "",
-        *(axis["short"] for axis in result["axes"]),
+        *(axis["short"].rpartition(".")[2] for axis in result["axes"]),
         "p95",
         "Peak memory",
-        "p95 against now",
-        "memory against now",
+        "Against now: p95",
+        "memory",
     ]
     heads += [words for _, words in _MORE]
     rows = [_row(result, point) for point in shown]
@@ -112,11 +112,12 @@ def _row(result: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
         )
     told = point["means"][LATENCY]["mean"] is not None
     cells = [", ".join(words)]
-    cells += [escape(point["settings"].get(axis["key"], NONE)) for axis in result["axes"]]
+    cells += [escape(setting_of(result, point, axis["key"]) or NONE) for axis in result["axes"]]
     cells.append(seconds(point, LATENCY) if told else NONE)
     cells.append(mib(point) if point["means"][MEMORY]["mean"] is not None else NONE)
-    for name, factor in ((LATENCY, 1.0), (MEMORY, 1 / sweepplots.MIB)):
-        cells.append(_signed(point["against_base"][name], factor) if number else NONE)
+    for name, shown in ((LATENCY, in_seconds), (MEMORY, in_mib)):
+        of = point["against_base"][name]
+        cells.append(signed(of["mean"], of["half"], shown) if number else NONE)
     for name, _ in _MORE:
         mean = point["means"][name]["mean"]
         cells.append(NONE if mean is None else _figures_of(mean))
@@ -125,16 +126,6 @@ def _row(result: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
 
 def _short(point: Mapping[str, Any]) -> str:
     return escape(", ".join(point["settings"].values())) if point["settings"] else "now"
-
-
-def _signed(of: Mapping[str, Any], factor: float) -> str:
-    if of["mean"] is None:
-        return NONE
-    if not of["mean"] and not of["half"]:
-        return "0"
-    sign = "+" if of["mean"] > 0 else "\N{MINUS SIGN}"
-    half = f" ± {_figures_of(of['half'] * factor)}" if of["half"] is not None else ""
-    return f"{sign}{_figures_of(abs(of['mean']) * factor)}{half}"
 
 
 def _figures_of(value: float) -> str:
@@ -160,8 +151,7 @@ def _reproduce(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "<h2>How to read it, and how to do it again</h2>",
-            f"<p>A point does not qualify if in any of its runs: {escape(zero)}.{escape(allowed)} Of those that do, the one with the least"
-            f" memory is recommended whose p95 is at most {result['within']:.0%} above the best.</p>",
+            f"<p>A point does not qualify if in any of its runs: {escape(zero)}.{escape(allowed)}</p>",
             f"<p>{mail}, so that differences are taken run by run: common luck drops out. ± is half of a {CONFIDENCE:.0%} interval of the"
             f" mean (Student's t). Points: {drawn[result['sampling']]}.</p>",
             f"<p>Costs are {costs}. Memory is the process, the queue and what an allocator keeps; what a connection takes in the"

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from mta.core.settings import ConfigError
+from mta.core.settings import ConfigError, flatten
 from sim.codeversion import model_digest
 from sim.executors import Executor
 from sim.sweep import REPLICATIONS_MAX, Design
 from sim.sweepcache import Cache
-from sim.sweepsubject import Subject, prepare, without_view
+from sim.sweepsubject import Prepared, Subject, prepare, without_view
 from sim.sweeptask import Common, Record, Task, View, common_digest, decisions, keys_of
 
 RUN_S_MAX: Final = 600.0
@@ -40,6 +40,8 @@ class Plan:
     """Of the base, and then of each point."""
     asked: dict[str, Task]
     """By what decides: a task with replication 0 and every view that is wanted of it."""
+    now: dict[str, str]
+    """What the axes are set to at the base; a key that is not set there has no entry."""
 
     @property
     def runs(self) -> int:
@@ -106,7 +108,8 @@ def make_plan(
     common = Common(of.costs, of.schedule, of.start, of.source, run_s_max)
     places: list[Place] = []
     asked: dict[str, Task] = {}
-    for one in prepare(of, [{}, *(design.settings(point) for point in design.points)]):
+    points = prepare(of, [{}, *(design.settings(point) for point in design.points)])
+    for one in points:
         config = without_view(one.config)
         decided = decisions(one.scenario, config)
         before = asked.get(decided)
@@ -115,7 +118,18 @@ def make_plan(
             views = (*views, one.view)
         asked[decided] = Task(one.scenario, config, 0, views)
         places.append(Place(decided, one.view))
-    return Plan(of, design, replications, common, common_digest(common), places, asked)
+    now = _now(points[0], [axis.key for axis in design.axes])
+    return Plan(of, design, replications, common, common_digest(common), places, asked, now)
+
+
+def _now(base: Prepared, keys: Sequence[str]) -> dict[str, str]:
+    values = {f"server.{key}": value for key, value in flatten(base.config).items()}
+    values = {**flatten(base.scenario), **values}
+    found = {key: values[key] for key in keys if key in values}
+    return {
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in found.items()
+    }
 
 
 def carry_out_plan(

@@ -11,7 +11,7 @@ from sim import scenario as scenarios
 from sim.costs import Costs
 from sim.remote import build_hosts
 from sim.scenario import Scenario
-from sim.settings import IGNORED, ModelConfig, model_config, server_config
+from sim.settings import IGNORED, ModelConfig, delivery_timeout, model_config, server_config
 from sim.sweeptask import View
 from sim.workload import Schedule
 
@@ -203,6 +203,7 @@ def prepare(of: Subject, points: Sequence[Mapping[str, str]]) -> list[Prepared]:
     tried = [of.scenario.destinations]
     for settings in points:
         one = of.at(settings)
+        delivery_timeout(one.scenario.server, source=of.source)
         if one.scenario.destinations not in tried:
             _try(one, of.source)
             tried = [of.scenario.destinations, one.scenario.destinations]

@@ -23,7 +23,7 @@ from sim.costs import Costs
 from sim.result import SimResult
 from sim.runner import simulate
 from sim.scenario import Scenario
-from sim.settings import ModelConfig
+from sim.settings import ModelConfig, delivery_timeout
 from sim.workload import Schedule, draw
 
 NUMBERS: Final = {
@@ -223,9 +223,11 @@ def decisions(scenario: Scenario, config: ModelConfig) -> str:
     """Return the digest of all that decides in a run, but its replication."""
     # Why not title and expectations? Who words them better does not change the run.
     asked = asdict(scenario)
-    for words in ("title", "question", "healthy", "expects", "vary", "representations"):
+    for words in ("title", "question", "healthy", "expects", "vary", "representations", "server"):
         del asked[words]
-    return digest_of([asked, flatten(config)])
+    # Of the server's table a model reads this beside the configuration that was made of it; a default said is a default.
+    timeout_s = delivery_timeout(scenario.server, source="scenario")
+    return digest_of([asked, flatten(config), timeout_s])
 
 
 def key_of(common: str, decided: str, replication: int, view: View) -> str:

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 from sim.figures import DARK as DARK
 from sim.figures import LIGHT as LIGHT
+from sim.figures import MARKERS as MARKERS
 from sim.figures import THEMES as THEMES
 from sim.figures import Theme as Theme
 from sim.figures import in_theme as in_theme
@@ -29,8 +30,6 @@ from testbed.peers import PEERS
 from testbed.rundir import Run, Samples
 
 MIB: Final = 1024 * 1024
-
-MARKERS: Final = {"fixed": "v", "whole": "s", "full": "D", "slim": "o", "packed": "^"}
 
 
 def outages(scenario: Scenario) -> list[tuple[str, float, float]]:

@@ -393,7 +393,7 @@ def table(found: dict[str, Any]) -> None:
         sheet.add_column(heads[column], justify="right")
     sheet.add_column("")
     for key, unit in ROWS:
-        sheet.add_row(key, *(_shown(found[column][key]) for column in columns), unit)
+        sheet.add_row(key, *(shown(found[column][key]) for column in columns), unit)
     console.print(sheet)
     for key, value in found["changed"].items():
         console.print(f"what if {key} = {json.dumps(value)}", highlight=False)
@@ -401,7 +401,8 @@ def table(found: dict[str, Any]) -> None:
         console.print(f"note: {note}", highlight=False)
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """Return a number for a table: integers whole, small ones with three digits, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, int):

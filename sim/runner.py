@@ -3,7 +3,7 @@
 import gc
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +24,7 @@ from sim.kernel import Backend, Kernel, make_kernel
 from sim.layout import Census, Layout
 from sim.memory import Memory
 from sim.records import Fingerprint, TraceWriter
-from sim.remote import build_hosts, build_name_servers
+from sim.remote import RemoteHost, build_hosts, build_name_servers
 from sim.resolver import Resolver
 from sim.result import COUNTS, SAMPLE_S, SERIES, SimResult
 from sim.scenario import Scenario, domains_of, mx_records, sender_domain
@@ -48,6 +48,7 @@ class Model:
         replication: int = 0,
         backend: Backend = "simpy",
         layout: Layout | None = None,
+        hosts: Mapping[str, RemoteHost] | None = None,
         source: str = "scenario",
     ) -> None:
         """Build the parts; see `simulate` for the arguments.
@@ -93,7 +94,9 @@ class Model:
             config.limits,
             load=scenario.load,
             schedule=schedule,
-            hosts=build_hosts(scenario, replication=replication, source=source),
+            hosts=build_hosts(scenario, replication=replication, source=source)
+            if hosts is None
+            else dict(hosts),
             resolver=resolver,
             groups=scenario.local,
             delivery_timeout_s=delivery_timeout(scenario.server, source=source),
@@ -263,6 +266,7 @@ def simulate(
     backend: Backend = "simpy",
     layout: Layout | None = None,
     census: bool = False,
+    hosts: Mapping[str, RemoteHost] | None = None,
     progress: Callable[[float, int, int], None] | None = None,
     source: str = "scenario",
 ) -> SimResult:
@@ -283,6 +287,7 @@ def simulate(
         backend: what the clock runs on.
         layout: whose bytes memory is reckoned in; by default those of the representation.
         census: keep what was there at each sample.
+        hosts: every host by its address, in its first state; by default what the scenario makes of them.
         progress: told at each sample: seconds, messages settled, queued envelopes.
         source: the scenario's file, for errors.
 
@@ -303,6 +308,7 @@ def simulate(
         replication=replication,
         backend=backend,
         layout=layout,
+        hosts=hosts,
         source=source,
     )
     model.progress = progress

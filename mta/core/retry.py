@@ -33,6 +33,9 @@ class RetrySettings:
     """age-clamped: shortest wait. Postfix ``minimal_backoff_time``."""
     max_s: float = 4000.0
     """age-clamped, exponential: longest wait. Postfix ``maximal_backoff_time``."""
+    scan_s: float = 0.0
+    """age-clamped: attempts begin only at multiples of this many seconds since the epoch, because only then somebody looks
+    which are due. Postfix ``queue_run_delay``, 300; 0: on time."""
     factor: float = 2.0
     """exponential: each bound is the one before times this. Ours, as nearly everybody's."""
     jitter: Literal["none", "full"] = "none"
@@ -47,6 +50,8 @@ class RetrySettings:
                 yield key, value, f"must be at least {TICK} s, the grain of the queue's times"
         if not self.max_s >= self.min_s:
             yield "max_s", self.max_s, f"must not be below min_s ({self.min_s:g})"
+        if not 0 <= self.scan_s <= 86_400:
+            yield "scan_s", self.scan_s, "must be from 0 to 86400"
         if not self.factor > 1:
             yield "factor", self.factor, "must be above 1"
 
@@ -101,22 +106,24 @@ class AgeClampedRetry:
 
     Source: Postfix qmgr_active.c, qmgr_active_done_3_generic: delay = now - create_time, at least
     ``minimal_backoff_time``, at most ``maximal_backoff_time``. Postfix also looks only every
-    ``queue_run_delay`` (300 s), which it would add here: we keep one timer and are on time.
+    ``queue_run_delay`` (300 s); we keep one timer and are on time, unless told to look as seldom.
     """
 
-    __slots__ = ("_max_s", "_min_s")
+    __slots__ = ("_max_s", "_min_s", "_scan_s")
 
-    def __init__(self, min_s: float, max_s: float) -> None:
+    def __init__(self, min_s: float, max_s: float, scan_s: float = 0.0) -> None:
         assert TICK <= min_s <= max_s, (min_s, max_s)
         self._min_s = min_s
         self._max_s = max_s
+        self._scan_s = scan_s
 
     def next_attempt_at(
         self, *, created_at: float, now: float, attempts: int, rng: "Random"
     ) -> float:
-        """Return ``now`` plus the age of the envelope, clamped."""
+        """Return ``now`` plus the age of the envelope, clamped, or the next look after that."""
         assert attempts >= 0, attempts
-        return now + min(max(now - created_at, self._min_s), self._max_s)
+        at = now + min(max(now - created_at, self._min_s), self._max_s)
+        return math.ceil(at / self._scan_s) * self._scan_s if self._scan_s else at
 
 
 class ExponentialRetry:
@@ -173,7 +180,7 @@ def make_retry(settings: RetrySettings) -> RetryPolicy:
         return ExponentialRetry(settings.base_s, settings.max_s, settings.factor)
     policy: RetryPolicy
     if settings.policy == "age-clamped":
-        policy = AgeClampedRetry(settings.min_s, settings.max_s)
+        policy = AgeClampedRetry(settings.min_s, settings.max_s, settings.scan_s)
     else:
         assert settings.policy == "quadratic", settings
         policy = QuadraticRetry(settings.base_s)

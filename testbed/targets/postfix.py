@@ -43,6 +43,8 @@ in_flow_delay = 0
 # All clients are one address.
 smtpd_client_connection_count_limit = 0
 smtp_connect_timeout = {connect_timeout_s}
+# To the millisecond, as they are logged: `sim replay` reads service times in the log.
+delay_logging_resolution_limit = 3
 """
 
 PACE: Final = """\

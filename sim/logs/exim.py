@@ -1,0 +1,131 @@
+"""Reads Exim's main log.
+
+The letters are those of Exim's specification, chapter 52, "Log files": ``<=`` arrival, ``=>`` and ``->`` delivery, ``==``
+deferral, ``**`` failure, ``Completed``. ``log_selector = +millisec +deliver_time +queue_time_overall
++received_recipients`` says more: DT is how long the delivery took.
+"""
+
+import re
+from typing import Final
+
+from mta.core.reply import Outcome
+from sim.logs.lines import Line
+from sim.logs.record import Record
+
+_ID: Final = rb"([0-9A-Za-z]{6}-[0-9A-Za-z]{6,11}-[0-9A-Za-z]{2,4})"
+_MARKED: Final = re.compile(_ID + rb" (<=|=>|->|>>|\*>|==|\*\*) (.*)", re.DOTALL)
+_COMPLETED: Final = re.compile(_ID + rb" Completed\b")
+_PLAIN: Final = re.compile(_ID + rb" ")
+_SIZE: Final = re.compile(rb" S=(\d{1,18})\b")
+_REPORTED: Final = re.compile(rb"<> R=" + _ID)
+_FOR: Final = re.compile(rb" for (\S+@\S.*)$")
+_ADDRESS: Final = re.compile(rb"(?:[^\s<]+ )?<([^<>\s]*)>|(\"[^\"]*\"@[^\s:]+|[^\s<>:]+)")
+_HOST: Final = re.compile(rb" H=(\S+ \[[0-9A-Fa-f.:]+\])")
+_TAKEN_S: Final = re.compile(rb" DT=([0-9dhms.]{1,24})\b")
+_REFUSED: Final = re.compile(rb"(?:^| )(?:rejected|temporarily rejected) ")
+_SPAN: Final = re.compile(rb"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+_NOT_TRIED: Final = (b"retry time not reached", b"(-52)", b"(-53)", b"(-54)")
+_NO_CONNECTION: Final = (
+    b"Connection refused", b"Connection timed out", b"No route to host", b"Network is unreachable",
+    b"host lookup", b"lookup of host", b"Connection reset",
+)  # fmt: skip
+_UNIQUE: Final = re.compile(r"\b(?=\w*\d)\w{6,}")
+_REPLY_AT: Final = re.compile(r": (\d{3}[ -].*)")
+REPLY_MAX: Final = 160
+
+
+class EximReader:
+    """Takes lines of Exim's main log and tells a record."""
+
+    name = "exim"
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    @staticmethod
+    def knows(line: Line) -> bool:
+        """Return whether a line is one of Exim's, in its own file or in syslog."""
+        return _MARKED.match(line.text) is not None or _COMPLETED.match(line.text) is not None
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+
+    def take(self, line: Line) -> bool:
+        """Take a line; return False if it is about a message and can't be understood."""
+        found = _MARKED.match(line.text)
+        if found is None:
+            found = _COMPLETED.match(line.text)
+            if found is not None:
+                self.record.ended(found[1].decode("ascii"), line.at)
+            elif _REFUSED.search(line.text):
+                code = "4xx" if b"temporarily rejected" in line.text else "5xx"
+                self.record.kinds[f"refused at the door: {code}"] += 1
+            elif _PLAIN.match(line.text) and b" removed by " in line.text:
+                # "Completed" follows.
+                self.record.expire(line.text.partition(b" ")[0].decode("ascii"), line.at)
+            return True
+        key, mark, rest = found[1].decode("ascii"), found[2], found[3]
+        if mark == b"<=":
+            return self._came(key, rest, line.at)
+        if mark in (b"*>", b">>"):
+            # A delivery that was only tried out, or one to be withdrawn.
+            return True
+        return self._attempt(key, mark, rest, line.at)
+
+    def _came(self, key: str, rest: bytes, at: float) -> bool:
+        record = self.record
+        report = _REPORTED.match(rest) is not None
+        if record.arrived(key, at, report=report) is None:
+            return True
+        size = _SIZE.search(rest)
+        named = _FOR.search(rest)
+        count = len(named[1].split()) if named else 0
+        if size is not None:
+            record.describe(key, size=int(size[1]), recipients=count)
+        return size is not None
+
+    def _attempt(self, key: str, mark: bytes, rest: bytes, at: float) -> bool:
+        record = self.record
+        found = _ADDRESS.match(rest)
+        if found is None:
+            return False
+        if record.number_of(key) is None:
+            if record.arrived(key, at, late=True) is None:
+                return True
+            record.kinds["message seen for the first time at an attempt"] += 1
+        address = (found[1] or found[2] or b"").decode("utf-8", "replace")
+        recipient = record.recipient(key, address)
+        if recipient is None:
+            return True
+        outcome = {b"==": Outcome.TEMPFAIL, b"**": Outcome.PERMFAIL}.get(mark, Outcome.OK)
+        host = _HOST.search(rest)
+        taken = _TAKEN_S.search(rest)
+        failed = outcome is not Outcome.OK
+        record.attempt(
+            recipient,
+            at,
+            outcome,
+            tried=not (failed and any(words in rest for words in _NOT_TRIED)),
+            connected=not (failed and any(words in rest for words in _NO_CONNECTION)),
+            service_s=_seconds(taken[1]) if taken else 0.0,
+            host=host[1].decode("utf-8", "replace") if host else "",
+            reply=_reply(rest) if failed else "",
+        )
+        return True
+
+
+def _reply(rest: bytes) -> str:
+    """Return what a host said, or why there was none, without what is different each time."""
+    text = rest.decode("utf-8", "replace")
+    said = _REPLY_AT.search(text)
+    words = said[1] if said else text.partition(": ")[2] or text.partition(" defer ")[2] or text
+    return _UNIQUE.sub("#", words[:REPLY_MAX])
+
+
+def _seconds(text: bytes) -> float:
+    """Return the length of ``1m3.250s``; 0 for what is none."""
+    found = _SPAN.fullmatch(text)
+    if found is None:
+        return 0.0
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,0 +1,400 @@
+"""What would have become of the mail in a log with other settings?
+
+Three columns: what the log says, the model with the settings of the server that wrote it, and the model with others. The
+difference between the first two says how far to trust the third. The settings of then are those that the kind of
+server has by default, with the pace of attempts that the log shows; who knows better says so with ``--set`` or
+``--main-cf``.
+
+CPU and disk of the server are not in a log. The model takes none by default: its answer is about limits and remote hosts.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+
+from mta.core.envelopes.base import TICK
+from mta.core.reply import Outcome
+from mta.core.settings import changed
+from sim.costs import Costs
+from sim.logs.reader import MailLog, read
+from sim.logs.world import Told, World, build
+from sim.result import SimResult
+from sim.runner import simulate
+from sim.settings import ModelConfig, model_config
+
+ROWS: Final = (
+    ("accepted", "envelopes"),
+    ("delivered", "envelopes"),
+    ("deferred", "attempts"),
+    ("bounced", "reports"),
+    ("failed", "envelopes"),
+    ("queued", "at the end"),
+    ("peak_queued", "envelopes"),
+    ("drain_time_s", "s"),
+    ("p50", "s to delivery"),
+    ("p95", "s to delivery"),
+    ("p99", "s to delivery"),
+    ("peak_live_bytes", "bytes of the queue"),
+    ("transactions", ""),
+)
+"""What is compared, with units."""
+
+COUNTED: Final = ("accepted", "delivered", "deferred", "bounced", "failed", "queued")
+"""What the model of then should have exactly."""
+
+UNLIMITED: Final = 1_000_000_000
+SITES_SHOWN: Final = 12
+_RETRIES_MIN: Final = 20
+"""Second attempts that it takes to see a pace."""
+
+_DOOR: Final[Mapping[str, Any]] = {
+    # What is in the log was let in.
+    "smtp": {
+        "max_conn": 1_000_000,
+        "max_conn_per_client": 1_000_000,
+        "max_rcpt": 1_000_000,
+        "max_message_size": UNLIMITED,
+        "max_bytes_in_memory": UNLIMITED * 64,
+        "stress": "no",
+    },
+    "queue": {"max_envelopes": UNLIMITED, "max_bytes": UNLIMITED * 1024, "max_waiting": UNLIMITED},
+}
+_POSTFIX_MTA: Final[Mapping[str, Any]] = {
+    # default_process_limit is the only cap beside the concurrency of each destination.
+    "max_conn": 100,
+    "max_conn_per_host": 1000,
+    "max_conn_per_route": 1000,
+    "max_conn_per_source": 1000,
+    "max_conn_per_connector": 1000,
+    "max_conn_per_relay": 1000,
+    "max_conn_per_domain": 1000,
+    "session_mail_max": UNLIMITED,
+    "max_failures_per_session": UNLIMITED,
+    "max_try_before_disable": UNLIMITED,
+    "max_rcpt_per_task": 50,
+    "max_deferred": 0,
+    "task_high_water": 20_000,
+    "task_low_water": 19_000,
+    "task_release": 1000,
+}
+_POSTFIX_SCHEDULER: Final[Mapping[str, Any]] = {
+    # qmgr_message_active_limit
+    "max_inflight": 20_000,
+    "max_schedule": 1000,
+    "max_held": UNLIMITED,
+    "envelope_ttl_s": 5 * 86_400.0,
+}
+
+
+def pace(world_log: MailLog) -> tuple[float, float, float] | None:
+    """Return how a server looks after what it has put off: shortest wait, time between two looks, and when it looks.
+
+    A second attempt comes after the shortest wait, at the next look: waits are spread evenly between the one and the
+    sum of both. None if there were too few to see that. All in seconds; the last one modulo the second, since the epoch.
+    """
+    record = world_log.record
+    recipient = np.array(record.recipient_of, dtype=np.int64)
+    order = np.argsort(recipient, kind="stable")
+    recipient = recipient[order]
+    ended = np.array(record.ended_at)[order]
+    began = ended - np.array(record.service_s)[order]
+    failed = np.array(record.outcome, dtype=np.int64)[order] == Outcome.TEMPFAIL
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = recipient[1:] != recipient[:-1]
+    second = np.flatnonzero(first[:-1] & ~first[1:] & failed[:-1])
+    if len(second) < _RETRIES_MIN:
+        return None
+    waits = began[second + 1] - ended[second]
+    low, high = np.percentile(waits, (1, 97))
+    # Whole seconds: that is how they are configured, and as exact as syslog is.
+    shortest = max(1.0, float(round(low)))
+    look_s = float(round(high - low))
+    if look_s < 2.0:
+        return shortest, 0.0, 0.0
+    phases = np.sort(began[second + 1] % look_s)
+    gaps = np.diff(np.concatenate((phases, [phases[0] + look_s])))
+    return shortest, look_s, float(phases[(int(gaps.argmax()) + 1) % len(phases)])
+
+
+def settings_of(mail: MailLog) -> tuple[dict[str, Any], float, list[str]]:
+    """Return the settings of the server that wrote a log, when it looks for what is due, and how they were found.
+
+    The second is an instant modulo ``retry.scan_s``.
+    """
+    notes: list[str] = []
+    seen = pace(mail)
+    server: dict[str, Any] = {
+        "limits": {key: dict(value) for key, value in _DOOR.items()},
+        # The log tells of every attempt; no report is written that it has not.
+        "bounce": {"warn_interval_s": []},
+    }
+    if mail.kind == "opensmtpd":
+        notes.append("settings of then: OpenSMTPD's defaults")
+        return server, 0.0, notes
+    first_s, look_s, phase = seen or (300.0, 300.0, 0.0)
+    most_s = max(4000.0, first_s)
+    server["retry"] = {"policy": "age-clamped", "min_s": first_s, "max_s": most_s, "scan_s": look_s}
+    server["limits"]["mta"] = {
+        **_POSTFIX_MTA, "route_delay_base_s": first_s, "route_delay_max_s": first_s,
+    }  # fmt: skip
+    server["limits"]["scheduler"] = dict(_POSTFIX_SCHEDULER)
+    if mail.kind == "exim":
+        # A process for each message: nobody counts connections.
+        server["concurrency"] = {"policy": "fixed", "limit": 1000}
+        server["limits"]["mta"]["max_conn"] = 1000
+    how = "as the log shows" if seen else "by default"
+    notes.append(
+        f"settings of then: {mail.kind.capitalize()}'s defaults; first wait {first_s:g} s,"
+        f" due mail is looked for every {look_s:g} s, {how}"
+    )
+    return server, phase, notes
+
+
+def costs_of(world: World) -> Costs:
+    """Return costs of a server that has all the CPU and disk it wants, and takes mail in as fast as the log's."""
+    nothing = {name: 0.0 for name, value in asdict(Costs()).items() if isinstance(value, float)}
+    return Costs(**{**nothing, "client_s": world.accept_s})
+
+
+def replay(
+    names: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    kind: str = "",
+    year: int | None = None,
+    server: Mapping[str, Any] | None = None,
+    costs: Costs | None = None,
+) -> dict[str, Any]:
+    """Replay a mail log as it was and with other settings.
+
+    Args:
+        names: files and directories, as for `sim.logs.reader.read`.
+        overrides: settings; none asks how good the model is.
+        kind: as for `read`.
+        year: as for `read`.
+        server: what is known of the settings of then, tables with the server's keys.
+        costs: what the server's own work costs; by default nothing.
+
+    Returns:
+        As `sim.replay.replay`; in addition ``log``: what was read, ``sites``: the destinations with their outages, and
+        ``agreement``: how far the model of then is from the log.
+
+    Raises:
+        ConfigError: a file can't be read or is no log, or an override is wrong.
+    """
+    return Replay(names, kind=kind, year=year, server=server, costs=costs).compare(overrides)
+
+
+class Replay:
+    """A log that was read, ready to be run again and again."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        kind: str = "",
+        year: int | None = None,
+        server: Mapping[str, Any] | None = None,
+        costs: Costs | None = None,
+    ) -> None:
+        """Read it; arguments as for `replay`.
+
+        Raises:
+            ConfigError: as `replay`.
+        """
+        self.names = tuple(names)
+        self.mail = read(names, kind=kind, year=year)
+        self.world = build(self.mail)
+        self.server, self.phase, found = settings_of(self.mail)
+        _merge(self.server, server or {})
+        self.notes = [*found, *self.world.notes]
+        self.costs = costs or costs_of(self.world)
+        self.config = self._config(())
+
+    def _config(self, overrides: Sequence[str]) -> ModelConfig:
+        return model_config(self.server, source=f"log of {self.mail.kind}", overrides=overrides)
+
+    def run(self, overrides: Sequence[str] = ()) -> SimResult:
+        """Run the model with the settings of then, but for ``overrides``.
+
+        Raises:
+            ConfigError: an override is wrong.
+        """
+        config = self._config(overrides)
+        return self._run(config)
+
+    def _run(self, config: ModelConfig) -> SimResult:
+        world = self.world
+        scan_s = config.retry.scan_s
+        start = 1e9
+        if scan_s:
+            # So that the model looks for what is due at the instants at which the server did.
+            start = start // scan_s * scan_s + (world.start_at - self.phase) % scan_s
+        # All instants of the core are multiples of its tick.
+        start = round(start / TICK) * TICK
+        return simulate(
+            world.scenario,
+            config=config,
+            costs=self.costs,
+            schedule=world.schedule,
+            hosts=world.hosts(),
+            start=start,
+            fingerprint=False,
+            backend="heapq",
+        )
+
+    def compare(self, overrides: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the log beside the model of then, and beside the model with ``overrides``, if any.
+
+        Raises:
+            ConfigError: an override is wrong.
+        """
+        # Before the first run: who mistypes a key need not wait for it.
+        other = self._config(overrides)
+        model = self._run(self.config)
+        what_if = numbers(self._run(other)) if overrides else None
+        told = self.world.told
+        record = self.mail.record
+        return {
+            "run": " ".join(self.names),
+            "scenario": self.world.scenario.name,
+            "representation": self.config.envelope,
+            "changed": changed(other, self.config),
+            "then": {key: told.rows.get(key) for key, _ in ROWS},
+            "model": numbers(model),
+            "what_if": what_if,
+            "agreement": agreement(told, model),
+            "log": {
+                "kind": self.mail.kind,
+                "files": [str(path) for path in self.mail.files],
+                "lines": self.mail.lines,
+                "messages": record.messages,
+                "attempts": len(record),
+                "span_s": record.last_at - record.first_at,
+                "counted": dict(sorted(record.kinds.items())),
+            },
+            "sites": [_site(self, site) for site in self.world.sites[:SITES_SHOWN]],
+            "notes": self.notes,
+        }
+
+
+def _site(replayed: Replay, site: Any) -> dict[str, Any]:
+    replies = replayed.mail.record.replies
+    return {
+        **{key: getattr(site, key) for key in ("name", "recipients", "attempts", "deferred", "refused", "median_s")},
+        "outages": [
+            {
+                "from_s": None if one.begin == -np.inf else round(one.begin, 3),
+                "to_s": None if one.end == np.inf else round(one.end, 3),
+                "refuses_connections": not one.reachable,
+                "failed_attempts": one.attempts,
+                "reply": replies[one.reply],
+            }
+            for one in site.outages
+        ],
+    }  # fmt: skip
+
+
+def numbers(result: SimResult) -> dict[str, Any]:
+    """Return the rows of a run of the model."""
+    flat = {**result.summary(), **result.quantiles()}
+    return {key: flat[key] for key, _ in ROWS}
+
+
+def agreement(told: Told, model: SimResult) -> dict[str, Any]:
+    """Return how far the model is from the log: counts that differ, and errors as parts of what the log says.
+
+    ``queue_area`` is the integral of the difference of the queue lengths over that of the log's; ``latency_ks`` the largest
+    difference of the distributions of the time to delivery.
+    """
+    rows = numbers(model)
+    differ = {key: rows[key] - told.rows[key] for key in COUNTED if rows[key] != told.rows[key]}
+    found: dict[str, Any] = {"counts_differ": differ}
+    then = told.rows["drain_time_s"]
+    both = then is not None and rows["drain_time_s"] is not None
+    found["drain_time"] = rows["drain_time_s"] / then - 1 if both and then else None
+    queued = queued_of(told, model.t)
+    area = float(queued.sum())
+    found["queue_area"] = float(np.abs(queued - model.queued).sum()) / area if area else None
+    ours = np.sort(model.delivery_latency_s)
+    theirs = told.latency_s
+    found["latency_ks"] = None
+    if len(ours) and len(theirs):
+        grid = np.concatenate((ours, theirs))
+        apart = np.searchsorted(ours, grid, side="right") / len(ours) - np.searchsorted(
+            theirs, grid, side="right"
+        ) / len(theirs)
+        found["latency_ks"] = float(np.abs(apart).max())
+    return found
+
+
+def queued_of(told: Told, t: Any) -> Any:
+    """Return the log's queue length at instants of the model: int64[sample]."""
+    at = np.searchsorted(told.queued_at, t, side="right")
+    return np.concatenate(([0], told.queued))[at]
+
+
+def _merge(into: dict[str, Any], tables: Mapping[str, Any]) -> None:
+    for key, value in tables.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def table(found: dict[str, Any]) -> None:
+    """Print a replay side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sim.replay import shown
+
+    console = Console()
+    log = found["log"]
+    console.print(
+        f"{found['run']}: {log['kind']}, {log['lines']:,} lines, {log['messages']:,} messages,"
+        f" {log['attempts']:,} attempts in {log['span_s']:,.0f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sites = Table(title="destinations", title_justify="left")
+    for head in ("", "envelopes", "attempts", "deferred", "refused", "median s", "out of order, s"):
+        sites.add_column(head, justify="right" if head else "left")
+    for site in found["sites"]:
+        spans = [
+            f"{'' if one['from_s'] is None else format(one['from_s'], '.0f')}..{'' if one['to_s'] is None else format(one['to_s'], '.0f')}"
+            for one in site["outages"]
+        ]
+        more = f" and {len(spans) - 3} more" if len(spans) > 3 else ""
+        sites.add_row(
+            site["name"],
+            *(shown(site[key]) for key in ("recipients", "attempts", "deferred", "refused", "median_s")),
+            ", ".join(spans[:3]) + more,
+        )
+    console.print(sites)
+    sheet = Table(title="then, and what if", title_justify="left")
+    sheet.add_column("")
+    columns = ["then", "model", "what_if"] if found["what_if"] else ["then", "model"]
+    heads = {"then": "the log", "model": "model of then", "what_if": "what if"}
+    for column in columns:
+        sheet.add_column(heads[column], justify="right")
+    sheet.add_column("")
+    for key, unit in ROWS:
+        sheet.add_row(key, *(shown(found[column][key]) for column in columns), unit)
+    console.print(sheet)
+    for key, value in found["changed"].items():
+        console.print(f"what if {key} = {json.dumps(value)}", highlight=False)
+    off = found["agreement"]
+    parts = [
+        f"{name} {off[key]:+.1%}" if key == "drain_time" else f"{name} {off[key]:.1%}"
+        for key, name in (("drain_time", "drain"), ("queue_area", "queue length"), ("latency_ks", "latency (KS)"))
+        if off[key] is not None
+    ]  # fmt: skip
+    exact = "counts are the log's" if not off["counts_differ"] else f"counts differ: {off['counts_differ']}"
+    console.print(f"model of then against the log: {exact}; off by {', '.join(parts)}", highlight=False, soft_wrap=True)
+    for note in found["notes"]:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+

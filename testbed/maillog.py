@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import Final, NamedTuple
 
+from sim.logs.opensmtpd import END, LOCAL, RELAYED, SID, seconds
+
 _PREFIX: Final = re.compile(
     r"(?P<month>[A-Z][a-z]{2}) +(?P<day>\d+) (?P<clock>\d\d:\d\d:\d\d) \S+ [\w.-]+(?:\[\d+\])?: (?P<line>.*)"
 )
@@ -28,8 +30,6 @@ _MONTHS: Final = [
     "Nov",
     "Dec",
 ]
-_SID: Final = r"(?P<sid>[0-9a-f]{16})"
-_DURATION: Final = re.compile(r"(-?)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _OURS: Final = re.compile(
     r"[0-9a-f]{16} (?:mta |mda delivery )|smtp-out: |(?:relay|delivery): (?:Expire|Remove) "
 )
@@ -234,7 +234,7 @@ class MailLog:
         return True
 
     def _delivery(self, match: re.Match[str], t: float) -> bool:
-        delay_s = _seconds(match["delay"])
+        delay_s = seconds(match["delay"])
         if delay_s is None:
             return False
         session = match["sid"] if match["sid"].strip("0") else ""
@@ -262,7 +262,7 @@ class MailLog:
         return True
 
     def _local(self, match: re.Match[str], t: float) -> bool:
-        delay_s = _seconds(match["delay"])
+        delay_s = seconds(match["delay"])
         if delay_s is None:
             return False
         tried = self.attempts.setdefault(match["evpid"], [])
@@ -299,7 +299,7 @@ class MailLog:
         self.troubles.append(Trouble(t, match["what"], match["name"], match["text"] or ""))
 
     def _end(self, match: re.Match[str], t: float) -> bool:
-        delay_s = _seconds(match["delay"])
+        delay_s = seconds(match["delay"])
         if delay_s is None:
             return False
         sender, to = match["sender"], match["to"]
@@ -316,50 +316,21 @@ def read_log(lines: Iterable[str], *, year: int, zone: tzinfo | None = None) -> 
     return log
 
 
-def _seconds(text: str) -> int | None:
-    """Return the length of ``1d2h3m4s``, or None."""
-    match = _DURATION.fullmatch(text)
-    if match is None or not any(match.groups()[1:]):
-        return None
-    sign, *parts = match.groups()
-    days, hours, minutes, seconds = (int(part or 0) for part in parts)
-    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    return -total if sign else total
-
-
 _TAKERS: Final[
     tuple[tuple[re.Pattern[str], Callable[[MailLog, re.Match[str], float], bool | None]], ...]
 ] = (
-    (
-        # Quotes may be missing, and a reply may have quotes of its own.
-        re.compile(
-            _SID
-            + r" mta delivery evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.*?)> to=<(?P<to>.*?)>"
-            r' rcpt=<(?P<rcpt>.*?)> source="?(?P<source>[^" ]*)"? relay="?(?P<relay>[^"]*?)"?'
-            r' delay=(?P<delay>\S+) result="?(?P<result>Ok|TempFail|PermFail)"?'
-            r' stat=(?P<quote>"?)(?P<status>.*)(?P=quote)'
-        ),
-        MailLog._delivery,
-    ),
+    (RELAYED, MailLog._delivery),
+    (LOCAL, MailLog._local),
     (
         re.compile(
-            _SID
-            + r" mda delivery evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.*?)> to=<(?P<to>.*?)>"
-            r' rcpt=<(?P<rcpt>.*?)> user="?(?P<user>[^" ]+)"? delay=(?P<delay>\S+)'
-            r' result="?(?P<result>Ok|TempFail|PermFail)"? stat=(?P<quote>"?)(?P<status>.*)(?P=quote)'
-        ),
-        MailLog._local,
-    ),
-    (
-        re.compile(
-            _SID + r" mta connecting address=(?P<scheme>[a-z+]+)://(?P<address>\S+):(?P<port>\d+)"
+            SID + r" mta connecting address=(?P<scheme>[a-z+]+)://(?P<address>\S+):(?P<port>\d+)"
             r" host=(?P<host>\S+)(?: tls-policy=\S+)?"
         ),
         MailLog._connecting,
     ),
     (
         re.compile(
-            _SID
+            SID
             + r" mta (?P<what>connected|tls|cert-check|error|closing|disconnected|host-rejects-all-mails)"
             r"(?: (?P<rest>.*))?"
         ),
@@ -368,7 +339,7 @@ _TAKERS: Final[
     (
         re.compile(
             r"smtp-out: Error on session "
-            + _SID
+            + SID
             + r"(?: after (?P<count>\d+) messages? sent)?: (?P<text>.*)"
         ),
         MailLog._error,
@@ -397,12 +368,6 @@ _TAKERS: Final[
         re.compile(r"smtp-out: (?P<what>Error on) (?P<name>\S+ <-> \S+): (?P<text>.*)"),
         MailLog._trouble,
     ),
-    (
-        re.compile(
-            r"(?:relay|delivery): (?P<word>Expire|Remove) for (?P<evpid>[0-9a-f]{16}): from=<(?P<sender>.*?)>,"
-            r" to=<(?P<to>.*?)>, rcpt=<.*?>, delay=(?P<delay>[^,]+), stat=(?P<status>.*)"
-        ),
-        MailLog._end,
-    ),
+    (END, MailLog._end),
 )
 """What a line looks like, and what takes it; the first that fits."""

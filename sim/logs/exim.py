@@ -32,6 +32,9 @@ _NO_CONNECTION: Final = (
 _UNIQUE: Final = re.compile(r"\b(?=\w*\d)\w{6,}")
 _REPLY_AT: Final = re.compile(r": (\d{3}[ -].*)")
 REPLY_MAX: Final = 160
+"""Characters of a reply that are kept."""
+DEFERRED_MAX: Final = 1_000_000
+"""Recipients that are remembered because they were put off."""
 
 
 class EximReader:
@@ -41,6 +44,8 @@ class EximReader:
 
     def __init__(self, record: Record) -> None:
         self.record = record
+        self._deferred: set[int] = set()
+        """Recipients that were put off, up to `DEFERRED_MAX`."""
 
     @staticmethod
     def knows(line: Line) -> bool:
@@ -89,8 +94,10 @@ class EximReader:
         found = _ADDRESS.match(rest)
         if found is None:
             return False
-        if record.number_of(key) is None:
-            if record.arrived(key, at, late=True) is None:
+        number = record.number_of(key)
+        if number is None:
+            number = record.arrived(key, at, late=True)
+            if number is None:
                 return True
             record.kinds["message seen for the first time at an attempt"] += 1
         address = (found[1] or found[2] or b"").decode("utf-8", "replace")
@@ -101,13 +108,26 @@ class EximReader:
         host = _HOST.search(rest)
         taken = _TAKEN_S.search(rest)
         failed = outcome is not Outcome.OK
+        service_s = 0.0
+        if taken is not None:
+            service_s = _seconds(taken[1])
+        elif not failed and not record.is_late[number]:
+            # A delivery of its own begins as soon as a message is there.
+            service_s = (
+                max(0.0, at - record.arrived_at[number]) if recipient not in self._deferred else 0.0
+            )
+            record.kinds["delivery without DT: taken to begin with the message"] += 1
+        if outcome is Outcome.TEMPFAIL and len(self._deferred) < DEFERRED_MAX:
+            self._deferred.add(recipient)
+        else:
+            self._deferred.discard(recipient)
         record.attempt(
             recipient,
             at,
             outcome,
             tried=not (failed and any(words in rest for words in _NOT_TRIED)),
             connected=not (failed and any(words in rest for words in _NO_CONNECTION)),
-            service_s=_seconds(taken[1]) if taken else 0.0,
+            service_s=service_s,
             host=host[1].decode("utf-8", "replace") if host else "",
             reply=_reply(rest) if failed else "",
         )

@@ -123,7 +123,7 @@ def _clock(text: bytes) -> int | None:
 
 
 def _fraction(text: bytes) -> float:
-    return int(text[1:]) / 10 ** (len(text) - 1)
+    return int(text[1:]) / 10.0 ** (len(text) - 1)
 
 
 def syslog_line(raw: bytes, clock: Clock) -> Line | None:

@@ -13,9 +13,7 @@ from sim.logs.lines import Line
 from sim.logs.record import Record
 
 SID: Final = r"(?P<sid>[0-9a-f]{16})"
-DURATION: Final = re.compile(
-    r"(-?)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?"
-)
+DURATION: Final = re.compile(r"(-?)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 RELAYED: Final = re.compile(
     # Quotes may be missing, and a reply may have quotes of its own.
     SID + r" mta delivery evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.*?)> to=<(?P<to>.*?)>"
@@ -42,16 +40,19 @@ _OLD: Final = re.compile(
     r" delay=(?P<delay>[^,]+), stat=(?P<status>.*)"
 )
 _MESSAGE: Final = re.compile(
-    SID + r" smtp message msgid=(?P<msgid>[0-9a-f]{8}) size=(?P<size>\d{1,18}) nrcpt=(?P<count>\d{1,9})"
+    SID
+    + r" smtp message msgid=(?P<msgid>[0-9a-f]{8}) size=(?P<size>\d{1,18}) nrcpt=(?P<count>\d{1,9})"
 )
 _OLD_MESSAGE: Final = re.compile(
     r"smtp-in: Accepted message (?P<msgid>[0-9a-f]{8}) on session [0-9a-f]{16}: from=<(?P<sender>.*?)>,"
-    r"(?: to=<.*?>,)? size=(?P<size>\d{1,18}), nd?rcpts?=(?P<count>\d{1,9})"
+    r"(?: to=<.*?>,)? size=(?P<size>\d{1,18}), n(?:rcpts?|dest)=(?P<count>\d{1,9})"
 )
 _ENVELOPE: Final = re.compile(
     SID + r" smtp envelope evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.*?)> to=<(?P<to>.*?)>"
 )
-_CONNECTED: Final = re.compile(SID + r" (?P<way>smtp|mta) (?P<what>connected|connecting|disconnected)\b(?P<rest>.*)")
+_CONNECTED: Final = re.compile(
+    SID + r" (?P<way>smtp|mta) (?P<what>connected|connecting|disconnected)\b(?P<rest>.*)"
+)
 _REPORT: Final = re.compile(r"bounce message=(?P<msgid>[0-9a-f]{8}) of=")
 """This server's line about a report that it wrote; OpenSMTPD's come in over a session of its own."""
 _REFUSED: Final = re.compile(SID + r" smtp failed-command .*result=\"?(?P<class>[45])\d\d")
@@ -140,10 +141,7 @@ class OpenSmtpdReader:
         return _OURS.match(text) is None
 
     def _came(self, msgid: str, found: re.Match[str], at: float) -> None:
-        if (
-            self.record.number_of(msgid) is not None
-            or self.record.arrived(msgid, at) is not None
-        ):
+        if self.record.number_of(msgid) is not None or self.record.arrived(msgid, at) is not None:
             self.record.describe(msgid, size=int(found["size"]), recipients=int(found["count"]))
 
     def _mark(self, msgid: str) -> None:
@@ -169,7 +167,7 @@ class OpenSmtpdReader:
             self._local[sid] = None
         # A session whose end the log does not have must not be remembered for ever.
         if len(known) > _SESSIONS_MAX:
-            del known[next(iter(known))]  # type: ignore[arg-type]  # both are keyed by session
+            del known[next(iter(known))]
 
     def _attempt(self, found: re.Match[str], at: float) -> bool:
         delay_s = seconds(found["delay"])

@@ -10,12 +10,14 @@ Instants are better than the log's whole seconds: a queue id holds the microseco
 """
 
 import re
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mta.core.reply import Outcome
 from sim.logs.lines import Line
 from sim.logs.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ID: Final = rb"([0-9A-Za-z]{6,24})"
 _ATTEMPT: Final = re.compile(
@@ -30,14 +32,16 @@ _ACTIVE: Final = re.compile(
 _EXPIRED: Final = re.compile(_ID + rb": from=<.*>, status=(?:force-)?expired", re.DOTALL)
 _REMOVED: Final = re.compile(_ID + rb": removed\s*")
 _CAME: Final = re.compile(
-    _ID + rb": (?:client=|uid=|(?:resent-)?message-id=|replace: |prepend: |warning: |info: )"
+    _ID + rb": (?:(client=|uid=)|(?:resent-)?message-id=|replace: |prepend: |warning: |info: )"
 )
 _REQUEUED: Final = re.compile(_ID + rb": uid=.* orig_id=" + _ID)
 _REPORT: Final = re.compile(
     _ID + rb": (?:sender|postmaster) (?:non-delivery|delivery status|delay(?:ed)?) notification: "
     rb"([0-9A-Za-z]{6,24})"
 )
-_REFUSED: Final = re.compile(rb"(?:NOQUEUE|[0-9A-Za-z]{6,24}): (?:milter-)?reject: .*?: ([45])\d\d ")
+_REFUSED: Final = re.compile(
+    rb"(?:NOQUEUE|[0-9A-Za-z]{6,24}): (?:milter-)?reject: .*?: ([45])\d\d "
+)
 _SAID: Final = re.compile(r"said: (\d{3})[ -](.*)", re.DOTALL)
 _STARTS_WITH_ID: Final = re.compile(_ID + rb": ")
 _UNIQUE: Final = re.compile(r"\b(?=\w*\d)\w{6,}")
@@ -46,6 +50,10 @@ _BASE52: Final = {
     character: value
     for value, character in enumerate(b"0123456789BCDFGHJKLMNPQRSTVWXYZbcdfghjklmnpqrstvwxyz")
 }
+_OLDEST_S: Final = 1e9
+"""Long queue ids are of 2011 (Postfix 2.9); what looks like one from 2001 or before is none."""
+_LATE_S: Final = 2.5
+"""More than two whole seconds, of the line and of the delay, can be wrong together."""
 _ROUND_S: Final = 900
 """Zones differ from UTC by quarters of an hour."""
 _OUTCOMES: Final = {
@@ -122,11 +130,10 @@ class PostfixReader:
             if number is None:
                 return True
             record.kinds["message seen for the first time at an attempt"] += 1
-        elif len(record.gone_at) == 0 or number != record.message_of[-1]:
+        elif record.arrived_at[number] > line.at - after_s + _LATE_S:
             # A short id says the microsecond and not the day: an old message that was tried again.
-            if record.arrived_at[number] > line.at - after_s + 2.5:
-                record.arrived_at[number] = line.at - after_s
-                record.is_late[number] = 1
+            record.arrived_at[number] = line.at - after_s
+            record.is_late[number] = line.at - after_s < record.first_at - 1
         at = line.at
         if b"." in delay:
             exact = record.arrived_at[number] + after_s
@@ -197,7 +204,8 @@ class PostfixReader:
         if found is not None:
             key = found[1].decode("ascii")
             number = self.record.number_of(key)
-            if number is None:
+            # Short ids are used again, and the line that says that the first owner is gone may be missing.
+            if number is None or (found[2] is not None and self.record.has_recipients(key)):
                 again = _REQUEUED.match(line.text)
                 if again is not None:
                     self.record.ended(again[2].decode("ascii"), line.at)
@@ -259,7 +267,7 @@ def made_of(key: str) -> float | None:
                 micros = micros * 52 + _BASE52[character]
         except (KeyError, UnicodeEncodeError):
             return None
-        return seconds + micros / 1e6 if micros < 1_000_000 and 1e6 < seconds < 1e11 else None
+        return seconds + micros / 1e6 if micros < 1_000_000 and _OLDEST_S < seconds < 1e11 else None
     try:
         micros = int(key[:5], 16)
         int(key[5:], 16)

@@ -175,7 +175,11 @@ def _files(names: Iterable[str]) -> Iterator[Path]:
     for name in names:
         path = Path(name)
         try:
-            found = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+            found = (
+                sorted(each for each in path.iterdir() if each.is_file())
+                if path.is_dir()
+                else [path]
+            )
         except OSError as error:
             raise ConfigError(name, problem=f"can't be read: {error.strerror}") from None
         for each in found:

@@ -170,6 +170,11 @@ class Record:
         found = self._open.get(key)
         return None if found is None else found.message
 
+    def has_recipients(self, key: str) -> bool:
+        """Return whether the log has named recipients of the message that has this name now."""
+        found = self._open.get(key)
+        return found is not None and bool(found.recipients)
+
     def describe(self, key: str, *, size: int = UNKNOWN, recipients: int = 0) -> None:
         """Note size and number of recipients of a message that has arrived; what is not known is left as it is."""
         found = self._open[key]

@@ -10,7 +10,7 @@ CPU and disk of the server are not in a log. The model takes none by default: it
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
@@ -111,12 +111,21 @@ def pace(world_log: MailLog) -> tuple[float, float, float] | None:
     low, high = np.percentile(waits, (1, 97))
     # Whole seconds: that is how they are configured, and as exact as syslog is.
     shortest = max(1.0, float(round(low)))
-    look_s = float(round(high - low))
-    if look_s < 2.0:
+    guess = float(round(high - low))
+    if guess < 2.0:
         return shortest, 0.0, 0.0
-    phases = np.sort(began[second + 1] % look_s)
-    gaps = np.diff(np.concatenate((phases, [phases[0] + look_s])))
-    return shortest, look_s, float(phases[(int(gaps.argmax()) + 1) % len(phases)])
+    # Of the periods near by the one that leaves most time in which nothing is ever tried again.
+    looks = [_quiet(began[second + 1], guess + off) for off in range(-3, 4) if guess + off >= 2.0]
+    _, look_s, phase = max(looks)
+    return shortest, look_s, phase
+
+
+def _quiet(instants: Any, period: float) -> tuple[float, float, float]:
+    """Return the largest part of a period without an instant, the period, and where that part ends."""
+    phases = np.sort(instants % period)
+    gaps = np.diff(np.concatenate((phases, [phases[0] + period])))
+    longest = int(gaps.argmax())
+    return float(gaps[longest]) / period, period, float(phases[(longest + 1) % len(phases)])
 
 
 def settings_of(mail: MailLog) -> tuple[dict[str, Any], float, list[str]]:
@@ -156,10 +165,10 @@ def settings_of(mail: MailLog) -> tuple[dict[str, Any], float, list[str]]:
 def costs_of(world: World) -> Costs:
     """Return costs of a server that has all the CPU and disk it wants, and takes mail in as fast as the log's."""
     nothing = {name: 0.0 for name, value in asdict(Costs()).items() if isinstance(value, float)}
-    return Costs(**{**nothing, "client_s": world.accept_s})
+    return replace(Costs(), **{**nothing, "client_s": world.accept_s})  # type: ignore[arg-type]  # numbers only
 
 
-def replay(
+def replay_logs(
     names: Sequence[str],
     overrides: Sequence[str] = (),
     *,
@@ -200,10 +209,10 @@ class Replay:
         server: Mapping[str, Any] | None = None,
         costs: Costs | None = None,
     ) -> None:
-        """Read it; arguments as for `replay`.
+        """Read it; arguments as for `replay_logs`.
 
         Raises:
-            ConfigError: as `replay`.
+            ConfigError: as `replay_logs`.
         """
         self.names = tuple(names)
         self.mail = read(names, kind=kind, year=year)
@@ -371,7 +380,10 @@ def table(found: dict[str, Any]) -> None:
         more = f" and {len(spans) - 3} more" if len(spans) > 3 else ""
         sites.add_row(
             site["name"],
-            *(shown(site[key]) for key in ("recipients", "attempts", "deferred", "refused", "median_s")),
+            *(
+                shown(site[key])
+                for key in ("recipients", "attempts", "deferred", "refused", "median_s")
+            ),
             ", ".join(spans[:3]) + more,
         )
     console.print(sites)
@@ -393,8 +405,15 @@ def table(found: dict[str, Any]) -> None:
         for key, name in (("drain_time", "drain"), ("queue_area", "queue length"), ("latency_ks", "latency (KS)"))
         if off[key] is not None
     ]  # fmt: skip
-    exact = "counts are the log's" if not off["counts_differ"] else f"counts differ: {off['counts_differ']}"
-    console.print(f"model of then against the log: {exact}; off by {', '.join(parts)}", highlight=False, soft_wrap=True)
+    exact = (
+        "counts are the log's"
+        if not off["counts_differ"]
+        else f"counts differ: {off['counts_differ']}"
+    )
+    console.print(
+        f"model of then against the log: {exact}; off by {', '.join(parts)}",
+        highlight=False,
+        soft_wrap=True,
+    )
     for note in found["notes"]:
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
-

@@ -25,6 +25,7 @@ from sim.logs.reader import MailLog
 from sim.logs.record import CONNECTED, TRIED, Record
 from sim.logs.windows import Outage, Try, outages
 from sim.remote import TAKEN, RemoteHost, TransactionVerdict
+from sim.result import SAMPLE_S
 from sim.scenario import DESTINATIONS_MAX, Destination, Load, Scenario, addresses
 from sim.workload import Schedule
 
@@ -42,6 +43,9 @@ REPORTS: Final = "reports"
 
 OTHERS: Final = "others"
 """The domains beyond those that have a destination of their own."""
+
+DRAIN_S: Final = 5 * 86_400.0
+"""Longest wait for an empty queue after the end of a log whose queue was empty then; Postfix ``maximal_queue_lifetime``."""
 
 DEFERRED: Final = Reply(451, "4.0.0", "as recorded")
 REFUSED: Final = Reply(550, "5.0.0", "as recorded")
@@ -332,7 +336,9 @@ def _behaviour(
                 refused=int(fatal[mine].sum()),
                 median_s=float(np.median(asked)) if len(asked) else 0.0,
                 # A host of many domains can't be told from the others: each failure there is its own.
-                outages=() if name == OTHERS else tuple(outages([Try(*row) for row in rows])),
+                outages=()
+                if name == OTHERS
+                else tuple(outages([Try(*row) for row in rows], record.replies.names)),
             )
         )
     fates: dict[int, Fate] = {}
@@ -384,10 +390,12 @@ def _scenario(mail: MailLog, columns: _Columns, sites: Sequence[Site]) -> Scenar
         for i, site in enumerate(sites)
     ]
     destinations.append(Destination(name=REPORTS, domain=f"{REPORTS}.test", share=0))
-    rest_s = mail.record.last_at - columns.start - span_s
+    rest_s = max(mail.record.last_at - columns.start - span_s, SAMPLE_S)
+    # What the log leaves in the queue is compared at the log's end; what it does not may take its time.
+    drains = not np.isnan(columns.gone_at).any()
     return Scenario(
         name=f"log-of-{mail.kind}",
-        drain_s=max(rest_s, 0.0) + 2 * 86_400.0,
+        drain_s=rest_s + DRAIN_S if drains else rest_s,
         load=Load(
             messages=len(columns.messages),
             rate=max(0.001, len(columns.messages) / span_s),
@@ -399,9 +407,7 @@ def _scenario(mail: MailLog, columns: _Columns, sites: Sequence[Site]) -> Scenar
     )
 
 
-def _schedule(
-    scenario: Scenario, columns: _Columns, site_of: Ints, record: Record
-) -> Schedule:
+def _schedule(scenario: Scenario, columns: _Columns, site_of: Ints, record: Record) -> Schedule:
     size = np.array(record.size, dtype=np.int64)[columns.messages]
     usual = int(np.median(size[size >= 0])) if (size >= 0).any() else 4096
     n = len(columns.messages)

@@ -91,6 +91,15 @@ def test_age_clamped_is_postfix(age, wait):
     assert 7.0 + age + wait == at
 
 
+@pytest.mark.parametrize(
+    ("now", "at"), [(1000.0, 1500.0), (1199.0, 1500.0), (1200.0, 1500.0), (1201.0, 1800.0)]
+)
+def test_who_looks_seldom_is_late(now: float, at: float):
+    """Postfix looks every queue_run_delay only: what is due after 300 s is tried at the next multiple of 300 s."""
+    policy = make_retry(RetrySettings(policy="age-clamped", min_s=300.0, scan_s=300.0))
+    assert at == policy.next_attempt_at(created_at=1000.0, now=now, attempts=1, rng=Random(1))
+
+
 def test_age_clamped_doubles_the_age():
     """From 300 s on each wait doubles the age, until it is 4000 s for good."""
     assert [300, 600, 1200, 2400, 4800, 8800, 12_800] == timetable(AgeClampedRetry(300.0, 4000.0))[
@@ -212,6 +221,8 @@ def test_attempts_are_never_negative():
         (RetrySettings(min_s=5000.0), ["max_s"]),
         (RetrySettings(max_s=0.0), ["max_s", "max_s"]),
         (RetrySettings(factor=1.0), ["factor"]),
+        (RetrySettings(scan_s=-1.0), ["scan_s"]),
+        (RetrySettings(scan_s=1e6), ["scan_s"]),
     ],
 )
 def test_settings_that_no_policy_can_work_with_are_problems(settings, keys):

@@ -29,7 +29,10 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 CostsFile = Annotated[
-    Path | None, typer.Option("--costs", metavar="FILE", help="A calibration.json.")
+    Path | None,
+    typer.Option(
+        "--calibration", "--costs", metavar="FILE", help="What `sim calibrate` has written."
+    ),
 ]
 
 _ROWS = (
@@ -370,13 +373,14 @@ def replay(
 
     Keys of --set are the server's: envelope=full, limits.mta.max_conn_per_host=2.
     """
+    from sim import costs as costing
     from sim.logs.command import is_log, replay_log
     from sim.replay import replay as replay_run
     from sim.replay import table
 
     said = names or ["latest"]
     of_log = is_log(said)
-    if not of_log and (len(said) > 1 or kind or year is not None or main_cf or costs):
+    if not of_log and (len(said) > 1 or kind or year is not None or main_cf):
         problem = "is a run, not a log: one at a time, and without the options of logs"
         raise _fail(ConfigError("replay", value=said[0], problem=problem))
     try:
@@ -385,7 +389,12 @@ def replay(
                 said, overrides or [], kind=kind, year=year, main_cf=main_cf, costs_file=costs
             )
         else:
-            found = replay_run(said[0], overrides or [], representation=representation)
+            found = replay_run(
+                said[0],
+                overrides or [],
+                representation=representation,
+                costs=costing.load(costs) if costs is not None else None,
+            )
             show = table
     except ConfigError as error:
         raise _fail(error) from None
@@ -397,26 +406,29 @@ def replay(
 
 @app.command("calibrate")
 def calibrate_run(
-    run_name: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, or `latest`.")],
+    run_names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run directories, or `latest`.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="By default calibration.json in the run.")
+        Path | None,
+        typer.Option(metavar="FILE", help="By default calibration.json in the (first) run."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure costs in a recorded run and write them down with the digests of what they come from."""
+    """Measure costs in recorded runs and write them down, with their errors and the digests of what they come from."""
     from sim import costs as costing
     from sim.calibrate import calibrate, report
     from sim.replay import find_run
 
     try:
-        directory = find_run(run_name)
-        costs = calibrate(directory)
-        path = out or directory / "calibration.json"
+        directories = [find_run(name) for name in run_names]
+        costs = calibrate(*directories)
+        path = out or directories[0] / "calibration.json"
         costing.save(costs, path)
     except ConfigError as error:
         raise _fail(error) from None
     except OSError as error:
-        raise _fail(ConfigError(str(out), problem=f"can't be written: {error.strerror}")) from None
+        raise _fail(ConfigError(str(path), problem=f"can't be written: {error.strerror}")) from None
     if as_json:
         print(path.read_text(encoding="utf-8"), end="")
     else:

@@ -46,6 +46,8 @@ class MemoryCosts:
     """Standard error of ``base_bytes``; 0 if it was not measured."""
     envelope_stderr: float = 0.0
     """Standard error of ``envelope_bytes``; 0 if it was not measured."""
+    in_flight_stderr: float = 0.0
+    """Standard error of ``in_flight_bytes``; 0 if it was not measured."""
     samples: int = 0
     """Samples that were fitted; 0 for defaults."""
 
@@ -61,9 +63,15 @@ class Provenance:
     """Where costs come from, so that nobody has to believe them."""
 
     run: str = ""
-    """The run's directory."""
+    """The run's directory; the first one of several."""
+    runs: list[str] = field(default_factory=list)
+    """All of them."""
     files: dict[str, str] = field(default_factory=dict)
-    """Name of each training file, relative to the run -> sha256."""
+    """Name of each training file -> sha256. Names are relative to the run; of several runs, they begin with its name."""
+    host: dict[str, object] = field(default_factory=dict)
+    """The machine on which the runs were made, as far as they say."""
+    versions: dict[str, object] = field(default_factory=dict)
+    """Of the programs that made the runs, as far as they say."""
     samples: int = 0
     transactions: int = 0
     commits: int = 0
@@ -155,6 +163,8 @@ class Costs:
         }
     )
     """By representation."""
+    stderr: dict[str, float] = field(default_factory=dict)
+    """Standard error of each cost that was regressed, in its unit; those that are not here were not."""
     provenance: Provenance = field(default_factory=Provenance)
 
     def problems(self) -> Any:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sim.costs import MemoryCosts
 from sim.layout import Standing
+from sim.leastsquares import nonnegative
 
 Floats = npt.NDArray[np.float64]
 
@@ -83,75 +84,86 @@ class Memory:
         return round(costs.base_bytes + costs.warm_bytes * warmth(messages) + kept)
 
 
-def fit(samples: Mapping[str, Floats]) -> MemoryCosts | None:
-    """Fit RSS to what is queued and to how warm the server is, over a run that was filled and drained.
+def fit(*runs: Mapping[str, Floats]) -> MemoryCosts | None:
+    """Fit RSS to what is queued, what is in flight and how warm the server is, over runs that were filled and drained.
 
-    The regressor is not the queue but the queue with the part of its high-water mark that is kept, which is how
-    `Memory` reckons.
+    The regressors are not the counts but the counts with the part of their high-water mark that is kept, which is how
+    `Memory` reckons. No coefficient is negative. What an envelope in flight takes besides counts only if the runs insist: more
+    than two standard errors.
 
     Args:
-        samples: columns ``rss_bytes``, ``scheduler.envelope`` and, if it was had, ``smtp.message``.
+        runs: columns ``rss_bytes``, ``scheduler.envelope`` and, if they were had, ``scheduler.envelope.inflight`` and
+            ``smtp.message``, of each run.
 
     Returns:
         None if there are too few samples, or the queue did not grow.
     """
-    if "rss_bytes" not in samples:
+    usable = [run for each in runs if (run := _filled(each)) is not None]
+    if not usable:
         return None
-    rss, queued = samples["rss_bytes"], samples["scheduler.envelope"]
-    accepted = samples.get("smtp.message", np.zeros(len(rss)))
-    known = np.isfinite(rss) & np.isfinite(queued) & np.isfinite(accepted)
-    rss, queued, accepted = rss[known], queued[known], accepted[known]
-    # From the first message of the load on: before, modules are loaded.
-    busy = np.flatnonzero(np.diff(accepted, prepend=accepted[:1]) > 0)
-    if len(busy):
-        rss, queued, accepted = (column[busy[0] :] for column in (rss, queued, accepted))
-    top = int(np.argmax(queued)) if len(queued) else 0
-    if len(rss) < SAMPLES_MIN or queued[top] < QUEUE_MIN:
-        return None
-    floor, peak = float(rss[: top + 1].min()), float(rss.max())
-    kept = 1.0
-    if queued[-1] < 0.2 * queued[top] and peak > floor:
-        # What has come back by the end, of what had grown.
-        gone = 1 - queued[-1] / queued[top]
-        kept = min(max(1 - (peak - float(rss[-1])) / (peak - floor) / gone, 0.0), 1.0)
-    high = np.maximum.accumulate(queued)
-    load = queued + kept * (high - queued)
-    warm = np.array([warmth(int(each)) for each in accepted])
-    table = np.column_stack((np.ones(len(rss)), load, warm))
-    found = np.linalg.lstsq(table, rss, rcond=None)[0]
-    if found[1] < 0 or found[2] < 0:
-        # Too short to tell the two apart.
-        table = table[:, :2]
-        found = np.append(np.linalg.lstsq(table, rss, rcond=None)[0], 0.0)
-        found[1] = max(found[1], 0.0)
-    residual = rss - table @ found[: table.shape[1]]
-    stderr = _standard_errors(table, residual)
+    kept = float(np.median([_kept(rss, queued) for rss, queued, _, _ in usable]))
+    table = np.vstack(
+        [
+            np.column_stack(
+                (
+                    np.ones(len(rss)),
+                    _with_kept(queued, kept),
+                    [warmth(int(each)) for each in accepted],
+                    _with_kept(in_flight, kept),
+                )
+            )
+            for rss, queued, accepted, in_flight in usable
+        ]
+    )
+    rss = np.concatenate([run[0] for run in usable])
+    found = nonnegative(table, rss)
+    if found.values[3] <= 2 * found.stderr[3]:
+        found = nonnegative(table[:, :3], rss)
+    flight = found.values[3] if len(found.values) > 3 else 0.0
     return MemoryCosts(
-        base_bytes=float(max(found[0], 0.0)),
-        envelope_bytes=float(found[1]),
-        warm_bytes=float(found[2]),
+        base_bytes=float(found.values[0]),
+        envelope_bytes=float(found.values[1]),
+        warm_bytes=float(found.values[2]),
+        in_flight_bytes=float(flight),
         body_share=0.0,
-        kept_share=float(kept),
-        base_stderr=float(stderr[0]),
-        envelope_stderr=float(stderr[1]),
+        kept_share=kept,
+        base_stderr=float(found.stderr[0]),
+        envelope_stderr=float(found.stderr[1]),
+        in_flight_stderr=float(found.stderr[3]) if flight else 0.0,
         samples=len(rss),
     )
 
 
-def _standard_errors(table: Floats, residual: Floats) -> Floats:
-    """Return the standard error of each coefficient, for residuals that hang together in time.
+def _filled(samples: Mapping[str, Floats]) -> tuple[Floats, Floats, Floats, Floats] | None:
+    """Return RSS, queued, accepted and in flight, from the first message of the load on; None if they say nothing."""
+    if "rss_bytes" not in samples:
+        return None
+    rss, queued = samples["rss_bytes"], samples["scheduler.envelope"]
+    nothing = np.zeros(len(rss))
+    accepted = samples.get("smtp.message", nothing)
+    in_flight = np.nan_to_num(samples.get("scheduler.envelope.inflight", nothing), nan=0.0)
+    known = np.isfinite(rss) & np.isfinite(queued) & np.isfinite(accepted)
+    columns = [each[known] for each in (rss, queued, accepted, in_flight)]
+    # From the first message of the load on: before, modules are loaded.
+    busy = np.flatnonzero(np.diff(columns[2], prepend=columns[2][:1]) > 0)
+    if len(busy):
+        columns = [each[busy[0] :] for each in columns]
+    if len(columns[0]) < SAMPLES_MIN or columns[1].max() < QUEUE_MIN:
+        return None
+    return columns[0], columns[1], columns[2], columns[3]
 
-    Widened by sqrt((1 + r) / (1 - r)), r being the correlation of neighbours: samples of one process are
-    fewer independent measurements than they are lines (Bayley and Hammersley 1946).
-    """
-    n, k = table.shape
-    total = float(residual @ residual)
-    if n <= k or total <= 0:
-        return np.zeros(k)
-    r = min(max(float(residual[:-1] @ residual[1:]) / total, 0.0), 1 - 2 / n)
-    scale = np.abs(table).max(axis=0)
-    scale[scale == 0] = 1.0
-    inverse = np.linalg.pinv((table / scale).T @ (table / scale))
-    variance = np.diag(inverse) * total / (n - k)
-    errors: Floats = np.sqrt(np.maximum(variance, 0)) / scale * math.sqrt((1 + r) / (1 - r))
-    return errors
+
+def _kept(rss: Floats, queued: Floats) -> float:
+    """Return the share of the growth that is still there when the queue has drained; 1 if it did not."""
+    top = int(np.argmax(queued))
+    floor, peak = float(rss[: top + 1].min()), float(rss.max())
+    if queued[-1] >= 0.2 * queued[top] or peak <= floor:
+        return 1.0
+    # What has come back by the end, of what had grown.
+    gone = 1 - queued[-1] / queued[top]
+    return min(max(1 - (peak - float(rss[-1])) / (peak - floor) / gone, 0.0), 1.0)
+
+
+def _with_kept(count: Floats, kept: float) -> Floats:
+    high: Floats = np.maximum.accumulate(count)
+    return count + kept * (high - count)

@@ -99,7 +99,11 @@ def trace_of(name: str, representation: str = "") -> Path:
 
 
 def replay(
-    run_name: str, overrides: Sequence[str] = (), *, representation: str = ""
+    run_name: str,
+    overrides: Sequence[str] = (),
+    *,
+    representation: str = "",
+    costs: Costs | None = None,
 ) -> dict[str, Any]:
     """Replay a run as it was and with other settings.
 
@@ -107,6 +111,7 @@ def replay(
         run_name: a run directory, that of one of its servers, or ``latest``.
         overrides: settings of the server, as ``envelope=full``; none asks how good the model is.
         representation: which of the run's servers; by default the first of the scenario that was run.
+        costs: of other runs; by default what is measured in this one.
 
     Returns:
         Tables ``then`` (recorded), ``model`` (as it was) and ``what_if`` (None without overrides), each with
@@ -123,9 +128,9 @@ def replay(
     # Before the calibration: who mistypes a key need not wait for it.
     other = model_config(tree, source=str(directory / "trace.jsonl"), overrides=overrides)
     schedule, start, sent = arrivals(directory / "load.jsonl", scenario)
-    costs = calibrate(directory)
+    costs = costs or calibrate(directory)
     notes = list(costs.provenance.notes)
-    if other.envelope != config.envelope:
+    if other.envelope != config.envelope and not costs.memory_of(other.envelope).samples:
         costs = _with_memory_of(costs, other.envelope, run, notes)
     then = recorded(directory, sent=sent, load_start=start)
     return {

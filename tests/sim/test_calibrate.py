@@ -126,6 +126,33 @@ class TestKnownCosts:
         for name, value in asdict(Costs()).items():
             assert name in shown or not isinstance(value, float)
 
+    def test_two_runs_are_fitted_as_one(self, run: Path, tmp_path: Path):
+        """CPU and memory are known better, and every file is named with its run."""
+        of = scenario(
+            LATENCY,
+            OUTAGE,
+            messages=800,
+            recipients=6,
+            seed=8,
+            server=SERVER,
+        )
+        other = tmp_path / "small-2"
+        write_run(other, of, costs=TRUTH)
+        (other / "begun.json").write_text('{"host": {"cores": 2}, "versions": {"numpy": "2"}}')
+        one, both = calibrate(run), calibrate(other, run)
+        assert both.memory["slim"].samples > one.memory["slim"].samples
+        assert abs(both.delivery_s - TRUTH.delivery_s) < 3 * both.stderr["delivery_s"]
+        assert abs(both.recipient_s - TRUTH.recipient_s) < 3 * both.stderr["recipient_s"]
+        assert both.provenance.runs == [str(other), str(run)]
+        assert both.provenance.host == {"cores": 2}
+        assert both.provenance.versions == {"numpy": "2"}
+        names = ("trace.jsonl", "samples.csv", "load.jsonl")
+        assert set(both.provenance.files) == {
+            f"{each.name}/slim/{name}" for each in (run, other) for name in names
+        }
+        save(both, tmp_path / "calibration.json")
+        assert load(tmp_path / "calibration.json") == both
+
     def test_two_servers_give_their_median_and_a_memory_each(self, tmp_path: Path):
         """Costs are the machine's, memory is the representation's."""
         of = scenario(LATENCY, OUTAGE, messages=400, server=SERVER)

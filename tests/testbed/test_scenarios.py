@@ -39,8 +39,8 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """What makes each a matter of seconds."""
 
-ELSEWHERE: Final = frozenset({"backlog", "local-burst", "concurrency-sweep"})
-"""Those that other tests run: `test_run`, `test_policies`, `test_comparing`."""
+ELSEWHERE: Final = frozenset({"backlog", "local-burst", "concurrency-sweep", "held-out"})
+"""Those that other tests run: `test_run`, `test_policies`, `test_comparing`, `test_heldout`."""
 
 
 def run_small(name: str, directory: Path) -> dict[str, Any]:

@@ -423,10 +423,11 @@ def calibrate_run(
     try:
         directories = [find_run(name) for name in run_names]
         costs = calibrate(*directories)
-        path = out or directories[0] / "calibration.json"
-        costing.save(costs, path)
     except ConfigError as error:
         raise _fail(error) from None
+    path = out or directories[0] / "calibration.json"
+    try:
+        costing.save(costs, path)
     except OSError as error:
         raise _fail(ConfigError(str(path), problem=f"can't be written: {error.strerror}")) from None
     if as_json:

@@ -88,7 +88,7 @@ def fit(
     explained = 1 - float((residual**2).sum()) / spread if spread > 0 else 0.0
     values = dict(zip(REGRESSED, map(float, found.values * factor), strict=True))
     # Of what the runs never did, the error is that of the prior, which nobody needs to be told.
-    did = done.any(axis=0)
+    did = [bool(column.any()) for column in done.T]
     errors = {
         name: float(error * factor)
         for name, error, seen in zip(REGRESSED, found.stderr, did, strict=True)

@@ -160,7 +160,7 @@ def _kept(rss: Floats, queued: Floats) -> float:
     if queued[-1] >= 0.2 * queued[top] or peak <= floor:
         return 1.0
     # What has come back by the end, of what had grown.
-    gone = 1 - queued[-1] / queued[top]
+    gone = 1 - float(queued[-1] / queued[top])
     return min(max(1 - (peak - float(rss[-1])) / (peak - floor) / gone, 0.0), 1.0)
 
 

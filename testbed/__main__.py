@@ -1,4 +1,4 @@
-"""The `testbed` command: run, scenarios, compare, peers, policies, report, show, trim, profiles, world.
+"""The `testbed` command: run, scenarios, compare, validate, peers, policies, report, show, trim, profiles, world.
 
 Exit status: 0 done; 1 the run failed, or a condition of --fail-if holds, and why is the last line; 2 asked wrongly.
 """
@@ -19,6 +19,7 @@ from testbed.gatecommand import check_gates, failed_gates, gates_of
 from testbed.peercommand import peers_app
 from testbed.policycommand import policies_command
 from testbed.results import print_result, render_result
+from testbed.validatecommand import validate_command
 
 app = typer.Typer(
     add_completion=False,
@@ -139,6 +140,7 @@ def run_command(
 
 app.command("compare")(compare_command)
 app.command("policies")(policies_command)
+app.command("validate")(validate_command)
 app.add_typer(peers_app, name="peers")
 
 

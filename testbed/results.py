@@ -1,4 +1,4 @@
-"""Directories of several runs: `testbed policies` and comparisons leave one result each, which is printed and rendered alike.
+"""Directories of several runs: policies, comparisons and validations leave one result each, printed and rendered alike.
 
 Numpy and Matplotlib are loaded when there is something to show, not before.
 """
@@ -24,7 +24,7 @@ class _Kind(NamedTuple):
 
 
 def _kind_of(directory: Path) -> _Kind | None:
-    from testbed import comparereport, comparing, policies, policyreport
+    from testbed import comparereport, comparing, heldout, heldoutreport, policies, policyreport
 
     compared = comparing.result_file(directory)
     if compared is not None:
@@ -32,6 +32,9 @@ def _kind_of(directory: Path) -> _Kind | None:
     if (directory / policies.RESULT).is_file():
         file = directory / policies.RESULT
         return _Kind(file, policies.read, policyreport.tables, policyreport.html)
+    if (directory / heldout.RESULT).is_file():
+        file = directory / heldout.RESULT
+        return _Kind(file, heldout.read, heldoutreport.tables, heldoutreport.html)
     return None
 
 

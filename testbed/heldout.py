@@ -44,7 +44,6 @@ CURVE_MAX: Final = 16
 """Settings at which the line of the model is reckoned."""
 POINTS_MAX: Final = 150
 """Of each curve over time that is kept."""
-HELD_OUT_MIN: Final = 1
 MESSAGES_PER_S: Final = "messages_per_s"
 
 
@@ -135,8 +134,6 @@ def plan_of(
     if len(found.vary) != 1:
         raise UsageError(f"{scenario}: vary: must have one key, whose values are predicted")
     ((key, values),) = found.vary.items()
-    if len(values) < 1 + HELD_OUT_MIN:
-        raise UsageError(f"{scenario}: vary.{key}: needs a value to train at and one to predict")
     if found.local:
         raise UsageError(f"{scenario}: local users are not compared here; see `testbed policies`")
     chosen = values[1]
@@ -201,7 +198,7 @@ def make_runs(
         left = ""
         if done:
             left = f", about {(clock() - begun) / done * (len(todo) - done) / 60:.1f} min left"
-        where = f"{plan.key.rpartition('.')[2]} {turn.value}, {turn.name.partition('-')[0]}"
+        where = f"{plan.key.rpartition('.')[2]} {turn.value}, {'training' if turn.trains else 'held out'}"
         display.say(f"run {len(turns) - len(todo) + done + 1} of {len(turns)}: {where}{left}")
         problem = _make(plan, turn, directory / turn.name, display)
         if problem:

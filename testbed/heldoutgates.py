@@ -132,7 +132,7 @@ def _value_row(
     middle = statistics.median(real) if real else None
     error = _off(model, middle)
     spread = None
-    if middle:
+    if middle and len(real) > 1:
         spread = max(abs(max(real) - middle), abs(min(real) - middle)) / abs(middle)
     nothing = gate.nothing * (result["envelopes"] if quantity == "peak_queue" else 1)
     verdict, why = "", ""

@@ -15,7 +15,7 @@ from testbed.comparereport import figures
 from testbed.heldoutgates import GATES, MISSES, MISSING, Row, rows_of
 from testbed.report import NONE, notes_list, page, picture, table
 
-HEADS: Final = ("real", "model", "error", "real spread", "naive", "")
+HEADS: Final = ("real", "model", "error", "spread", "naive", "")
 
 
 def html(result: Mapping[str, Any]) -> str:
@@ -138,11 +138,11 @@ def _reproduce(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "<h2>How to read it, and how to do it again</h2>",
-            "<p>Error: (model - real) / real, of medians; of a curve, the area between or the mean relative difference. Real spread: how far a run is"
+            "<p>Error: (model - real) / real, of medians; of a curve, the area between or the mean relative difference. Spread: how far a run is"
             " from the median of its repeats, at worst; of a curve, how far one run is from the next. Naive: the number of the training setting, as it is or"
             " in proportion to the setting, whichever does better. The model knows the scenario of a held-out run and the costs of the training runs,"
-            " nothing else. <em>nothing to tell</em>: real and model agree that there is next to nothing."
-            " <em>real runs differ more</em>: outside of the gate, but a second real run would be as far away.</p>",
+            " nothing else. <em>too little</em>: real and model agree that there is next to nothing."
+            " <em>within spread</em>: outside of the gate, but a second real run would be as far away.</p>",
             f"<pre>{escape(str(result.get('command', '')))}</pre>",
             f"<p>{machine.get('cores', '?')} cores, {escape(str(machine.get('cpu', '?')))}; "
             f"{escape(', '.join(f'{name} {value}' for name, value in versions.items()))}."
@@ -171,7 +171,12 @@ def tables(result: Mapping[str, Any]) -> Iterator[RenderableType]:
             continue
         unit = f", {gate.unit}" if gate.unit else ""
         shown.add_section()
-        shown.add_row(f"[bold]{gate.title}{unit}[/]", "", "", f"[bold]\N{LESS-THAN OR EQUAL TO} {gate.error_max:.0%}[/]")
+        shown.add_row(
+            f"[bold]{gate.title}{unit}[/]",
+            "",
+            "",
+            f"[bold]\N{LESS-THAN OR EQUAL TO} {gate.error_max:.0%}[/]",
+        )
         several = len({row.representation for row in own}) > 1
         for row in own:
             name = f"  {plain(str(row.value))}" + (f" {row.representation}" if several else "")

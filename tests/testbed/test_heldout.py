@@ -13,7 +13,7 @@ from testbed.children import UsageError
 from testbed.heldout import PLAN, RESULT, SCHEMA, directory_of, plan_of, read
 from testbed.heldoutgates import GATES, HOLDS, MISSES, MISSING, NOISE, NOTHING, judged, rows_of
 from testbed.heldoutreport import html, tables
-from testbed.validatecommand import print_validation, render_validation
+from testbed.results import print_result, render_result
 
 MIB = 1024 * 1024
 VALUES = (2, 4, 8)
@@ -264,10 +264,10 @@ class TestReport:
         packed = tmp_path / "validation.json.gz"
         packed.write_bytes(gzip.compress(json.dumps(found).encode()))
         assert read(packed) == found
-        assert render_validation(tmp_path) == tmp_path / "report.html"
-        assert print_validation(tmp_path, as_json=True)
+        assert render_result(tmp_path) == tmp_path / "report.html"
+        assert print_result(tmp_path, as_json=True)
         assert json.loads(capsys.readouterr().out) == found
-        assert print_validation(tmp_path, as_json=False)
+        assert print_result(tmp_path, as_json=False)
         shown = capsys.readouterr().out
         assert "Empty after" in shown
         assert "in-sample" in shown
@@ -275,8 +275,8 @@ class TestReport:
 
     def test_without_one_there_is_none(self, tmp_path: Path):
         """Other directories are other commands' business."""
-        assert render_validation(tmp_path) is None
-        assert not print_validation(tmp_path, as_json=False)
+        assert render_result(tmp_path) is None
+        assert print_result(tmp_path, as_json=False) is None
 
     @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"schema": 99}', b"\x1f\x8b\x00"])
     def test_a_damaged_file_is_one_line(self, tmp_path: Path, content: bytes):

@@ -65,6 +65,8 @@ _NO_CONNECTION: Final = (
     "No MX found", "Temporary failure in MX lookup", "Connection closed unexpectedly", "No valid route",
 )  # fmt: skip
 _UNIQUE: Final = re.compile(r"\b(?=\w*\d)\w{6,}")
+OURS: Final = b"mta"
+"""What this server calls itself."""
 _SESSIONS_MAX: Final = 100_000
 REPLY_MAX: Final = 160
 
@@ -102,6 +104,8 @@ class OpenSmtpdReader:
 
     def take(self, line: Line) -> bool:
         """Take a line; return False if it is about mail and can't be understood."""
+        if line.program == OURS:
+            self.name = "ours"
         text = line.text.decode("utf-8", "replace").rstrip()
         found = _MESSAGE.match(text)
         if found is not None:
@@ -143,6 +147,9 @@ class OpenSmtpdReader:
     def _came(self, msgid: str, found: re.Match[str], at: float) -> None:
         if self.record.number_of(msgid) is not None or self.record.arrived(msgid, at) is not None:
             self.record.describe(msgid, size=int(found["size"]), recipients=int(found["count"]))
+            # Who is fast says that it delivered before it says that it accepted.
+            if self.record.settled(msgid):
+                self.record.ended(msgid, at)
 
     def _mark(self, msgid: str) -> None:
         number = self.record.number_of(msgid)

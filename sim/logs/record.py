@@ -252,7 +252,7 @@ class Record:
     def settled(self, key: str) -> bool:
         """Return whether all promised recipients of a message are gone, for logs that do not say when it ends."""
         found = self._open.get(key)
-        if found is None or len(found.recipients) < max(found.due, 1):
+        if found is None or not found.due or len(found.recipients) < found.due:
             return False
         gone = self.gone_at
         return all(gone[number] == gone[number] for number in found.recipients.values())

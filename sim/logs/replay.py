@@ -45,6 +45,9 @@ ROWS: Final = (
 COUNTED: Final = ("accepted", "delivered", "deferred", "bounced", "failed", "queued")
 """What the model of then should have exactly."""
 
+SLOWER: Final = 2.0
+SLOWER_S: Final = 0.1
+"""A log whose median is this many times the model's, and this much more, was not made by limits and hosts alone."""
 UNLIMITED: Final = 1_000_000_000
 SITES_SHOWN: Final = 12
 _RETRIES_MIN: Final = 20
@@ -61,6 +64,13 @@ _DOOR: Final[Mapping[str, Any]] = {
         "stress": "no",
     },
     "queue": {"max_envelopes": UNLIMITED, "max_bytes": UNLIMITED * 1024, "max_waiting": UNLIMITED},
+}
+_OPENSMTPD_MTA: Final[Mapping[str, Any]] = {
+    # limit.c and mta.c, where our defaults are others; see the docstrings in mta/core/limits.py.
+    "conn_delay_route_s": 5.0,
+    "conn_delay_relay_s": 2.0,
+    "reconn_delay_route_s": 3.0,
+    "route_delay_max_s": 15.0,
 }
 _POSTFIX_MTA: Final[Mapping[str, Any]] = {
     # default_process_limit is the only cap beside the concurrency of each destination.
@@ -89,13 +99,27 @@ _POSTFIX_SCHEDULER: Final[Mapping[str, Any]] = {
 }
 
 
-def pace(world_log: MailLog) -> tuple[float, float, float] | None:
+def first_retry_s(mail: MailLog) -> float | None:
+    """Return when second attempts come, counted from arrival, in whole seconds; None if there were too few."""
+    record = mail.record
+    seen: dict[int, int] = {}
+    waits: list[float] = []
+    for each in record.attempts():
+        seen[each.recipient] = count = seen.get(each.recipient, 0) + 1
+        if count == 2:
+            waits.append(
+                each.at - each.service_s - record.arrived_at[record.message_of[each.recipient]]
+            )
+    return max(1.0, float(round(np.percentile(waits, 10)))) if len(waits) >= _RETRIES_MIN else None
+
+
+def pace(mail: MailLog) -> tuple[float, float, float] | None:
     """Return how a server looks after what it has put off: shortest wait, time between two looks, and when it looks.
 
     A second attempt comes after the shortest wait, at the next look: waits are spread evenly between the one and the
     sum of both. None if there were too few to see that. All in seconds; the last one modulo the second, since the epoch.
     """
-    record = world_log.record
+    record = mail.record
     recipient = np.array(record.recipient_of, dtype=np.int64)
     order = np.argsort(recipient, kind="stable")
     recipient = recipient[order]
@@ -140,8 +164,17 @@ def settings_of(mail: MailLog) -> tuple[dict[str, Any], float, list[str]]:
         # The log tells of every attempt; no report is written that it has not.
         "bounce": {"warn_interval_s": []},
     }
-    if mail.kind == "opensmtpd":
-        notes.append("settings of then: OpenSMTPD's defaults")
+    if mail.kind in ("opensmtpd", "ours"):
+        if mail.kind == "opensmtpd":
+            server["limits"]["mta"] = dict(_OPENSMTPD_MTA)
+            server["concurrency"] = {"policy": "fixed", "limit": 1000}
+            notes.append("settings of then: OpenSMTPD's defaults")
+            return server, 0.0, notes
+        base_s = first_retry_s(mail)
+        if base_s is not None:
+            server["retry"] = {"base_s": base_s}
+        seen_base = "" if base_s is None else f"; retry.base_s {base_s:g} s, as the log shows"
+        notes.append(f"settings of then: this server's defaults{seen_base}")
         return server, 0.0, notes
     first_s, look_s, phase = seen or (300.0, 300.0, 0.0)
     most_s = max(4000.0, first_s)
@@ -267,13 +300,20 @@ class Replay:
         what_if = numbers(self._run(other)) if overrides else None
         told = self.world.told
         record = self.mail.record
+        rows = numbers(model)
+        notes = list(self.notes)
+        if told.rows["p50"] and told.rows["p50"] > rows["p50"] * SLOWER + SLOWER_S:
+            notes.append(
+                "half of the mail took much longer than limits and hosts explain: the server was short of CPU or disk,"
+                " of which the model takes none without --costs, or its settings were others"
+            )
         return {
             "run": " ".join(self.names),
             "scenario": self.world.scenario.name,
             "representation": self.config.envelope,
             "changed": changed(other, self.config),
             "then": {key: told.rows.get(key) for key, _ in ROWS},
-            "model": numbers(model),
+            "model": rows,
             "what_if": what_if,
             "agreement": agreement(told, model),
             "log": {
@@ -286,7 +326,7 @@ class Replay:
                 "counted": dict(sorted(record.kinds.items())),
             },
             "sites": [_site(self, site) for site in self.world.sites[:SITES_SHOWN]],
-            "notes": self.notes,
+            "notes": notes,
         }
 
 

@@ -38,6 +38,9 @@ EDGE_S: Final = 1.0
 FOREVER: Final = 1 << 30
 """Attempts of who was never delivered."""
 
+HOSTS: Final = 20
+"""Hosts of a destination: more than any limit looks at (``limits.mta.max_mx``)."""
+
 REPORTS: Final = "reports"
 """Where the model's reports go: senders' hosts, of which a log of somebody else's mail says little."""
 
@@ -88,14 +91,16 @@ class RecordedHost(RemoteHost):
         service_s: Sequence[float],
         fates: Mapping[int, Fate],
         usual_s: float,
+        left: dict[int, int] | None = None,
     ) -> None:
         """Be in order.
 
         Args:
             windows: from when to when it is not, and whether it can be connected to then; in order.
             service_s: what an attempt takes, by recipient.
-            fates: of recipients that are not simply taken. Failures are counted here.
+            fates: of recipients that are not simply taken.
             usual_s: what an attempt takes for everybody else.
+            left: failures that are left, by recipient, shared by all hosts of a destination.
         """
         super().__init__(
             [
@@ -108,8 +113,7 @@ class RecordedHost(RemoteHost):
         self._service_s = service_s
         self._fates = fates
         self._usual_s = usual_s
-        self._left: dict[int, int] = {}
-        """Of recipients that were put off: times that are left."""
+        self._left = {} if left is None else left
 
     def transaction(
         self, conn: "Conn", sender: str, rcpts: Sequence[str], size: int, now: float
@@ -158,6 +162,8 @@ class Site(NamedTuple):
     attempts: int
     deferred: int
     refused: int
+    hosts: int
+    """That were connected to."""
     median_s: float
     """What an attempt took that asked somebody."""
     outages: tuple[Outage, ...]
@@ -196,6 +202,7 @@ class World:
     def hosts(self) -> dict[str, RemoteHost]:
         """Return the hosts in their first state, by address."""
         found: dict[str, RemoteHost] = {}
+        left: dict[int, int] = {}
         for each in addresses(self.scenario):
             site = self.sites[each.destination] if each.destination < len(self.sites) else None
             windows = [(one.begin, one.end, one.reachable) for one in site.outages] if site else []
@@ -204,6 +211,7 @@ class World:
                 service_s=self.service_s,
                 fates=self.fates,
                 usual_s=site.median_s if site else self.sites[0].median_s,
+                left=left,
             )
         return found
 
@@ -313,6 +321,8 @@ def _behaviour(
     failed = columns.outcome[known] == Outcome.TEMPFAIL
     fatal = columns.outcome[known] >= Outcome.PERMFAIL
     began, service_s, reply = columns.began_s[known], columns.service_s[known], columns.reply[known]
+    host = columns.host[known]
+    named = connected & np.array([bool(name) for name in record.hosts.names], dtype=bool)[host]
     first = np.zeros(len(known), dtype=bool)
     first[np.unique(number, return_index=True)[1]] = True
     site = site_of[number]
@@ -334,6 +344,7 @@ def _behaviour(
                 attempts=len(mine),
                 deferred=int(failed[mine].sum()),
                 refused=int(fatal[mine].sum()),
+                hosts=len(np.unique(host[mine[named[mine]]])),
                 median_s=float(np.median(asked)) if len(asked) else 0.0,
                 # A host of many domains can't be told from the others: each failure there is its own.
                 outages=()
@@ -386,7 +397,12 @@ def _scenario(mail: MailLog, columns: _Columns, sites: Sequence[Site]) -> Scenar
     # As many clients as it takes that none has to wait for one: that they did is not in a log.
     peak = int(np.bincount(columns.due_s.astype(np.int64), minlength=1).max())
     destinations = [
-        Destination(name=site.name, domain=f"d{i}.test", share=max(1, site.recipients))
+        Destination(
+            name=site.name,
+            domain=f"d{i}.test",
+            share=max(1, site.recipients),
+            hosts=min(max(1, site.hosts), HOSTS),
+        )
         for i, site in enumerate(sites)
     ]
     destinations.append(Destination(name=REPORTS, domain=f"{REPORTS}.test", share=0))

@@ -278,6 +278,39 @@ class TestOpenSmtpd:
         assert ([1], 0) == (list(record.is_report), record.open)
         assert {"envelope given up: too old": 1} == record.kinds
 
+    def test_the_recorded_log(self):
+        """Of 6.8, with stamps of journald: 31 reports came in over sessions of its own."""
+        mail = read([str(DATA / "opensmtpd.log.xz")])
+        record = mail.record
+        assert ("opensmtpd", 1771, {}) == (mail.kind, record.messages, record.kinds)
+        assert (31, 2334) == (sum(record.is_report), record.recipients)
+        outcomes = Counter(each.outcome for each in record.attempts())
+        assert {Outcome.OK: 2256 + 31, Outcome.TEMPFAIL: 66, Outcome.PERMFAIL: 31} == outcomes
+        # With fractions of seconds a transaction's time can be told.
+        taken = sorted(each.service_s for each in record.attempts() if each.outcome is Outcome.OK)
+        assert 0.005 < taken[len(taken) // 2] < 0.5
+
+    def test_this_servers_log_is_known_by_its_name(self):
+        """A delivery that is logged before the message that it is of is nothing special."""
+        record = Record()
+        reader = READERS["opensmtpd"](record)
+        text = (
+            f'{SID} mta delivery evpid={EV} from=<a@a> to=<b@b> rcpt=<-> source="-" relay="127.0.0.2 (mx)" delay=0s result="Ok" stat="250 Ok"',
+            f"{SID} smtp message msgid=9b46baf4 size=4200 nrcpt=1 proto=ESMTP",
+        )
+        feed(
+            [f"Nov 22 21:55:50 mx1 mta[7]: {line}".encode() for line in text],
+            reader,
+            record,
+            Clock(2026),
+        )
+        assert ("ours", 1, [4200], 0) == (
+            reader.name,
+            record.messages,
+            list(record.size),
+            record.open,
+        )
+
     def test_what_it_says_wrongly_is_counted(self):
         """A delay that is none, a line cut off."""
         record = opensmtpd(

@@ -107,6 +107,17 @@ def test_exims_log_ends_with_mail_in_the_queue():
     ]
 
 
+def test_opensmtpds_log_is_explained_by_its_gaps():
+    """One new connection in five seconds for each route: half of the mail waits nearly two seconds."""
+    replayed = Replay([str(DATA / "opensmtpd.log.xz")])
+    found = replayed.compare(["limits.mta.conn_delay_route_s=0", "limits.mta.conn_delay_relay_s=0"])
+    for key in ("accepted", "bounced", "failed"):
+        assert found["then"][key] == found["model"][key]
+    assert found["then"]["p50"] == pytest.approx(found["model"]["p50"], rel=0.25)
+    assert found["what_if"]["p50"] < 0.3 * found["model"]["p50"]
+    assert [2, 1, 1] == [site.hosts for site in replayed.world.sites]
+
+
 class TestHost:
     def host(self, *windows: tuple[float, float, bool], **fates: Fate) -> RecordedHost:
         numbered = {int(name[1:]): fate for name, fate in fates.items()}

@@ -67,12 +67,12 @@ def refusing() -> Scenario:
     return of
 
 
-def away() -> Scenario:
-    """A fifth of the mail is for a destination that refuses connections until the load is over."""
-    of = scenario(LATENCY, messages=MESSAGES, rate=400.0, sessions=200, server=SERVER)
+def away(messages: int = MESSAGES, until_s: float = 55.0) -> Scenario:
+    """A fifth of the mail is for a destination that refuses connections, by default until the load is over."""
+    of = scenario(LATENCY, messages=messages, rate=400.0, sessions=200, server=SERVER)
     steady = of.destinations[0]
     steady.hosts, steady.share = 4, 0.8
-    out = {"kind": "outage", "from_s": 0.0, "to_s": 55.0, "mode": "refuse"}
+    out = {"kind": "outage", "from_s": 0.0, "to_s": until_s, "mode": "refuse"}
     of.destinations.append(
         type(steady)("b", "b.test", share=0.2, hosts=4, behaviours=[LATENCY, out])
     )

@@ -12,6 +12,7 @@ Sources: RFC 5321 (SMTP), 3207 (STARTTLS), 4954 (AUTH), 2920 (PIPELINING), 1870 
 import re
 from collections.abc import Sequence
 
+from mta.core.address import mailbox_key
 from mta.core.envelopes.base import MtaEnvelope
 from mta.core.reply import Outcome
 from mta.esmtp import Extensions
@@ -38,6 +39,7 @@ TIMED_OUT = "Connection timeout"
 """OpenSMTPD mta_session.c, IO_TIMEOUT."""
 TOO_MUCH_DATA = "Remote host sent too much data"
 TOO_MANY_ERRORS = "Too many consecutive errors, closing connection"
+_RCPT_CHARS = len("RCPT TO:<>")
 _BARE_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -71,6 +73,7 @@ class ClientSession:
         "_results",
         "_timeouts",
         "_transaction_deadline",
+        "_twins",
         "deadline",
         "extensions",
         "messages",
@@ -121,6 +124,8 @@ class ClientSession:
         self._failures = 0
         self._quit_asked = False
         self._results: list[tuple[Outcome, str] | None] = []
+        self._twins: list[tuple[int, int]] = []
+        """(envelope, earlier one with the same RCPT), by their numbers."""
         self._active: list[int] = []
         self._accepted: list[int] = []
         self._commands: list[str] = []
@@ -139,7 +144,9 @@ class ClientSession:
         """Begin one transaction: one message for some recipients, who share sender and options.
 
         What this peer cannot take is refused here, before MAIL; if nobody is left, the result is
-        returned at once. ``body`` is header and body with CRLF line ends, not dot-stuffed.
+        returned at once. Envelopes that came to the same address (two aliases, one target) are one RCPT, and its
+        verdict is that of all: a host that takes both would deliver twice. With parameters of their own
+        (RFC 3461: each asks for its own report) they stay apart. ``body`` is header and body with CRLF line ends, not dot-stuffed.
         """
         assert self.state is State.READY, self.state
         assert envelopes, "a transaction has recipients"
@@ -150,11 +157,22 @@ class ClientSession:
         self._results = [None] * len(envelopes)
         self._active = []
         self._commands = []
+        self._twins = []
+        several = len(envelopes) > 1
+        said: dict[tuple[str, str], int] = {}
         for number, envelope in enumerate(envelopes):
             why_not = refusal or extensions.recipient_refusal(envelope.rcpt)
             if why_not is None:
+                command = extensions.rcpt_command(envelope)
+                if several:
+                    # What stands behind the address in the command are its parameters.
+                    key = (mailbox_key(envelope.rcpt), command[len(envelope.rcpt) + _RCPT_CHARS :])
+                    twin = said.setdefault(key, number)
+                    if twin != number:
+                        self._twins.append((number, twin))
+                        continue
                 self._active.append(number)
-                self._commands.append(extensions.rcpt_command(envelope))
+                self._commands.append(command)
             else:
                 self._results[number] = (Outcome.PERMFAIL, why_not)
         if not self._active:
@@ -457,6 +475,8 @@ class ClientSession:
     def _verdicts(self, reason: str) -> tuple[tuple[Outcome, str], ...]:
         """Return what is known of each envelope; the others fail temporarily with ``reason``."""
         unknown = (Outcome.TEMPFAIL, reason)
+        for number, twin in self._twins:
+            self._results[number] = self._results[twin]
         return tuple([result or unknown for result in self._results])
 
     def _break_off(self, reason: str, *, told: bool = False) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from mta.core.address import mailbox_key
 from mta.core.ids import EvpId, SessionId
 from mta.core.instructions import OpenConnection
 from mta.core.limits import MtaLimits
@@ -246,7 +247,10 @@ class Outbound:
         rcpts: Sequence[str],
         size: int,
     ) -> bool:
-        """Send one message; return False if the connection is gone, as its end has said or will say."""
+        """Send one message; return False if the connection is gone, as its end has said or will say.
+
+        Envelopes to one address are one recipient, whose verdict is that of all: see `ClientSession.start`.
+        """
         connection = self.connections.get(session)
         if connection is None or connection.state is not State.IDLE:
             return False
@@ -257,6 +261,9 @@ class Outbound:
         sent_at = loop.done_at
         host, conn = connection.host, connection.conn
         assert conn is not None
+        places: list[int] | None = None
+        if len(rcpts) > 1:
+            rcpts, places = _distinct(rcpts)
         if conn.closed:
             # The host is gone, and the news still waits in our event loop.
             verdict = TransactionVerdict(0.0, (None,) * len(evpids), usable=False)
@@ -265,6 +272,9 @@ class Outbound:
             if sent_at > seen_at:
                 seen_at = host.seen_at = sent_at  # `Host.at`, without the call
             verdict = host.remote.transaction(conn, sender, rcpts, size, seen_at)
+            if places is not None:
+                results = tuple([verdict.results[place] for place in places])
+                verdict = verdict._replace(results=results)
         seconds, patient = verdict.duration_s, True
         if seconds > self._transaction_s:
             # A host that never answers is left at the first reply that does not come; one that
@@ -385,6 +395,18 @@ class Outbound:
         if connection.state is State.BUSY:
             return  # It was given a transaction meanwhile, and that fails.
         self._lose((connection, RESET))
+
+
+def _distinct(rcpts: Sequence[str]) -> tuple[Sequence[str], list[int] | None]:
+    """Return each recipient once, and the place there of each that was given; None if all differ."""
+    first: dict[str, str] = {}
+    keys = [mailbox_key(rcpt) for rcpt in rcpts]
+    for key, rcpt in zip(keys, rcpts, strict=True):
+        first.setdefault(key, rcpt)
+    if len(first) == len(rcpts):
+        return rcpts, None
+    place_of = {key: place for place, key in enumerate(first)}
+    return list(first.values()), [place_of[key] for key in keys]
 
 
 def _by_session(connection: Connection) -> SessionId:

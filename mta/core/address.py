@@ -185,6 +185,12 @@ def _canonical(quoted: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", content) + '"'
 
 
+def mailbox_key(address: str) -> str:
+    """Return an address in the form in which recipients are compared: only local parts have case (RFC 5321 2.4)."""
+    local, at, domain = address.rpartition("@")
+    return f"{local}{at}{domain.lower()}"
+
+
 def is_helo_name(text: str) -> bool:
     """Return whether HELO may say this: a name or an address literal, nothing that could break a header.
 

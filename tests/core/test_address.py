@@ -13,6 +13,7 @@ from mta.core.address import (
     RcptArguments,
     domain_key,
     is_helo_name,
+    mailbox_key,
     parse_mail,
     parse_path,
     parse_rcpt,
@@ -388,3 +389,17 @@ def test_smtputf8_allows_what_ascii_forbids():
 def test_helo_names_can_stand_in_a_header(text, good):
     """Nothing that HELO says can break the Received field that it ends up in."""
     assert good == is_helo_name(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("Anna@Example.ORG", "Anna@example.org"),
+        ('"a@B"@C.test', '"a@B"@c.test'),
+        ("postmaster", "postmaster"),
+        ("", ""),
+    ],
+)
+def test_only_local_parts_have_case(address: str, key: str):
+    """RFC 5321 2.4: that of a domain means nothing, that of a mailbox is its host's business."""
+    assert mailbox_key(address) == key

@@ -1,7 +1,10 @@
 """The client's half of SMTP, transaction by transaction, with well-behaved, careless and hostile servers."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mta.core.address import mailbox_key
 from mta.esmtp import (
     Extensions,
     read_extensions,
@@ -383,3 +386,78 @@ class TestTransaction:
         assert sent(session) == b"QUIT\r\n"
         assert session.timer(4.9) == []
         assert session.timer(5.0) == [Closed(TIMED_OUT)]
+
+
+class TestTwins:
+    """Envelopes that came to the same address, as two aliases of one target do."""
+
+    SAME = ("x@example.org", "y@example.org", "x@Example.ORG", "X@example.org")
+
+    @pytest.mark.parametrize("ehlo", [EHLO_ALL, EHLO_PLAIN], ids=["pipelined", "one by one"])
+    def test_are_one_recipient_whose_verdict_is_that_of_all(self, ehlo):
+        """Only local parts have case. Each envelope is settled, whatever was said of which recipient."""
+        session = ready(ehlo)
+        session.start([envelope(rcpt) for rcpt in self.SAME], BODY, 0.0)
+        said, events = sent(session), []
+        replies = [b"250 a\r\n", b"250 x\r\n", b"550 y\r\n", b"451 X\r\n", b"354 go\r\n", b"250 ok\r\n"]
+        for reply in replies:
+            events += session.receive(reply, 0.0)
+            said += sent(session)
+        assert [line for line in said.split(b"\r\n") if line.startswith(b"RCPT")] == [
+            b"RCPT TO:<x@example.org>", b"RCPT TO:<y@example.org>", b"RCPT TO:<X@example.org>",
+        ]  # fmt: skip
+        taken = (OK, "250 ok")
+        assert events == [
+            TransactionResult((taken, (PERMFAIL, "550 y"), taken, (TEMPFAIL, "451 X")), usable=True)
+        ]
+
+    @given(
+        rcpts=st.lists(st.sampled_from(SAME), min_size=1, max_size=12),
+        codes=st.lists(st.sampled_from([250, 451, 550]), min_size=3, max_size=3),
+        pipelining=st.booleans(),
+    )
+    def test_whoever_they_are_each_envelope_has_the_verdict_of_its_recipient(
+        self, rcpts, codes, pipelining
+    ):
+        """No recipient is named twice, and none has two verdicts."""
+        session = ready(EHLO_PIPELINING if pipelining else EHLO_PLAIN)
+        session.start([envelope(rcpt) for rcpt in rcpts], BODY, 0.0)
+        said, events = sent(session), session.receive(b"250 a\r\n", 0.0)
+        said += sent(session)
+        keys = list(dict.fromkeys(mailbox_key(rcpt) for rcpt in rcpts))
+        verdicts = dict(zip(keys, codes, strict=False))
+        for key in keys:
+            events += session.receive(b"%d x\r\n" % verdicts[key], 0.0)
+            said += sent(session)
+        taken = 250 in verdicts.values()
+        for reply in (b"354 go\r\n", b"250 x\r\n") if taken else (b"554 none\r\n", b"250 x\r\n"):
+            if not events:
+                events += session.receive(reply, 0.0)
+                sent(session)
+        assert said.count(b"RCPT TO:") == len(keys)
+        (event,) = events
+        assert [verdicts[mailbox_key(rcpt)] for rcpt in rcpts] == [
+            int(status[:3]) for _, status in event.results
+        ]
+
+    def test_stay_apart_if_each_wants_a_report_of_its_own(self):
+        """RFC 3461 4.2: whom a report is about is told in ORCPT. A host without DSN is told nothing of it."""
+        mail = [envelope("x@example.org", f"RCPT:ORCPT=rfc822;{name}@a.test") for name in "ab"]
+        for ehlo, count in ((EHLO_ALL, 2), (EHLO_PIPELINING, 1)):
+            session = ready(ehlo)
+            session.start(mail, BODY, 0.0)
+            assert sent(session).count(b"RCPT TO:<x@example.org>") == count
+
+    @pytest.mark.parametrize("stage", range(1, 5))
+    def test_a_lost_connection_settles_all_alike(self, stage):
+        """After whichever reply it is lost."""
+        session = ready(EHLO_PLAIN)
+        session.start([envelope() for _ in range(3)], BODY, 0.0)
+        for reply in (b"250 a\r\n", b"250 b\r\n", b"354 c\r\n")[: stage - 1]:
+            sent(session)
+            session.receive(reply, 0.0)
+        sent(session)
+        event, _ = session.lost("gone", 0.0)
+        assert {outcome for outcome, _ in event.results} == {TEMPFAIL}
+        assert len(set(event.results)) == 1
+        assert len(event.results) == 3

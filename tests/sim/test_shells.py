@@ -194,6 +194,18 @@ class TestOutbound:
         assert not told[1][1].usable
         assert told[2][1] == ConnectionClosed(ONE, "421 4.0.0 Not now")
 
+    def test_envelopes_to_one_address_are_one_recipient(self):
+        """Only local parts have case. A host that takes two recipients has room for three envelopes."""
+        host = Host({"kind": "limit-rate", "what": "recipients", "rate": 0.001, "burst": 2.0})
+        host.at(0.0, host.open)
+        rcpts = ["u@a.test", "U@a.test", "u@A.test", "v@a.test"]
+        evpids = tuple(EvpId(1 << 32 | number) for number in (1, 2, 3, 4))
+        host.at(1.0, lambda: host.out.start(ONE, evpids, "s@b.test", rcpts, 100))
+        done = next(each for _, each in host.run() if isinstance(each, TransactionDone))
+        ok, temporary = Outcome.OK, Outcome.TEMPFAIL
+        assert [each.outcome for each in done.results] == [ok, ok, ok, temporary]
+        assert [each.evpid for each in done.results] == list(evpids)
+
     def test_closing_twice_is_harmless(self):
         """The core may ask for what is over."""
         host = Host()

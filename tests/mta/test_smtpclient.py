@@ -399,7 +399,14 @@ class TestTwins:
         session = ready(ehlo)
         session.start([envelope(rcpt) for rcpt in self.SAME], BODY, 0.0)
         said, events = sent(session), []
-        replies = [b"250 a\r\n", b"250 x\r\n", b"550 y\r\n", b"451 X\r\n", b"354 go\r\n", b"250 ok\r\n"]
+        replies = [
+            b"250 a\r\n",
+            b"250 x\r\n",
+            b"550 y\r\n",
+            b"451 X\r\n",
+            b"354 go\r\n",
+            b"250 ok\r\n",
+        ]
         for reply in replies:
             events += session.receive(reply, 0.0)
             said += sent(session)

@@ -31,6 +31,10 @@ OFF_S: Final = 1.0
 """Seconds between two looks whether measuring was switched on again."""
 CLOSE_S: Final = 1.0
 """Seconds that `MemoryWatch.close` waits for a measurement."""
+PROCESSES_MAX: Final = 64
+"""Processes of local delivery whose memory is read; ours. ``limits.mda.max_session`` is 50 by default."""
+ASKED_S: Final = 5.0
+"""Seconds for which `Shares` are kept up to date after somebody asked: a few times as long as scrapers wait."""
 _SITE: Final = "memory"
 _CGROUPS: Final = "sys/fs/cgroup"
 
@@ -41,6 +45,17 @@ class Use(NamedTuple):
     virtual: int
     resident: int
     data: int
+
+
+class Shares(NamedTuple):
+    """Memory by process, in bytes, by smaps_rollup; 0 where it can't be read. Shared pages count by part in ``pss``."""
+
+    pss: int = 0
+    """Of the server."""
+    commands: int = 0
+    """How many processes it has started that could be measured: commands of local delivery, and what they started."""
+    commands_rss: int = 0
+    commands_pss: int = 0
 
 
 class Meter:
@@ -61,6 +76,38 @@ class Meter:
         if use is not None:
             found += self._of_process(use)
         return [measure for measure in found if 0 < measure.limit < NO_LIMIT]
+
+    def shares(self) -> Shares:
+        """Return the server's memory and that of its commands, `PROCESSES_MAX` at most. Never raises OSError.
+
+        Why not always? The kernel walks all pages for it: milliseconds for a large process.
+        """
+        rollups = [self._fields(f"proc/{pid}/smaps_rollup") for pid in self._commands()]
+        known = [each for each in rollups if "Rss" in each]
+        return Shares(
+            self._fields("proc/self/smaps_rollup").get("Pss", 0) * 1024,
+            len(known),
+            sum(each["Rss"] for each in known) * 1024,
+            sum(each.get("Pss", 0) for each in known) * 1024,
+        )
+
+    def _commands(self) -> list[str]:
+        """Return the ids of the processes below ours. Who forks is a thread, and the kernel lists them by thread."""
+        found: list[str] = []
+        waiting = ["self"]
+        while waiting and len(found) < PROCESSES_MAX:
+            process = waiting.pop()
+            try:
+                tasks = self._effects.effects.listdir(
+                    self._root / f"proc/{process}/task", site=_SITE
+                )
+            except OSError:
+                continue  # it has ended
+            for task in tasks:
+                children = (self._read(f"proc/{process}/task/{task}/children") or b"").split()
+                found += (pids := [child.decode() for child in children if child.isdigit()])
+                waiting += pids
+        return found[:PROCESSES_MAX]
 
     def _of_process(self, use: Use) -> Iterator[Measure]:
         # Why not the resident size? What a limit on address space counts is address space.
@@ -176,6 +223,9 @@ class MemoryWatch:
         self.pressure = MemoryPressure(limits)
         self.shrinks = 0
         """How often `shrink` was asked."""
+        self.shares = Shares()
+        """As of the last sample, if somebody asks; all 0 otherwise."""
+        self._asked_at = float("-inf")
         self._limits = limits
         self._effects = MemoryEffects(effects)
         self._meter = Meter(limits, effects, root=root)
@@ -193,6 +243,10 @@ class MemoryWatch:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory")
         self._task = asyncio.get_running_loop().create_task(self._run(), name="memory")
 
+    def ask(self) -> None:
+        """Keep `shares` up to date for a while, from the next sample on."""
+        self._asked_at = self._effects.effects.monotonic()
+
     async def close(self) -> None:
         """Look no more. Idempotent."""
         if self._task is not None:
@@ -209,6 +263,7 @@ class MemoryWatch:
         while True:
             if not self._limits.sample_s:
                 self._set(MemoryPressure(self._limits))
+                self.shares = Shares()
                 await asyncio.sleep(OFF_S)
                 continue
             try:
@@ -217,10 +272,19 @@ class MemoryWatch:
                 measures = []
                 self._complain(type(error).__name__)
             self.take(measures)
+            self.shares = await self._shares()
             if self.pressure.level and self._is_time_to_trim():
                 with suppress(Exception):
                     await self._on_thread(self._effects.trim)
             await asyncio.sleep(self._limits.sample_s)
+
+    async def _shares(self) -> Shares:
+        if self._effects.effects.monotonic() - self._asked_at > ASKED_S:
+            return Shares()
+        try:
+            return await self._on_thread(self._meter.shares)
+        except Exception:  # noqa: BLE001  # as above; nothing depends on it
+            return Shares()
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()

@@ -39,6 +39,7 @@ from mta.door import ServerDoor
 from mta.driver import Driver
 from mta.effects import Effects
 from mta.exposition import Exposition
+from mta.footprint import estimate_bytes
 from mta.listeners import Listeners, listening, parse_address, unusable
 from mta.log import Log
 from mta.memory import MemoryWatch
@@ -368,7 +369,7 @@ class MtaServer:
             raise unusable(self.source, "control.socket", control.socket, error) from None
         if control.metrics:
             address, port = parse_address(self.source, "control.metrics", control.metrics)
-            self._exposition = Exposition(self.stats, self.effects)
+            self._exposition = Exposition(self._scraped, self.effects)
             try:
                 await self._exposition.start(address, port)
             except OSError as error:
@@ -504,6 +505,11 @@ class MtaServer:
             "memory.hard": memory.bytes_of(MemoryLevel.HARD),
             "memory.pressure": int(memory.level),
             "memory.shrink": self.memory.shrinks,
+            "memory.pss": self.memory.shares.pss,
+            "memory.commands": self.memory.shares.commands,
+            "memory.commands.rss": self.memory.shares.commands_rss,
+            "memory.commands.pss": self.memory.shares.commands_pss,
+            "memory.envelopes": estimate_bytes(self.engine.store),
             "log.lost": self.log.lost,
             "trace.lost": self._record.lost if self._record else 0,
         }
@@ -516,6 +522,11 @@ class MtaServer:
             **listeners,
             "uptime": round(self.effects.now() - self._started_at, 3),
         }
+
+    def _scraped(self) -> Mapping[str, int | float]:
+        """Return `stats` to somebody who will come again: memory by process is worth reading."""
+        self.memory.ask()
+        return self.stats()
 
     # Stop
 

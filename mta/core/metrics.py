@@ -159,6 +159,13 @@ _ALL = (
     _gauge("memory.hard", "Bytes from which on connections are refused", drains=False),
     # Why not `drains`? What uses the memory may be the machine's, or the control group's.
     _gauge("memory.pressure", "0 enough memory, 1 low, 2 soft, 3 hard", drains=False),
+    # Read while somebody asks for /metrics: see mta/memory.py. Why not `drains`? They are as of the last sample.
+    _gauge("memory.pss", "Bytes of the server's proportional set; 0 if not known", drains=False),
+    _gauge("memory.commands", "Processes of local delivery that could be measured", drains=False),
+    _gauge("memory.commands.rss", "Bytes that these processes have resident", drains=False),
+    _gauge("memory.commands.pss", "Bytes of these processes' proportional sets", drains=False),
+    # Why not `drains`? Columns stay as long as they once were.
+    _gauge("memory.envelopes", "About how many bytes the queued envelopes take", drains=False),
     _counter("memory.shrink", "Times that what can be read again was let go"),
     _counter("memory.refused", "Connections and messages refused for want of memory"),
     # Ourselves

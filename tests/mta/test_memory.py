@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import resource
+import subprocess
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from mta.core.limits import MemoryLimits
 from mta.core.pressure import UNKNOWN_MAX, Measure, MemoryLevel
-from mta.memory import MemoryWatch, Meter
+from mta.memory import PROCESSES_MAX, MemoryWatch, Meter, Shares
 from mta.memoryeffects import MemoryEffects
 from tests.support.faults import FaultyEffects, Plan
 from tests.support.inprocess import until
@@ -172,6 +173,51 @@ class TestMeter:
         assert MIB < ram.usage < ram.limit
 
 
+def rollup(rss: int, pss: int) -> str:
+    """What the kernel says of a process's memory, in KiB."""
+    return f"5581-7ffc ---p 00000000 00:00 0 [rollup]\nRss: {rss:>12} kB\nPss: {pss:>12} kB\n"
+
+
+class TestShares:
+    """Memory by process."""
+
+    def shares(self, machine: Machine) -> Shares:
+        return Meter(MemoryLimits(), machine.effects, root=machine.root).shares()
+
+    def test_the_server_and_what_it_has_started(self, machine):
+        """Whichever thread forked, and what the children forked themselves; one that may not be read is left out."""
+        machine.write("proc/self/smaps_rollup", rollup(900, 700))
+        machine.write("proc/self/task/1/children", "")
+        machine.write("proc/self/task/2/children", "20 30 ")
+        machine.write("proc/20/task/20/children", "40 ")
+        machine.write("proc/20/smaps_rollup", rollup(10, 5))
+        machine.write("proc/40/smaps_rollup", rollup(100, 50))
+        assert Shares(700 * 1024, 2, 110 * 1024, 55 * 1024) == self.shares(machine)
+
+    def test_nothing_can_be_read(self, machine):
+        """Then nothing is known, and nobody hears of errors."""
+        assert Shares() == self.shares(machine)
+
+    def test_it_looks_at_so_many(self, machine):
+        """However many there are."""
+        children = range(100, 100 + PROCESSES_MAX + 1)
+        machine.write("proc/self/task/1/children", " ".join(map(str, children)))
+        for child in children:
+            machine.write(f"proc/{child}/smaps_rollup", rollup(1, 1))
+        assert PROCESSES_MAX == self.shares(machine).commands
+
+    def test_of_ourselves(self):
+        """The real files: part of what is resident is our own."""
+        child = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
+        try:
+            shares = Meter(MemoryLimits(), FaultyEffects()).shares()
+        finally:
+            child.communicate()
+        assert shares.commands >= 1
+        assert 0 < shares.commands_pss <= shares.commands_rss
+        assert shares.pss > MIB
+
+
 class Watched:
     """A watch on a machine, and what it did."""
 
@@ -223,6 +269,33 @@ class TestWatch:
         ]
         assert it.watch.shrinks == it.shrunk == shrunk
         assert ("trim", "memory") in {(point.op, point.site) for point in machine.effects.seen}
+
+    async def test_shares_are_read_for_whoever_asks(self, machine):
+        """And only then: nothing is read for nobody."""
+        machine.write("proc/self/smaps_rollup", rollup(900, 700))
+        it = Watched(machine)
+        it.watch.start()
+        try:
+            await until(lambda: it.watch.pressure.measure.usage)
+            assert Shares() == it.watch.shares
+            it.watch.ask()
+            await until(lambda: it.watch.shares.pss)
+        finally:
+            await it.watch.close()
+        assert Shares(700 * 1024) == it.watch.shares
+
+    async def test_shares_are_forgotten_when_nobody_asks(self, machine, monkeypatch):
+        """An old value is none."""
+        monkeypatch.setattr("mta.memory.ASKED_S", 0.01)
+        machine.write("proc/self/smaps_rollup", rollup(900, 700))
+        it = Watched(machine)
+        it.watch.ask()
+        it.watch.start()
+        try:
+            await until(lambda: it.watch.shares.pss)
+            await until(lambda: not it.watch.shares.pss)
+        finally:
+            await it.watch.close()
 
     async def test_it_can_be_switched_off(self, machine):
         """sample_s 0: nothing is measured."""

@@ -127,6 +127,7 @@ class TestRunning:
             assert (1, 1, 1) == tuple(
                 stats[name] for name in ("smtp.message", "queue.envelope", "smtp.session.inet4")
             )
+            assert stats["memory.envelopes"] > 0
             assert stats["mta.session.failed"] == stats["mta.session.opened"] >= 1
 
     async def test_a_fault_of_ours_is_logged_and_counted(self, tmp_path):

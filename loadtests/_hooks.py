@@ -22,10 +22,11 @@ from locust.env import Environment
 from locust.rpc import Message
 from locust.runners import STATE_INIT, STATE_MISSING, MasterRunner, Runner, WorkerRunner
 
-from loadtests import _locuststats, _results, _tally
+from loadtests import _dashboard, _locuststats, _results, _tally
 from loadtests._options import add_options, asked
 from loadtests._player import Player
 from loadtests._pulse import Pulse
+from loadtests._readings import WorkersLag
 from loadtests._record import Recorder, three_digits
 from loadtests._session import Wants
 from loadtests._settings import DEFAULT_HOST, Settings
@@ -81,6 +82,10 @@ class Run:
         """By how much this process was late: the 99th percentile of messages that left, or of its pulse."""
         return max(self.player.lag_s, self.pulse.p99_s)
 
+    def take_worst_lag_s(self) -> float:
+        """Return by how much this process was late at worst since this was last asked."""
+        return max(self.player.take_worst_lag_s(), self.pulse.take_worst_s())
+
     @property
     def pipelining(self) -> bool:
         """Whether commands go in groups."""
@@ -115,6 +120,7 @@ class _Hooks:
         self.is_over = False
         self.worker_ends: dict[str, Mapping[str, Any]] = {}
         self.drawn: tuple[Scenario, Schedule] | None = None
+        self.workers_lag = WorkersLag()
 
 
 _hooks = _Hooks()
@@ -131,6 +137,8 @@ def listen() -> None:
     hooks.init.add_listener(_on_init)
     hooks.test_start.add_listener(_on_start)
     hooks.test_stop.add_listener(_on_stop)
+    hooks.report_to_master.add_listener(_on_report_to_master)
+    hooks.worker_report.add_listener(_on_worker_report)
     hooks.quitting.add_listener(_on_quitting)
     hooks.quit.add_listener(_on_quit)
 
@@ -163,6 +171,7 @@ def _on_init(environment: Environment, **_: Any) -> None:
         return  # the master's options come with its order to start, and so does who shall be there
     try:
         scenario = asked(options, environment.host)[0]
+        _dashboard.attach(environment, options.metrics_url, _worst_lag_s)
         distributed = isinstance(runner, MasterRunner)
         _hooks.recorder = _results.prepare(options, distributed=distributed)
     except ConfigError as error:
@@ -191,6 +200,22 @@ def _on_init(environment: Environment, **_: Any) -> None:
             if kind is None or each.fixed_count:
                 wanted.append(each)
         environment.user_classes = wanted or environment.user_classes
+
+
+def _worst_lag_s() -> float | None:
+    """Return by how much the load was late at worst since this was last asked; None while there is none."""
+    run = _hooks.run
+    return run.take_worst_lag_s() if run else _hooks.workers_lag.worst_s(time.monotonic())
+
+
+def _on_report_to_master(client_id: str, data: dict[str, Any], **_: Any) -> None:
+    if _hooks.run is not None:
+        data["testbed_worst_lag_s"] = _hooks.run.take_worst_lag_s()
+
+
+def _on_worker_report(client_id: str, data: dict[str, Any], **_: Any) -> None:
+    if "testbed_worst_lag_s" in data:
+        _hooks.workers_lag.add(client_id, time.monotonic(), data["testbed_worst_lag_s"])
 
 
 def _on_start(environment: Environment, **_: Any) -> None:

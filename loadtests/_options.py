@@ -7,6 +7,7 @@ from locust.argument_parser import LocustArgumentParser
 
 from loadtests._outcomes import DEFAULT
 from loadtests._player import LAG_MAX_S
+from loadtests._scrape import DEFAULT_URL
 from loadtests._settings import DEFAULT_HOST, Settings
 from mta.core.settings import ConfigError
 from sim.scenario import Scenario, load
@@ -104,6 +105,15 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         default=60.0,
         metavar="S",
         help="longest wait for a reply (default: 60)",
+    )
+    add(
+        "--metrics-url",
+        default=DEFAULT_URL,
+        env_var="LOCUST_METRICS_URL",
+        metavar="URL",
+        help="the server's /metrics, for the tab Server of the web UI; empty for no such tab (default: "
+        f"{DEFAULT_URL})",
+        **hidden,
     )
 
 

@@ -96,6 +96,7 @@ class Player:
         self._retries = 0
         self._lag = Spread()
         self._delay = Spread()
+        self._worst = 0.0
         self._latency = Spread()
         self._ranks = 0
         self._first = math.inf
@@ -191,6 +192,7 @@ class Player:
             self._settle(STOPPED)
             raise
         self._first = min(self._first, started)
+        self._worst = max(self._worst, started - max(due, asked))
         if due >= self.statistics_from:
             self._lag.add(started - max(due, asked))
             self._delay.add(started - due)
@@ -249,6 +251,11 @@ class Player:
         """The lag that 99 of 100 messages did not exceed; 0 in a closed loop, where nothing can be late."""
         lag = self._lag.summary()
         return lag["p99"] if self.open_loop and lag else 0.0
+
+    def take_worst_lag_s(self) -> float:
+        """Return by how much a message left late because of the generator, at worst, since this was last asked."""
+        worst, self._worst = self._worst, 0.0
+        return worst
 
     def end(self, **more: Any) -> dict[str, Any]:
         """Write the last line and return it, with what else belongs to it. Idempotent."""

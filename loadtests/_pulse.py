@@ -32,6 +32,7 @@ class Pulse:
         self._now = now
         self._sleep = sleep
         self._late_us = new_histogram()
+        self._worst_us = 0
 
     def run(self, start_s: float, is_over: Callable[[], bool]) -> None:
         """Beat until it is over, asked after each beat.
@@ -47,6 +48,7 @@ class Pulse:
             if is_over():
                 return
             late = round(max(self._now() - due, 0.0) * 1e6)
+            self._worst_us = max(self._worst_us, late)
             self._late_us.record_corrected_value(late, round(BEAT_S * 1e6))
             wait = BEAT_S
 
@@ -54,6 +56,11 @@ class Pulse:
     def p99_s(self) -> float:
         """Seconds that 99 of 100 beats were not later than; 0 if there were none."""
         return float(self._late_us.get_value_at_percentile(99.0)) / 1e6
+
+    def take_worst_s(self) -> float:
+        """Return by how many seconds a beat was late at worst since this was last asked."""
+        worst, self._worst_us = self._worst_us, 0
+        return worst / 1e6
 
     def summary(self) -> dict[str, float] | None:
         """Return p50, p99 and max in seconds; None if there was no beat."""

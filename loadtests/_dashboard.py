@@ -88,7 +88,9 @@ def _serve(web_ui: Any, base: str, target: Target, readings: Readings) -> None:
         return app.response_class(body, content_type=mimetype, headers=headers)
 
     def data(number: int) -> Any:
-        return respond(encode({"place": target.place, **readings.since(number)}), "application/json")
+        return respond(
+            encode({"place": target.place, **readings.since(number)}), "application/json"
+        )
 
     def page() -> Any:
         return respond((STATIC / "page.html").read_bytes(), "text/html; charset=utf-8")

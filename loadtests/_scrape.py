@@ -89,6 +89,9 @@ class Target:
                 connection.request("GET", self.path)
                 answer = connection.getresponse()
                 page = answer.read(BYTES_MAX + 1)
+                # Asked for a number of bytes, it does not complain that there were fewer than announced.
+                if len(page) <= BYTES_MAX and answer.length:
+                    raise http.client.IncompleteRead(page, answer.length)
         except gevent.Timeout:
             raise ScrapeError(f"{self.place} did not answer within {TIMEOUT_S:g} s") from None
         except ConnectionRefusedError:
@@ -102,7 +105,9 @@ class Target:
         finally:
             connection.close()
         if answer.status != 200:
-            raise ScrapeError(f"{self.place} answered {answer.status} {answer.reason} to {self.path}")
+            raise ScrapeError(
+                f"{self.place} answered {answer.status} {answer.reason} to {self.path}"
+            )
         if len(page) > BYTES_MAX:
             raise ScrapeError(f"{self.place} answered with more than {BYTES_MAX} bytes")
         return parse(page)

@@ -107,7 +107,9 @@ class Page:
     def open(self, url: str) -> None:
         """Go somewhere, and wait until the document is there."""
         self("Page.navigate", url=url)
-        self.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+        self.until(
+            f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'"
+        )
 
     def size(self, width: int, height: int = 900) -> None:
         """Make the window so many CSS pixels large."""

@@ -1,0 +1,358 @@
+"""The tab Server in a real browser: a real load on a real server, in light and dark, while the server comes and goes."""
+
+import json
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.loadtests.locusts import eventually, processes, started
+from tests.support.browser import Page, browsing, chromium
+from tests.support.server import RunningServer, free_port
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+
+needs_chromium = pytest.mark.skipif(
+    chromium() is None, reason="needs Chromium (on Debian: apt install chromium)"
+)
+
+MESSAGES = 240
+SOME = (
+    f"load.messages={MESSAGES}",
+    "load.rate=60",
+    "load.sessions=4",
+    "load.keep=true",
+    "load.recipients.law=fixed",
+)
+NOWHERE = {"relay": {"smart_host": "[127.0.0.3]", "port": 9}}
+"""Nothing listens there: what is accepted is tried, and stays in the queue."""
+
+COLOURS = """
+(() => {
+  const style = getComputedStyle(document.querySelector("#server-tab"));
+  const light = (name) => {
+    const probe = document.createElement("canvas").getContext("2d");
+    probe.fillStyle = style.getPropertyValue(name).trim();
+    const parts = [1, 3, 5].map((at) => parseInt(probe.fillStyle.slice(at, at + 2), 16) / 255);
+    const [r, g, b] = parts.map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const card = light("--card");
+  return ["ink", "quiet", "good", "bad", "s0", "s1", "s2", "s3", "s4"].map((name) => {
+    const [low, high] = [light(`--${name}`), card].sort((a, b) => a - b);
+    return [name, (high + 0.05) / (low + 0.05)];
+  });
+})()
+"""
+"""The contrast of what is drawn to what it is drawn on (WCAG 2.2, 1.4.3 and 1.4.11)."""
+
+
+@dataclass
+class Bench:
+    """A server, a load with a web UI, a browser."""
+
+    server: RunningServer
+    metrics: int
+    url: str
+    page: Page
+
+    def rows(self) -> list[dict[str, float | None]]:
+        """What the page knows."""
+        known = self.page.run(
+            "({columns: testbedServer.known.columns, rows: testbedServer.known.rows})"
+        )
+        return [dict(zip(known["columns"], row, strict=True)) for row in known["rows"]]
+
+    def open(self) -> None:
+        """Open Locust's page anew, and the tab."""
+        self.page.open(self.url)
+        self.choose("Server")
+        self.page.until("testbedServer.known.rows.length > 2")
+
+    def choose(self, title: str) -> None:
+        found = (
+            f"[...document.querySelectorAll('[role=tab]')].find((e) => e.textContent === '{title}')"
+        )
+        self.page.until(f"!!{found}")
+        self.page.run(f"{found}.click()")
+
+    def status(self) -> str:
+        return self.page.run("document.querySelector('#server-tab .status').textContent")
+
+
+def fetched(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def with_web_ui(port: int, metrics: int, server: RunningServer) -> tuple[str, ...]:
+    return (
+        *("--web-host", "127.0.0.1", "--web-port", str(port), "--autostart"),
+        *("--host", f"smtp://127.0.0.1:{server.port}"),
+        *("--metrics-url", f"http://127.0.0.1:{metrics}/metrics"),
+    )
+
+
+def serving(directory: Path, metrics: int) -> RunningServer:
+    control = {"metrics": f"127.0.0.1:{metrics}"}
+    return RunningServer(directory, {**NOWHERE, "control": control})
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Iterator[Bench]:
+    """The load ends by itself; its page stays."""
+    directory, metrics, port = tmp_path_factory.mktemp("bench"), free_port(), free_port()
+    with (
+        serving(directory / "server", metrics) as server,
+        started(*with_web_ui(port, metrics, server), settings=SOME),
+        browsing(directory / "browser") as page,
+    ):
+        url = f"http://127.0.0.1:{port}/"
+
+        def listens() -> bool:
+            try:
+                return bool(fetched(f"{url}server/data/0"))
+            except OSError:
+                return False
+
+        eventually(listens)
+        page.size(1280)
+        page.scheme("light")
+        yield Bench(server, metrics, url, page)
+
+
+@needs_chromium
+class TestInABrowser:
+    def test_charts_are_drawn_of_what_the_server_did(self, bench):
+        """All of the load is in the rates, message by message, and the queue is what the server has."""
+        bench.open()
+        bench.server.until(lambda stats: stats["smtp.message"] == MESSAGES)
+        queued = bench.server.stats()["scheduler.envelope"]
+        bench.page.until(
+            f"document.querySelector('[data-tile=at_scheduler]').textContent === '{queued:,.0f}'"
+        )
+        eventually(lambda: not bench.rows()[-1]["accepted"])
+        rows = bench.rows()
+        accepted = sum(
+            (row["accepted"] or 0.0) * (row["t"] - before["t"])
+            for before, row in zip(rows, rows[1:], strict=False)
+        )
+        assert round(accepted) == MESSAGES
+        assert any(row["deferred"] for row in rows)
+        assert any(row["lag"] for row in rows)
+        last = rows[-1]
+        assert 5 << 20 < last["pss"] <= last["rss"] < 1 << 30
+        assert last["bytes_scheduler"] > 0
+        assert queued == last["pending"] + last["scheduled"] + last["inflight"] + last["hold"]
+
+        drawn = bench.page.run(
+            """[...document.querySelectorAll("#server-tab .chart")].map((chart) => ({
+              title: chart.dataset.title,
+              said: chart.querySelector("svg[role=img]").getAttribute("aria-label"),
+              paths: [...chart.querySelectorAll("svg[role=img] path")].map((e) => e.getAttribute("d")),
+              ticks: [...chart.querySelectorAll(".grid text")].map((e) => e.textContent),
+              legend: [...chart.querySelectorAll(".legend li")].map((e) => e.textContent),
+            }))"""
+        )
+        assert 6 == len(drawn)
+        for chart in drawn:
+            assert any(len(path.split("L")) > 3 for path in chart["paths"]), chart["title"]
+            assert not any("NaN" in path or "undefined" in path for path in chart["paths"])
+            assert chart["said"].startswith(f"{chart['title']}: ")
+            assert sum(bool(re.fullmatch(r"\d\d:\d\d:\d\d", tick)) for tick in chart["ticks"]) >= 3
+            assert len(chart["legend"]) >= len(chart["paths"])
+        units = {chart["title"]: chart["ticks"][1] for chart in drawn}
+        assert units["Memory of the server"].endswith(" MiB")
+        assert units["Mail per second"].endswith("/s")
+        assert units["Lateness of the load itself"].endswith("s")
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_it_can_be_read(self, bench, scheme):
+        """In the system's theme, or the one that was chosen: text 4.5 to 1, lines 3 to 1; nothing sticks out."""
+        bench.page.run("delete localStorage.theme")
+        bench.page.scheme(scheme)
+        bench.open()
+        theme = "document.querySelector('#server-tab').dataset.theme"
+        assert scheme == bench.page.run(theme)
+        for name, contrast in bench.page.run(COLOURS):
+            assert contrast >= (4.5 if not name.startswith("s") else 3), (name, contrast)
+        for width in (1280, 800, 400):
+            bench.page.size(width)
+            bench.page.until(f"innerWidth === {width}")
+            bench.page.until("document.documentElement.scrollWidth <= innerWidth")
+        bench.page.size(1280)
+
+    def test_the_theme_is_followed(self, bench):
+        """What Locust's button says goes before what the system says; the other way round with neither."""
+        bench.page.scheme("light")
+        bench.page.run("delete localStorage.theme")
+        bench.open()
+        theme = "document.querySelector('#server-tab').dataset.theme === '{}'"
+        bench.page.scheme("dark")
+        bench.page.until(theme.format("dark"))
+        bench.page.scheme("light")
+        bench.page.until(theme.format("light"))
+        # Locust's own button: the last one of its head.
+        bench.page.run(
+            "[...document.querySelectorAll('header.MuiAppBar-root button')].at(-1).click()"
+        )
+        bench.page.until("localStorage.theme === 'dark'")
+        bench.page.until(theme.format("dark"))
+        bench.page.run("delete localStorage.theme")
+
+    def test_another_tab_leaves_nothing_behind(self, bench):
+        """No timer, no element; and who comes back five times asks for each row once, not five times."""
+        bench.open()
+        for _ in range(5):
+            bench.choose("Statistics")
+            bench.page.until("!document.querySelector('#server-tab')")
+            assert [None, None] == bench.page.run(
+                "[testbedServer.view.timer, testbedServer.view.request]"
+            )
+            bench.choose("Server")
+            bench.page.until("!!document.querySelector('#server-tab')")
+        bench.page.requested.clear()
+        first = bench.page.run("testbedServer.known.next")
+        bench.page.until(f"testbedServer.known.next > {first + 3}")
+        asked = Counter(url for url in bench.page.requested if "/server/data/" in url)
+        # A row may come late: then the same number is asked for again, a second later.
+        assert sum(asked.values()) <= 6, asked
+
+    def test_one_window_of_time_or_another(self, bench):
+        """The last minute, five or thirty, as far as there is anything; which one it is can be heard."""
+        bench.open()
+        bench.page.run("document.querySelector('[data-window=\"60\"]').click()")
+        assert ["true", "false", "false"] == bench.page.run(
+            "[...document.querySelectorAll('.windows button')].map((e) => e.getAttribute('aria-pressed'))"
+        )
+        assert 60 == bench.page.run("(({from, to}) => to - from)(testbedServer.view.charts[0])")
+
+    def test_pointing_at_an_instant(self, bench):
+        """All charts show the numbers of then, and of now again when the pointer leaves."""
+        bench.open()
+        point = """
+          (() => {
+            const svg = document.querySelector("#server-tab .chart svg[role=img]");
+            const box = svg.getBoundingClientRect();
+            const at = testbedServer.view.charts[0].x(testbedServer.known.rows[0][0]);
+            svg.dispatchEvent(new PointerEvent("%s", { clientX: box.left + at, bubbles: true }));
+            return [...document.querySelectorAll("[data-key=at_scheduler]")].map((e) => e.textContent);
+          })()
+        """
+        bench.page.run("document.querySelector('[data-window=\"1800\"]').click()")
+        assert ["0"] == bench.page.run(point % "pointermove")
+        assert 6 == bench.page.run(
+            "document.querySelectorAll('.cursor[visibility=visible]').length"
+        )
+        assert ["0"] != bench.page.run(point % "pointerleave")
+        assert 0 == bench.page.run(
+            "document.querySelectorAll('.cursor[visibility=visible]').length"
+        )
+
+    def test_numbers_as_people_read_them(self, bench):
+        """Units, three digits, round ticks; and pieces of a line end where something is not known."""
+        module = f"import('{bench.url}server/static/charts.js')"
+        said = bench.page.run(
+            f"""{module}.then(({{ format }}) => [
+              format(null, "bytes"), format(0, "bytes"), format(1023, "bytes"), format(44040192, "bytes"),
+              format(44040192, "bytes", true), format(2 ** 50 * 3, "bytes"), format(12345, "count"), format(59.94, "rate"),
+              format(0, "seconds"), format(0.00025, "seconds"), format(0.0213, "seconds"), format(0.02, "seconds", true),
+              format(12, "seconds"),
+            ])"""
+        )
+        assert said == [
+            *("–", "0 B", "1,023 B", "42.0 MiB", "42 MiB", "3,072 TiB", "12,345", "59.9/s"),
+            *("0 ms", "250 µs", "21.3 ms", "20 ms", "12.0 s"),
+        ]
+        steps = bench.page.run(
+            f"""{module}.then(({{ niceStep }}) => [
+              niceStep(64 * 2 ** 20, 4, "bytes"), niceStep(65 * 2 ** 20, 4, "bytes"), niceStep(3, 4, "count"),
+              niceStep(7232, 4, "count"), niceStep(4, 4, "rate"), niceStep(0.0021, 4, "seconds"),
+            ])"""
+        )
+        assert pytest.approx([16 * 2**20, 32 * 2**20, 1, 2000, 1, 0.001]) == steps
+        pieces = bench.page.run(
+            f"""{module}.then(({{ pieces }}) =>
+              pieces([[1, 5], [2, null], [3, 6], [4, 7], [9, 8]], (row) => row[1]))"""
+        )
+        assert [[[1, 5]], [[3, 6], [4, 7]], [[9, 8]]] == pieces
+
+    def test_the_server_goes_and_comes_back(self, bench):
+        """In words, with a gap, and with a note that it is another one; then all is as before."""
+        bench.open()
+        bench.server.kill()
+        bench.page.until("document.querySelector('#server-tab').dataset.state === 'away'")
+        said = bench.status()
+        assert "No numbers from the server since " in said
+        assert f"nothing listens on 127.0.0.1:{bench.metrics}" in said
+        assert "–" == bench.page.run("document.querySelector('[data-tile=pss]').textContent")
+        bench.server.start()
+        bench.page.until("document.querySelector('#server-tab').dataset.state === 'ok'")
+        assert f"Connected to 127.0.0.1:{bench.metrics}. It was started again" in bench.status()
+        bench.page.until(
+            "testbedServer.known.rows.at(-1)[1] !== null && testbedServer.known.rows.at(-2)[1] !== null"
+        )
+        assert (
+            bench.page.run("testbedServer.view.charts[0].shapes[0].getAttribute('d')").count("M")
+            >= 2
+        )
+        assert all((row["accepted"] or 0) >= 0 for row in bench.rows())
+
+    def test_a_page_of_its_own(self, bench):
+        """The same before there is any load: no need to start one to see the server."""
+        bench.page.open(f"{bench.url}server/")
+        bench.page.until("testbedServer.known.rows.length > 2")
+        assert "Connected to" in bench.status()
+
+    def test_nothing_went_wrong_and_nothing_came_from_elsewhere(self, bench):
+        """No error in the console during all of the above; every address is Locust's own."""
+        bench.open()
+        assert [] == bench.page.said
+        assert bench.page.requested
+        assert [] == [
+            url for url in bench.page.requested if not url.startswith((bench.url, "data:"))
+        ]
+
+
+def test_the_master_shows_it(tmp_path):
+    """With two processes: the tab is the master's, and it knows how late its workers are."""
+    metrics, port = free_port(), free_port()
+    url = f"http://127.0.0.1:{port}/"
+    with (
+        serving(tmp_path / "server", metrics) as server,
+        started(*with_web_ui(port, metrics, server), *processes(2), settings=SOME) as master,
+    ):
+        answer: dict[str, Any] = {}
+
+        def knows(column: str) -> bool:
+            try:
+                answer.update(fetched(f"{url}server/data/0"))
+            except OSError:
+                return False
+            at = answer["columns"].index(column)
+            return any(row[at] for row in answer["rows"])
+
+        try:
+            eventually(lambda: knows("lag") and knows("accepted"))
+            with urllib.request.urlopen(url, timeout=10) as page:
+                text = page.read().decode()
+        finally:
+            master.terminate()  # and so its workers
+            master.communicate(timeout=30)
+    assert '"title": "Server"' in text
+    assert text.count("server/static/dashboard.js") == 1
+
+
+def test_a_wrong_url_is_one_line(tmp_path):
+    """Before any load; exit status 2."""
+    with started("--headless", "--metrics-url", "http://192.0.2.1/metrics") as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    lines = [line for line in output.splitlines() if "--metrics-url" in line]
+    assert len(lines) == 1
+    assert "Traceback" not in output

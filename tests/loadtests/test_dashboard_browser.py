@@ -6,6 +6,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ SOME = (
 )
 NOWHERE = {"relay": {"smart_host": "[127.0.0.3]", "port": 9}}
 """Nothing listens there: what is accepted is tried, and stays in the queue."""
+
+NOTHING = "\N{EN DASH}"
+"""In the place of a number that is not known."""
 
 COLOURS = """
 (() => {
@@ -139,8 +143,7 @@ class TestInABrowser:
         eventually(lambda: not bench.rows()[-1]["accepted"])
         rows = bench.rows()
         accepted = sum(
-            (row["accepted"] or 0.0) * (row["t"] - before["t"])
-            for before, row in zip(rows, rows[1:], strict=False)
+            (row["accepted"] or 0.0) * (row["t"] - before["t"]) for before, row in pairwise(rows)
         )
         assert round(accepted) == MESSAGES
         assert any(row["deferred"] for row in rows)
@@ -266,7 +269,7 @@ class TestInABrowser:
             ])"""
         )
         assert said == [
-            *("–", "0 B", "1,023 B", "42.0 MiB", "42 MiB", "3,072 TiB", "12,345", "59.9/s"),
+            *(NOTHING, "0 B", "1,023 B", "42.0 MiB", "42 MiB", "3,072 TiB", "12,345", "59.9/s"),
             *("0 ms", "250 µs", "21.3 ms", "20 ms", "12.0 s"),
         ]
         steps = bench.page.run(
@@ -290,7 +293,7 @@ class TestInABrowser:
         said = bench.status()
         assert "No numbers from the server since " in said
         assert f"nothing listens on 127.0.0.1:{bench.metrics}" in said
-        assert "–" == bench.page.run("document.querySelector('[data-tile=pss]').textContent")
+        assert NOTHING == bench.page.run("document.querySelector('[data-tile=pss]').textContent")
         bench.server.start()
         bench.page.until("document.querySelector('#server-tab').dataset.state === 'ok'")
         assert f"Connected to 127.0.0.1:{bench.metrics}. It was started again" in bench.status()

@@ -118,6 +118,7 @@ class _Hooks:
         self.asked_run_id = ""
         self.asked_start = 0.0
         self.is_over = False
+        self.refused: set[str] = set()
         self.worker_ends: dict[str, Mapping[str, Any]] = {}
         self.drawn: tuple[Scenario, Schedule] | None = None
         self.workers_lag = WorkersLag()
@@ -167,6 +168,7 @@ def _on_init(environment: Environment, **_: Any) -> None:
     _hooks.asked_start = options.load_start
     if isinstance(runner, MasterRunner):
         runner.register_message("testbed-end", _on_worker_end)
+        runner.register_message("testbed-refused", _on_worker_refused)
     if isinstance(runner, WorkerRunner):
         return  # the master's options come with its order to start, and so does who shall be there
     try:
@@ -232,14 +234,15 @@ def _on_start(environment: Environment, **_: Any) -> None:
             if options.record and _hooks.recorder is None:
                 _hooks.recorder = _results.recorder(_results.part_of(options.record, index))
     except ConfigError as error:
-        # Checked at the start, so this came out of the web UI; or a worker has another machine's files.
-        log.error("%s", error)  # noqa: TRY400  # one line is what the operator needs
-        environment.process_exit_code = 2
+        # Checked at the start, so this came out of the web UI; or a worker can't write its part of the record.
         _hooks.run = None
-        gevent.spawn(_finish, environment)
+        if isinstance(runner, WorkerRunner):
+            runner.send_message("testbed-refused", str(error))
+        else:
+            _refuse(environment, str(error))
+            gevent.spawn(_finish, environment)
         return
-    if environment.process_exit_code == 2:
-        environment.process_exit_code = None  # it was for options that have been put right
+    _forgive(environment)
     if _hooks.drawn is None or _hooks.drawn[0] != scenario:
         _hooks.drawn = (scenario, draw(scenario))
     if isinstance(runner, WorkerRunner):
@@ -263,6 +266,19 @@ def _on_start(environment: Environment, **_: Any) -> None:
     gevent.spawn(_watch, environment, run)
     gevent.spawn(_flush, environment, run)
     gevent.spawn(run.pulse.run, player.statistics_from - player.now(), player.finished.is_set)
+
+
+def _refuse(environment: Environment, line: str) -> None:
+    """Say what the operator did wrong, unless it is the exit status already."""
+    if environment.process_exit_code != 2:
+        log.error("%s", line)
+        environment.process_exit_code = 2
+
+
+def _forgive(environment: Environment) -> None:
+    """Forget an exit status that was for options which have been put right."""
+    if environment.process_exit_code == 2:
+        environment.process_exit_code = None
 
 
 def _flush(environment: Environment, run: Run) -> None:
@@ -316,7 +332,15 @@ def _finish(environment: Environment) -> None:
 def _start_workers(runner: MasterRunner, options: Namespace) -> None:
     ready = [*runner.clients.ready, *runner.clients.running, *runner.clients.spawning]
     _hooks.worker_ends.clear()
+    _hooks.refused.clear()
     _hooks.is_over = False
+    _forgive(runner.environment)
+    try:
+        asked(options, runner.environment.host)
+    except ConfigError as error:
+        _refuse(
+            runner.environment, str(error)
+        )  # and so will the workers, which is how the run ends
     options.run_id = _next_run_id(Namespace(run_id=_hooks.asked_run_id, scenario=options.scenario))
     options.load_start = _hooks.asked_start or time.time() + LEAD_DISTRIBUTED_S
     _hooks.asked_start = 0.0
@@ -326,23 +350,29 @@ def _start_workers(runner: MasterRunner, options: Namespace) -> None:
 
 def _busy(runner: MasterRunner, shares: Iterable[str]) -> set[str]:
     """Return the workers that are there and have not said how their share ended."""
-    known = {each: runner.clients.get(each) for each in shares if each not in _hooks.worker_ends}
+    over = _hooks.refused | _hooks.worker_ends.keys()
+    known = {each: runner.clients.get(each) for each in shares if each not in over}
     return {each for each, node in known.items() if node and node.state != STATE_MISSING}
 
 
 def _watch_workers(runner: MasterRunner, shares: dict[str, tuple[int, int]]) -> None:
     """End a distributed run when every worker is done, or gone."""
-    while _busy(runner, shares):
+    while _busy(runner, shares) and not _hooks.refused:
         gevent.sleep(0.1)
         if _options(runner.environment).testbed_shares != shares:
             return
     gone = set(shares) - set(_hooks.worker_ends)
-    if gone and not _hooks.is_over:
+    if gone and not (_hooks.refused or _hooks.is_over):
         log.error(
             "%d of %d workers were lost with their shares of the load", len(gone), len(shares)
         )
         runner.environment.process_exit_code = 1
     _finish(runner.environment)
+
+
+def _on_worker_refused(environment: Environment, msg: Any, **_: Any) -> None:
+    _hooks.refused.add(msg.node_id)
+    _refuse(environment, f"worker {msg.node_id}: {msg.data}")
 
 
 def _on_worker_end(environment: Environment, msg: Any, **_: Any) -> None:

@@ -293,39 +293,3 @@ def test_a_wrong_option_in_the_web_ui_stops_the_run(serve, tmp_path):
         assert process.returncode == 2
         assert 'scenario: "nope": there is no such scenario' in output
     assert not server.verbs
-
-
-def test_two_processes_share_the_schedule(serve, tmp_path):
-    """Every message is sent once by one of the workers; each keeps a record of its own."""
-    server = serve()
-    record = tmp_path / "record.jsonl"
-    port = str(free_port())
-    done, _, lines = run(
-        tmp_path,
-        "--host",
-        server.url,
-        "--processes",
-        "2",
-        "--master-bind-host",
-        "127.0.0.1",
-        "--master-bind-port",
-        port,
-        "--master-port",
-        port,
-        "--run-id",
-        "both",
-    )
-    assert done.returncode == 0, done.stderr
-    assert lines == []
-    arrived = [identify(each.message) for each in server.taken]
-    assert sorted(each.seq for each in arrived) == list(range(MESSAGES))
-    assert {each.run for each in arrived} == {"both"}
-    parts = [
-        [
-            json.loads(line)
-            for line in (record.with_name(f"record.{i}.jsonl")).read_text().splitlines()
-        ]
-        for i in (0, 1)
-    ]
-    assert [part[-1]["complete"] for part in parts] == [True, True]
-    assert parts[0][0]["load_start"] == parts[1][0]["load_start"]

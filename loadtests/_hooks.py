@@ -118,6 +118,7 @@ class _Hooks:
         self.asked_run_id = ""
         self.asked_start = 0.0
         self.is_over = False
+        self.played = ""
         self.refused: set[str] = set()
         self.worker_ends: dict[str, Mapping[str, Any]] = {}
         self.drawn: tuple[Scenario, Schedule] | None = None
@@ -226,6 +227,12 @@ def _on_start(environment: Environment, **_: Any) -> None:
     if isinstance(runner, MasterRunner):
         _start_workers(runner, options)
         return
+    if isinstance(runner, WorkerRunner):
+        if options.run_id == _hooks.played:
+            # Stopped in the middle of the ramp, and here are the orders to spawn that were under way.
+            _hooks.run = None
+            return
+        _hooks.played = options.run_id
     try:
         scenario, settings = asked(options, environment.host)
         index, of = 0, 1
@@ -237,7 +244,7 @@ def _on_start(environment: Environment, **_: Any) -> None:
         # Checked at the start, so this came out of the web UI; or a worker can't write its part of the record.
         _hooks.run = None
         if isinstance(runner, WorkerRunner):
-            runner.send_message("testbed-refused", str(error))
+            runner.send_message("testbed-refused", {"error": str(error)})
         else:
             _refuse(environment, str(error))
             gevent.spawn(_finish, environment)
@@ -367,12 +374,16 @@ def _watch_workers(runner: MasterRunner, shares: dict[str, tuple[int, int]]) -> 
             "%d of %d workers were lost with their shares of the load", len(gone), len(shares)
         )
         runner.environment.process_exit_code = 1
+    if runner.environment.web_ui is not None:
+        # A stop in the middle of Locust's ramp is overtaken by the orders that are still to come.
+        while not runner.spawning_completed:
+            gevent.sleep(0.05)
     _finish(runner.environment)
 
 
 def _on_worker_refused(environment: Environment, msg: Any, **_: Any) -> None:
     _hooks.refused.add(msg.node_id)
-    _refuse(environment, f"worker {msg.node_id}: {msg.data}")
+    _refuse(environment, f"worker {msg.node_id}: {msg.data['error']}")
 
 
 def _on_worker_end(environment: Environment, msg: Any, **_: Any) -> None:

@@ -41,5 +41,5 @@ def test_a_generator_that_was_held_up_says_so(serve, tmp_path):
     assert "INVALID: the generator was late: p99 " in output
     end = json.loads(record.read_text().splitlines()[-1])
     assert (end["valid"], end["complete"], end["outcomes"]) == (False, True, {"250": 600})
-    assert end["pulse_s"]["max"] >= 0.6
+    assert end["pulse_s"]["max"] >= 0.5
     assert end["pulse_s"]["p99"] > 0.05

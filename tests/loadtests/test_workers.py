@@ -165,8 +165,9 @@ def test_the_web_page_of_two_workers_survives_a_wrong_option(serve, tmp_path):
     web = ("--web-port", str(port), "--host", server.url, "--loglevel", "ERROR")
     with started(*web, *processes(2), settings=SOME) as process:
 
-        def swarms(scenario: str) -> bool:
-            form = {"user_count": "6", "spawn_rate": "6", "host": server.url, "scenario": scenario}
+        def swarms(scenario: str, spawn_rate: str = "6") -> bool:
+            form = {"user_count": "6", "spawn_rate": spawn_rate, "scenario": scenario}
+            form["host"] = server.url
             data = urllib.parse.urlencode(form).encode()
             with (
                 contextlib.suppress(OSError),
@@ -183,11 +184,15 @@ def test_the_web_page_of_two_workers_survives_a_wrong_option(serve, tmp_path):
                 return dict(json.load(answer))
             return {}
 
-        eventually(lambda: len(page().get("workers", ())) == 2)
+        def two_are_ready() -> bool:
+            return [each["state"] for each in page().get("workers", ())] == ["ready", "ready"]
+
+        eventually(two_are_ready)
         assert swarms("nope")
-        eventually(lambda: page()["state"] == "stopped")
+        eventually(lambda: page()["state"] == "stopped" and two_are_ready())
         assert not server.verbs
-        assert swarms("backlog")
+        # The ramp takes longer than the schedule, which is not played again by those who come late.
+        assert swarms("backlog", spawn_rate="2")
         eventually(lambda: len(server.taken) == MESSAGES)
         eventually(lambda: page()["state"] == "stopped")
         process.send_signal(signal.SIGTERM)

@@ -6,6 +6,7 @@ interrupt has little to wait for and a long sweep little to keep.
 
 import importlib
 import ipaddress
+import logging
 import multiprocessing
 import os
 import signal
@@ -28,6 +29,10 @@ AHEAD: Final = 2
 
 CONNECT_S: Final = 10.0
 """Longest wait for a scheduler, and then for its first worker."""
+
+
+LOOK_S: Final = 2.0
+"""Seconds after which it is looked whether a cluster still has workers."""
 
 
 class WorkerLostError(Exception):
@@ -149,11 +154,11 @@ class Cluster:
         except ImportError:
             problem = "needs distributed: pip install 'mta-testbed[cluster]'"
             raise ConfigError("--scheduler", value=address, problem=problem) from None
+        # It says in forty lines what we say in one.
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
         self._client: Any = None
         try:
-            self._client = self._distributed.Client(
-                address, timeout=CONNECT_S, set_as_default=False
-            )
+            self._client = self._distributed.Client(address, timeout=CONNECT_S)
             self._client.wait_for_workers(1, timeout=CONNECT_S)
         except (OSError, TimeoutError):
             answered = self._client is not None
@@ -166,33 +171,43 @@ class Cluster:
     def run(self, common: Common, tasks: Sequence[Task]) -> Iterator[tuple[int, Outcome]]:
         """See `Executor.run`."""
         client, distributed = self._client, self._distributed
-        shared = client.scatter(common, broadcast=True, hash=False)
-        ready = distributed.as_completed()
+        lost = (
+            distributed.KilledWorker,
+            distributed.client.FutureCancelledError,
+            distributed.client.FuturesCancelledError,
+            OSError,  # of which distributed.CommClosedError is one
+        )
         running: dict[Any, int] = {}
         waiting = iter(enumerate(tasks))
-
-        def hand_out() -> None:
-            while len(running) < AHEAD * self.workers and (found := next(waiting, None)):
-                # Not pure: the same task of another sweep is another run, should its worker have other code.
-                future = client.submit(carry_out, shared, found[1], pure=False)
-                running[future] = found[0]
-                ready.add(future)
-
-        hand_out()
+        idle_s = 0.0
         try:
-            while running:
-                future = next(ready)
+            shared = client.scatter(common, broadcast=True, hash=False)
+            while True:
+                while len(running) < AHEAD * self.workers and (found := next(waiting, None)):
+                    # Not pure: the same task of another sweep is another run, should its worker have other code.
+                    running[client.submit(carry_out, shared, found[1], pure=False)] = found[0]
+                if not running:
+                    break
                 try:
-                    outcome = future.result()
-                except (distributed.KilledWorker, distributed.client.FutureCancelledError) as error:
-                    problem = " ".join(str(error).split())[:120]
-                    raise WorkerLostError(
-                        f"the cluster lost the workers of a run: {problem}"
-                    ) from None
-                yield running.pop(future), outcome
-                hand_out()
+                    ready = distributed.wait(
+                        list(running), timeout=LOOK_S, return_when="FIRST_COMPLETED"
+                    ).done
+                except TimeoutError:
+                    # Tasks without workers would wait for ever. One that is busy is there.
+                    idle_s = 0.0 if client.nthreads() else idle_s + LOOK_S
+                    if idle_s >= CONNECT_S:
+                        raise WorkerLostError("the cluster has no workers any more") from None
+                    continue
+                for future in sorted(ready, key=running.__getitem__):
+                    yield running.pop(future), future.result()
+        except lost as error:
+            if isinstance(error, distributed.KilledWorker):
+                problem = "a run killed several workers: out of memory?"
+            else:
+                problem = "the cluster was lost: its scheduler or all of its workers are gone"
+            raise WorkerLostError(problem) from None
         finally:
-            if running:
+            if running and client.status == "running":
                 client.cancel(list(running), force=True)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from mta.core.settings import ConfigError
-from testbed.children import RunError
+from testbed.children import RunError, UsageError
 from testbed.comparecommand import compare_command, run_comparison
 from testbed.ending import catch_signals, fail, interrupted
 from testbed.gatecommand import check_gates, failed_gates, gates_of
@@ -179,6 +179,9 @@ def show_command(
     fail_if: FailIf = None,
     more: More = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a comparison of servers for a document.")
+    ] = False,
 ) -> None:
     """Print the tables of a run."""
     from testbed.rundir import Run, find
@@ -187,7 +190,9 @@ def show_command(
     try:
         check_gates(gates, None)
         directory = find(run, runs)
-        if print_result(directory, as_json=as_json) is None:
+        if print_result(directory, as_json=as_json, as_markdown=as_markdown) is None:
+            if as_markdown:
+                raise UsageError(f"{directory}: --markdown: no comparison of servers")
             found = Run(directory)
             _print(found, found.summary, as_json=as_json)
             if failed_gates(gates, found.summary):

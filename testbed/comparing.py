@@ -21,7 +21,7 @@ from sim.scenario import Scenario
 from testbed.children import UsageError
 from testbed.quantities import QUANTITIES, value_of
 from testbed.rundir import Run
-from testbed.summary import AGENT
+from testbed.summary import AGENT, STEADY_ENVELOPES
 
 RESULT: Final = "compare.json"
 SCHEMA: Final = 1
@@ -55,9 +55,6 @@ COLUMNS: Final = (
     "reordered",
 )
 """What is compared, by the names of `testbed.quantities`."""
-
-ENVELOPES_MIN: Final = 1000
-"""A queue that was never so long says nothing of what an envelope costs."""
 
 POINTS_MAX: Final = 200
 """Of each curve that is kept."""
@@ -230,7 +227,7 @@ _SLOPES: Final[Mapping[str, str]] = {
 
 def _tells(part: Mapping[str, Any], slope: float | None, error: str) -> bool:
     """Return whether a slope of memory on the queue says what an envelope costs."""
-    if slope is None or (part["peak_queue"] or 0) < ENVELOPES_MIN:
+    if slope is None or (part["peak_queue"] or 0) < STEADY_ENVELOPES:
         return False
     # Memory that moved for other reasons, as processes that came and went, has any slope.
     return slope > 2 * (part.get(error) or 0.0)

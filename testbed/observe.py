@@ -46,6 +46,9 @@ WARM_UP_MESSAGES: Final = 6
 WARM_UP_CLIENTS_MAX: Final = 100
 """As many as the load has sessions, but so many at most."""
 
+WARM_UP_APART_S: Final = 0.02
+"""Between their connections. OpenSMTPD's backlog is 5."""
+
 WARM_UP_S: Final = 20.0
 """Longest wait for these to be delivered."""
 
@@ -78,7 +81,7 @@ TREE_INTERVAL_S: Final = 0.5
 """Between two samples of a server of a hundred processes, each of which has to be looked at."""
 
 LISTINGS: Final = 3
-"""How often the queue of another server is listed at the end."""
+"""How often the queue of another server is listed at the end, at most: until a listing shows nothing new."""
 
 LISTING_PAUSE_S: Final = 0.7
 """Between two of these."""
@@ -241,6 +244,8 @@ class _Observation:
         count = min(clients * WARM_UP_MESSAGES, len(self._schedule))
 
         def send(first: int) -> int:
+            # Not in the same moment: a server with a short backlog would not see them all.
+            time.sleep(first * WARM_UP_APART_S)
             share = range(first, count, clients)
             return _send(server.smtp_address, self._schedule, share, together)
 
@@ -368,8 +373,11 @@ class _Observation:
         found = dict.fromkeys(server.queued())
         if self._is_peer and found:
             for _ in range(LISTINGS - 1):
+                before = len(found)
                 self._pause(server, LISTING_PAUSE_S)
                 found.update(dict.fromkeys(server.queued()))
+                if len(found) == before:
+                    break
         return list(found)
 
     def _pause(self, server: Target, seconds: float) -> None:

@@ -100,10 +100,11 @@ def _memory(axes: Axes, section: Mapping[str, Any] | None, order: list[str], the
             growth = _array(cell["curves"][key])[:top] / MIB
             axes.plot(queued[:top], growth, color=colour_of(theme, order.index(cell["label"])),
                       lw=1.0, ls=":", label=f"{cell['label']}: its scheduler alone")  # fmt: skip
-    axes.set_ylim(bottom=0)
+    # Room for the legend: lines may be anywhere below.
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.45)
     axes.set_xlim(left=0)
     thousands(axes, "x")
-    axes.legend(loc="best", fontsize=7.5)
+    axes.legend(loc="upper left", ncol=2, fontsize=7.5)
 
 
 def _recovery(

@@ -56,8 +56,15 @@ def render_result(directory: Path) -> Path | None:
     return path
 
 
-def print_result(directory: Path, *, as_json: bool) -> dict[str, Any] | None:
+def print_result(
+    directory: Path, *, as_json: bool, as_markdown: bool = False
+) -> dict[str, Any] | None:
     """Print a result and return it; None if the directory has none.
+
+    Args:
+        directory: where it is.
+        as_json: print all of it.
+        as_markdown: print tables for a document; of a comparison of servers only.
 
     Raises:
         UsageError: it is damaged.
@@ -68,6 +75,13 @@ def print_result(directory: Path, *, as_json: bool) -> dict[str, Any] | None:
     result = kind.read(kind.file)
     if as_json:
         typer.echo(json.dumps(result))
+        return result
+    if as_markdown:
+        if result.get("kind") != "peers":
+            raise UsageError(f"{directory}: --markdown: no comparison of servers")
+        from testbed.peermarkdown import measured
+
+        typer.echo(measured(result), nl=False)
         return result
     console = Console(highlight=False)
     for each in kind.tables(result):

@@ -33,6 +33,9 @@ READY_S: Final = 20.0
 LOOK_AGAIN: Final = 20.0
 """A look at the queue is worth so many times as long as it took: a long one is not taken five times a second."""
 
+LISTING_HOLDS_S: Final = 5.0
+"""A listing of the queue that is so new is not made again when the server is stopped: a long queue takes seconds to list."""
+
 _USER: Final = "{name}:x:{number}:{number}::{home}:/usr/sbin/nologin\n"
 
 
@@ -91,6 +94,7 @@ class PeerServer(ABC):
         )
         self._wrapper: tuple[str, ...] = ()
         self._queued: list[Owed] | None = None
+        self._listed: tuple[float, list[Owed]] = (-math.inf, [])
         self._length = (0.0, 0.0)
         if peer.tree is not None and (peer.tree / "etc").is_dir():
             shutil.copytree(
@@ -208,13 +212,21 @@ class PeerServer(ABC):
         Raises:
             OSError: it does not answer now.
         """
-        return self.read_queue() if self._queued is None else self._queued
+        if self._queued is not None:
+            return self._queued
+        found = self.read_queue()
+        self._listed = time.monotonic(), found
+        return found
 
     def stop(self) -> int:
         """End it and return its exit status. Idempotent."""
         if self._queued is None and self.cell.status is None:
-            with contextlib.suppress(OSError):
-                self._queued = self.read_queue()
+            at, found = self._listed
+            if time.monotonic() - at < LISTING_HOLDS_S:
+                self._queued = found
+            else:
+                with contextlib.suppress(OSError):
+                    self._queued = self.read_queue()
         self.end()
         status = self.cell.stop()
         # Whoever ends at our SIGTERM has ended well; not all say so with a 0.

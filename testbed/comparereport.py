@@ -91,7 +91,7 @@ def _section(section: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         if any(cell["quantities"][name]["median"] is not None for cell in cells)
     ]
     best = {name: leader(section, name) for name in shown}
-    heads = ["", *(_headed(name) for name in shown)]
+    heads = ["", *(headed(name) for name in shown)]
     rows = [
         [
             f"<strong>{escape(cell['label'])}</strong>",
@@ -132,7 +132,8 @@ def _section(section: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     )
 
 
-def _headed(name: str) -> str:
+def headed(name: str) -> str:
+    """Return the head of a quantity's column, with its unit."""
     unit, _ = unit_of(name)
     return f"{HEADS[name]}, {unit}" if unit and unit != "per s" else HEADS[name]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from testbed.compareplots import unit_of
-from testbed.comparereport import COUNTS, HEADS, figures
+from testbed.comparereport import COUNTS, HEADS, figures, headed
 from testbed.verdicts import find_cell, labels, not_comparable, syncs_of, verdicts
 
 
@@ -73,8 +73,7 @@ def quantities(section: Mapping[str, Any]) -> str:
         [cell["label"], *(_spread(cell["quantities"][name], unit_of(name)[1]) for name in shown)]
         for cell in cells
     ]
-    heads = [f"{HEADS[name]}, {unit_of(name)[0]}".removesuffix(", ") for name in shown]
-    return table(["server", *heads], rows)
+    return table(["server", *(headed(name) for name in shown)], rows)
 
 
 def _spread(found: Mapping[str, Any], factor: float) -> str:

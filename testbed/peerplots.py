@@ -104,7 +104,8 @@ def _memory(axes: Axes, section: Mapping[str, Any] | None, order: list[str], the
     axes.set_ylim(0, axes.get_ylim()[1] * 1.45)
     axes.set_xlim(left=0)
     thousands(axes, "x")
-    axes.legend(loc="upper left", ncol=2, fontsize=7.5)
+    if axes.lines:
+        axes.legend(loc="upper left", ncol=2, fontsize=7.5)
 
 
 def _recovery(

@@ -16,6 +16,7 @@ from testbed.__main__ import app
 from testbed.children import UsageError
 from testbed.comparereport import html
 from testbed.comparing import RESULT, read, result_file
+from testbed.peerreport import front
 from testbed.sidebyside import Plan, Remaining, peers_plan, shortened, steps_of, targets_of
 from testbed.verdicts import MEMORY, SPEED, labels, verdicts
 
@@ -61,26 +62,27 @@ def test_the_page_is_one(result: dict[str, Any]) -> None:
         assert f"<strong>{label}</strong>" in front
     for word in ("http://", "https://", "<script"):
         assert word not in page.replace("http://www.w3.org", "")
-    assert page == html(result), "the same comparison is the same page"
 
 
 @pytest.mark.parametrize("name", [SPEED, MEMORY, "baseline", "backlog", "dead-destination"])
-def test_the_page_without_a_scenario(result: dict[str, Any], name: str) -> None:
-    """What was not run is a panel that says so, and no error."""
+def test_tables_without_a_scenario(result: dict[str, Any], name: str) -> None:
+    """What was not run is in no table, and is no error."""
     result["scenarios"] = [each for each in result["scenarios"] if each["name"] != name]
 
-    assert "<h2>Details</h2>" in html(result)
+    assert name not in re.findall(r"\(`(.*?)`\)", peermarkdown.measured(result))
     assert peermarkdown.measured(result).count("## ") >= 5
 
 
-@pytest.mark.parametrize("name", ["ours", "postfix", "opensmtpd", "exim"])
+@pytest.mark.parametrize("name", ["ours", "postfix"])
 def test_the_page_without_a_server(result: dict[str, Any], name: str) -> None:
-    """A server that died in every run is named, and the page is there."""
+    """A server that died in every run is named, and the page is there; a panel whose scenario was not run says so."""
+    kept = (SPEED, "backlog") if name == "ours" else (MEMORY, "baseline")
+    result["scenarios"] = [each for each in result["scenarios"] if each["name"] in kept]
     for section in result["scenarios"]:
         section["cells"] = [each for each in section["cells"] if each["label"] != name]
     result["failed"] = [f"baseline, {name}, 1: <{name}> ended with status 9"]
 
-    page = html(result)
+    page = "".join(front(result))
     assert f"&lt;{name}&gt; ended with status 9" in page
     assert f"<{name}>" not in page
 
@@ -94,7 +96,7 @@ def test_a_page_of_servers_that_have_no_numbers(result: dict[str, Any]) -> None:
             cell["curves"] = {"t": [0.0], "queued": [None], "pss_bytes": [None]}
             cell["watched_s"] = [None]
 
-    page = html(result)
+    page = "".join(front(result))
     assert "not measured" in page
     assert "NaN" not in page
 
@@ -125,8 +127,7 @@ def test_trimmed_is_the_same(result: dict[str, Any], tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     assert first.stat().st_size < 100_000
     assert verdicts(read(first)) == verdicts(result)
-    assert 0 == run("report", str(tmp_path / "a"))[0]
-    assert (tmp_path / "a" / "report.html").is_file()
+    assert peermarkdown.measured(read(first)) == peermarkdown.measured(result)
     assert 2 == run("trim", str(tmp_path / "whole"), str(tmp_path / "a"))[0]  # never over another
 
 

@@ -35,6 +35,7 @@ class Display:
                 TextColumn("{task.fields[numbers]}"),
                 console=self._console,
             )
+        self._is_whole = False
         self._line_at = 0.0
         self._shown = ("", "")
 
@@ -63,8 +64,16 @@ class Display:
         if self._bars is not None:
             task = self._bars.add_task(name, total=total, phase="", numbers="")
         part = Part(self, name, total, task)
-        yield part
-        part.show("done", total)
+        try:
+            yield part
+            part.show("done", total)
+        finally:
+            self._put_away(task)
+
+    def _put_away(self, task: TaskID | None) -> None:
+        if self._bars is not None and task is not None and self._is_whole:
+            # Of many runs only the one that is made is shown: a terminal has few lines.
+            self._bars.remove_task(task)
 
     @contextmanager
     def whole(self, runs: int) -> Iterator["Whole"]:
@@ -72,7 +81,11 @@ class Display:
         task = None
         if self._bars is not None:
             task = self._bars.add_task("all", total=runs, phase="", numbers="")
-        yield Whole(self, runs, task)
+        self._is_whole = True
+        try:
+            yield Whole(self, runs, task)
+        finally:
+            self._is_whole = False
 
     def _show(self, part: "Part", phase: str, done: float, numbers: str) -> None:
         if self._bars is not None and part.task is not None:

@@ -1,6 +1,8 @@
 """The page, the tables and the plan of `testbed peers`, from the comparison that ships and from damaged ones."""
 
+import contextlib
 import gzip
+import io
 import json
 import re
 from copy import deepcopy
@@ -8,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sim.scenario import load
 from testbed import comparing, peermarkdown
 from testbed.__main__ import app
-from testbed.children import UsageError
+from testbed.children import RunError, UsageError
 from testbed.comparereport import html
 from testbed.comparing import RESULT, read, result_file
 from testbed.peerreport import front
+from testbed.progress import Display
 from testbed.sidebyside import Plan, Remaining, peers_plan, shortened, steps_of, targets_of
 from testbed.verdicts import MEMORY, SPEED, labels, verdicts
 
@@ -230,3 +234,32 @@ def test_json_has_the_verdicts(result: dict[str, Any]) -> None:
 
     assert ["met", "met"] == [each["answer"] for each in found["verdicts"]]
     assert deepcopy(found) == result
+
+
+def test_a_terminal_shows_one_run_at_a_time() -> None:
+    """The line of all of them stays; a run that is over, or failed, makes room for the next one."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120, height=10)
+    with Display(console) as display, display.whole(40) as whole:
+        for i in range(40):
+            whole.show(i, f"run {i}", (40 - i) * 10.0)
+            with contextlib.suppress(RunError), display.part("server", 10) as part:
+                part.show("load", 5.0, "queue 3")
+                if i % 2:
+                    raise RunError("it died")
+        assert display._bars is not None
+        assert ["all"] == [task.description for task in display._bars.tasks]
+    assert "run 39; about 10 s left" in screen.getvalue()
+
+
+def test_plain_lines_say_how_long_it_takes() -> None:
+    """Where there is no terminal, one line begins each run."""
+    out = io.StringIO()
+    with Display(Console(file=out, width=200)) as display, display.whole(2) as whole:
+        whole.show(0, "baseline, ours, 1 of 1", 300.0)
+        whole.show(1, "baseline, exim, 1 of 1", 60.0)
+        whole.show(2, "done", 0.0)
+    assert out.getvalue().splitlines() == [
+        "[1/2] baseline, ours, 1 of 1; about 5 min left",
+        "[2/2] baseline, exim, 1 of 1; about 60 s left",
+    ]

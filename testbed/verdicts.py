@@ -29,6 +29,9 @@ server are taken off, which can cost a few of sixty."""
 NOISE: Final = 0.15
 """Share of the machine that other programs took, above which a verdict carries a doubt."""
 
+OVERLOADED: Final = 0.8
+"""Share of the offered rate below which a server did not keep up."""
+
 KEEPER: Final = ("opensmtpd", "scheduler")
 """The server whose queue is kept in memory by a process that does nothing else, and that process."""
 
@@ -49,7 +52,7 @@ class Verdict(NamedTuple):
     ratio: float | None
     """How many times better ours is, by medians."""
     low: float | None
-    """The same, by our worst repeat and their best."""
+    """The same, by our worst repeat and their best; None without repeats."""
     answer: Answer
     why: str
     """What it rests on, or why there is no number; one sentence or two."""
@@ -135,7 +138,9 @@ def speed(result: Mapping[str, Any]) -> Verdict:
         return unknown(why + (f"; left out: {', '.join(missing)}." if missing else "."))
     theirs, against, cell = max(equal, key=lambda each: each[0])
     ratio = mine / theirs
-    low = ours["quantities"][quantity]["low"] / cell["quantities"][quantity]["high"]
+    low = None
+    if min(len(each["quantities"][quantity]["values"]) for each in (ours, cell)) > 1:
+        low = ours["quantities"][quantity]["low"] / cell["quantities"][quantity]["high"]
     words = [
         f"Syncs per message: ours {my_syncs:g}, "
         + ", ".join(f"{label} {syncs_of(result, label):g}" for _, label, _ in equal)
@@ -223,6 +228,11 @@ def _of_server(result: Mapping[str, Any], label: str) -> Iterator[str]:
             f"{label}: syncs {synced:g} times a message: it answers 250 before the disk has the mail, which a power cut takes."
             " Its speed is shown, and not asked for the verdict."
         )
+    slow = list(_overloaded(result, label))
+    if slow:
+        yield (
+            f"{label}: took less than was offered: {', '.join(slow)}. Its latencies there are those of a server with too much to do."
+        )
     for section in result["scenarios"]:
         cell = find_cell(result, section["name"], label)
         if cell is None:
@@ -243,14 +253,16 @@ def _of_server(result: Mapping[str, Any], label: str) -> Iterator[str]:
         )
 
 
+def _overloaded(result: Mapping[str, Any], label: str) -> Iterator[str]:
+    for section in result["scenarios"]:
+        rate = section["load"]["rate"]
+        taken = middle(find_cell(result, section["name"], label), "accepted_per_s")
+        if rate and taken is not None and taken < OVERLOADED * rate:
+            yield f"{taken:,.0f} messages/s of {rate:,.0f} in {section['name']}"
+
+
 def _of_cell(section: Mapping[str, Any], cell: Mapping[str, Any]) -> Iterator[str]:
     label, name = cell["label"], section["name"]
-    rate, taken = section["load"]["rate"], middle(cell, "accepted_per_s")
-    if rate and taken is not None and taken < 0.8 * rate:
-        yield (
-            f"{label}: took {taken:,.0f} messages/s of {rate:,.0f} offered in {name}: its latencies there are those of a"
-            " server with too much to do."
-        )
     refused = sum(cell["quantities"].get("refused", {}).get("values", []))
     if refused:
         yield f"{label}: refused {refused:,.0f} recipients in {name}."

@@ -190,7 +190,7 @@ def test_gaps_are_said_in_words(result: dict[str, Any]) -> None:
         "testbed peers install postfix",
         "exim ended with status 9: this run is left out",
         "opensmtpd: backlog: not drained in 42 s, 1,029 recipients left in its queue: what failed once is tried again 400 s",
-        "opensmtpd: took 100 messages/s of 200 offered in backlog",
+        "opensmtpd: took less than was offered: 100 messages/s of 200 in backlog.",
         "opensmtpd: refused 7 recipients in backlog",
         "opensmtpd: syncs 0 times a message",
         "exim: not in long-queue: it keeps no queue in memory",

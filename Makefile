@@ -10,7 +10,7 @@ SYSTEM_JOBS ?= 2
 .DEFAULT_GOAL := help
 # One after the other and in the order written, also under `make -j`; pytest is parallel by itself.
 .NOTPARALLEL:
-.PHONY: help setup demo test check format reference lint types imports unit system bench notebooks cover clean
+.PHONY: help setup demo test check format reference lint types imports unit system bench notebooks cover dashboard clean
 
 help:
 	@echo 'make demo       run the experiment: load, outage, recovery, memory, model, report'
@@ -20,6 +20,7 @@ help:
 	@echo 'make notebooks  run every notebook'
 	@echo 'make cover      branch coverage; mta.core must have all of it'
 	@echo 'make reference docs/reference, from the code'
+	@echo 'make dashboard  docs/dashboard.png, of a real run'
 	@echo 'make setup      only install into .venv'
 
 # ---- set-up
@@ -112,6 +113,10 @@ cover: setup
 	@$(PY) -m coverage report
 	@echo '--- mta.core, which must have all of it'
 	@$(PY) -m coverage report --include 'mta/core/*' --fail-under 100
+
+# Takes a minute, and needs Chromium.
+dashboard: setup
+	@$(PY) -m tests.support.screenshot docs
 
 clean:
 	@rm -rf build dist .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

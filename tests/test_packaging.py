@@ -65,8 +65,8 @@ def test_what_is_imported_is_declared():
 
 def test_what_tests_import_is_declared():
     """Tests and notebooks need nothing beyond the extras `dev` and `notebooks`."""
-    # packaging: pytest itself depends on it. flask: what Locust's web UI is made with.
-    declared = {*requirements("dev", "notebooks"), "gevent", "flask", "packaging"}
+    # packaging: pytest itself depends on it. flask: what Locust's web UI is made with; pillow: matplotlib's images.
+    declared = {*requirements("dev", "notebooks"), "gevent", "flask", "packaging", "pillow"}
     used = imported("tests", "notebooks")
     assert {name: str(path) for name, path in used.items() if name not in declared} == {}
 

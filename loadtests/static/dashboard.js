@@ -6,6 +6,7 @@ import { Chart, clock, format, node } from "./charts.js";
 const TITLE = "Server";
 const INTERVAL_MS = 1000;
 const WINDOWS = [[60, "1 min"], [300, "5 min"], [1800, "30 min"]];
+const LEAST_S = 20; // shown, however short it has been
 const DATA = (number) => new URL(`../data/${number}`, import.meta.url);
 
 const CHARTS = [
@@ -196,7 +197,7 @@ class View {
     for (const [element, key, unit] of this.tiles) element.textContent = format(last?.[known.columns.indexOf(key)], unit);
     const to = last ? last[0] : Date.now() / 1000;
     const since = known.rows.length ? known.rows[0][0] : to;
-    const from = to - Math.min(this.window, Math.max(to - since, 60));
+    const from = to - Math.min(this.window, Math.max(to - since, LEAST_S));
     const rows = known.rows.filter((row) => row[0] >= from);
     for (const chart of this.charts) chart.draw(rows, from, to);
     if (this.cursor !== null) this.point(this.cursor);

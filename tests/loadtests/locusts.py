@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,15 @@ def eventually(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < deadline, "waited for 30 s"
         time.sleep(0.02)
+
+
+def fetched(url: str) -> Any:
+    """Return what Locust's web UI says, read as JSON; None while it does not listen."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)
+    except OSError:
+        return None
 
 
 def master(port: int) -> tuple[str, ...]:

@@ -126,9 +126,9 @@ class Page:
         features = [{"name": "prefers-color-scheme", "value": name}]
         self("Emulation.setEmulatedMedia", features=features)
 
-    def picture(self, path: Path, *, whole: bool = True) -> None:
-        """Write a PNG of the page: all of it, or what is in the window."""
-        done = self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+    def picture(self, path: Path, clip: dict[str, float]) -> None:
+        """Write a PNG of a part of the page, also if it is outside of the window."""
+        done = self("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(done["data"]))
 
 

@@ -163,6 +163,11 @@ class Driver:
         """Let the load begin."""
         self.inbound.start()
 
+    def limits_changed(self) -> None:
+        """Let the parts that keep a copy of limits look at them again."""
+        self.inbound.limits_changed()
+        self.outbound.limits_changed()
+
     @property
     def now(self) -> float:
         """The core's clock. It never decreases, because rounding is monotonic."""

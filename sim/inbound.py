@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from mta.core.admission import Pressure, on_connect, on_message
+from mta.core.admission import NO_STORAGE, Pressure, on_connect, on_message
 from mta.core.envelopes.base import Recipient, Transaction, local_key
 from mta.core.ids import EvpId
 from mta.core.limits import Limits
@@ -165,14 +165,9 @@ class Inbound:
         self._connections = 0
         self._opened = 0
         self._tries: dict[int, int] = {}
-        # Far below every limit nobody is refused, whatever the rules say in detail.
-        smtp = limits.smtp
-        self._few_connections = min(smtp.max_conn, smtp.max_conn_per_client)
-        self._few_recipients = smtp.max_rcpt
-        self._small = min(smtp.max_message_size, smtp.max_bytes_in_memory // 2 // load.clients)
-        self._few_envelopes = limits.queue.max_envelopes // 2
-        self._few_bytes = limits.queue.max_bytes // 2
-        self._few_waiting = limits.queue.max_waiting // 2
+        self._paused = False
+        self._disk_is_full = False
+        self.limits_changed()
         self.accepted = 0
         """Messages that were answered with 250."""
         self.accepted_envelopes = 0
@@ -192,6 +187,30 @@ class Inbound:
             return
         for _ in range(min(self._clients_free, self._count)):
             self._think()
+
+    def limits_changed(self) -> None:
+        """Take changed limits over: far below every limit nobody is refused, whatever the rules say in detail."""
+        smtp, queue = self._limits.smtp, self._limits.queue
+        self._few_connections = min(smtp.max_conn, smtp.max_conn_per_client)
+        self._few_recipients = smtp.max_rcpt
+        self._small = min(
+            smtp.max_message_size, smtp.max_bytes_in_memory // 2 // self._load.clients
+        )
+        self._few_envelopes = queue.max_envelopes // 2
+        self._few_bytes = queue.max_bytes // 2
+        self._few_waiting = queue.max_waiting // 2
+        if self._paused or self._disk_is_full:
+            self._few_connections = -1  # everybody is asked about
+
+    def pause(self, paused: bool) -> None:
+        """Take no new connection, or take them again; those that are open go on (mta/door.py)."""
+        self._paused = paused
+        self.limits_changed()
+
+    def fill_disk(self, full: bool) -> None:
+        """Take no message, or take them again."""
+        self._disk_is_full = full
+        self.limits_changed()
 
     @property
     def connections(self) -> int:
@@ -338,11 +357,14 @@ class Inbound:
             self._fill.size_bytes,
             queue.waiting,
             queue.waiting_bytes,
+            paused=self._paused,
         )
         if opens:
             refusal = on_connect(pressure, from_client=self._connections, limits=limits.smtp)
             if refusal is not None:
                 return refusal, 0
+        if self._disk_is_full:
+            return NO_STORAGE, count
         # The client may send the rest separately; these do not.
         count = min(count, limits.smtp.max_rcpt)
         refusal = on_message(

@@ -123,8 +123,8 @@ class Outbound:
         self._kernel = kernel
         self._loop = loop
         self._costs = costs
-        self._patience_s = limits.session_timeout_s
-        self._transaction_s = limits.session_timeout_s * TRANSACTION_PATIENCE
+        self._limits = limits
+        self.limits_changed()
         self._tell = tell
         self._answered: Callable[[_Answer], None] = partial(loop.do, self._finish)
         self._statuses: dict[Reply, tuple[Outcome, str]] = {}
@@ -135,6 +135,11 @@ class Outbound:
         self.transactions = 0
         for host in self.hosts.values():
             self._watch(host)
+
+    def limits_changed(self) -> None:
+        """Take changed limits over."""
+        self._patience_s = self._limits.session_timeout_s
+        self._transaction_s = self._patience_s * TRANSACTION_PATIENCE
 
     # Connecting
 

@@ -32,6 +32,7 @@ class GroupCommit:
         "commits",
         "longest_batch",
         "on_commit",
+        "slower",
         "waiting_bytes",
     )
 
@@ -56,6 +57,8 @@ class GroupCommit:
         self._lagging = 0
         self._lag_armed = False
         self._busy = False
+        self.slower = 1.0
+        """How many times as long as it should a commit takes."""
         self.waiting_bytes = 0
         """Bytes of the submissions that wait."""
         self.commits = 0
@@ -118,6 +121,7 @@ class GroupCommit:
             lagging = most
         self._lagging -= lagging
         seconds = self._commit_s + self._message_s * count + self._lagging_s * lagging
+        seconds *= self.slower
         self._kernel.schedule(after + seconds, self._end, (batch, lagging, seconds))
 
     def _end(self, done: tuple[list[Any], int, float]) -> None:

@@ -7,6 +7,7 @@ trace has a hole or a decision depends on something that is no stimulus.
 
 import hashlib
 import json
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,12 +21,16 @@ from mta.core.instructions import Instruction
 from mta.core.records import GAUGES, LOST, STIMULI, Record, TraceError, from_record, to_record
 from mta.core.settings import ConfigError
 from mta.core.stimuli import (
+    AgentPaused,
+    AgentResumed,
     ConnectionClosed,
     ConnectionFailed,
     ConnectionReady,
     DomainResolved,
+    LimitChanged,
     LocalDeliveryDone,
     MessageSubmitted,
+    ScheduleRequested,
     Stimulus,
     TimeReached,
     TransactionDone,
@@ -47,9 +52,16 @@ _KINDS: Final[Mapping[type, int]] = {
             TransactionDone,
             ConnectionClosed,
             LocalDeliveryDone,
+            LimitChanged,
+            AgentPaused,
+            AgentResumed,
+            ScheduleRequested,
         )
     )
 }
+
+_OPERATORS: Final = _KINDS[LimitChanged]
+"""From here on it is what an operator says, which is seldom."""
 
 
 class Fingerprint:
@@ -79,6 +91,8 @@ class Fingerprint:
             key = 0
         elif kind is LocalDeliveryDone:
             key = int(stimulus.evpid) << 2 | stimulus.outcome  # type: ignore[union-attr]
+        elif _KINDS[kind] >= _OPERATORS:
+            key = zlib.crc32(repr(stimulus).encode())
         else:
             key = int(stimulus.session)  # type: ignore[union-attr]
         self._times.append(now)

@@ -1,5 +1,6 @@
 """One run of the model, from a scenario to numbers."""
 
+import copy
 import gc
 import math
 import platform
@@ -23,12 +24,14 @@ from sim.driver import Driver, Observer
 from sim.kernel import Backend, Kernel, make_kernel
 from sim.layout import Census, Layout
 from sim.memory import Memory
+from sim.operator import Operator
 from sim.records import Fingerprint, TraceWriter
 from sim.remote import RemoteHost, build_hosts, build_name_servers
 from sim.resolver import Resolver
 from sim.result import COUNTS, SAMPLE_S, SERIES, SimResult
 from sim.scenario import Scenario, domains_of, mx_records, sender_domain
 from sim.settings import ModelConfig, delivery_timeout, model_config
+from sim.timeline import changes_of
 from sim.workload import Schedule, draw
 
 __all__ = ["COUNTS", "SAMPLE_S", "SERIES", "Model", "SimResult", "simulate"]
@@ -57,7 +60,8 @@ class Model:
             ConfigError: a behaviour of a destination is wrong.
         """
         self.scenario = scenario
-        self.config = config
+        # A timeline changes limits, and the next run begins with those that the server begins with.
+        self.config = config = replace(config, limits=copy.deepcopy(config.limits))
         self.costs = _slowed(costs)
         self.schedule = schedule
         self.seed = config.seed or scenario.seed or 1
@@ -102,6 +106,8 @@ class Model:
             delivery_timeout_s=delivery_timeout(scenario.server, source=source),
             start=start,
         )
+        timeline = changes_of(scenario.timeline, config.limits, source=source)
+        self.operator = Operator(self.kernel, self.driver, timeline)
         self.layout = layout
         self.census: list[tuple[Census, int]] | None = None
         """What was there at each sample, and messages accepted by then; None if nobody asks."""
@@ -133,6 +139,7 @@ class Model:
     def run(self) -> None:
         """Run until everything is quiet, or until `Scenario.drain_s` after the load."""
         self.driver.start()
+        self.operator.start()
         self.kernel.schedule(0.0, self._sample, None)
         # Nothing of what the run makes refers back to itself: the collector would look in vain.
         was_enabled = gc.isenabled()

@@ -23,6 +23,7 @@ from sim.groups import GROUPS_MAX, LocalGroup
 from sim.profiles import Change, Profile
 from sim.profiles import problems as profile_problems
 from sim.shapes import Shape
+from sim.timeline import EVENTS_MAX, Event
 
 SIZE_MIN: Final = 512
 """Bytes of the smallest message: the headers that identify it must fit (`sim.workload`)."""
@@ -305,6 +306,8 @@ class Scenario:
     destinations: list[Destination] = field(default_factory=list)
     local: list[LocalGroup] = field(default_factory=list)
     """The server's own users."""
+    timeline: list[Event] = field(default_factory=list)
+    """What the operator does while the load goes on, and what the disk does."""
     profiles: dict[str, Profile] = field(default_factory=dict)
     """Kinds of hosts beside those that ship, or in their place."""
     server: dict[str, Any] = field(default_factory=dict)
@@ -346,6 +349,8 @@ class Scenario:
             yield "destinations.0.share", 0.0, "must be above 0 for one destination at least"
         if not self.local and not self.load.messages:
             yield "load.messages", 0, f"must be from 1 to {MESSAGES_MAX}"
+        if len(self.timeline) > EVENTS_MAX:
+            yield "timeline", len(self.timeline), f"must be {EVENTS_MAX} entries at most"
         yield from profile_problems(self)
         yield from self._local_problems()
 

@@ -32,12 +32,13 @@ from testbed import ledger as accounts
 from testbed.children import Child, RunError, python, source_environment
 from testbed.ledger import Ledger
 from testbed.localusers import LocalUsers
+from testbed.operator import Operator, checked
 from testbed.progress import Part
 from testbed.rundir import Notes, write_json
 from testbed.sampler import INTERVAL_S, Sampler
 from testbed.targets.base import Owed, Target
 from testbed.targets.choice import OURS, PEERS, make_target, placed_world
-from testbed.targets.ours import merged
+from testbed.targets.ours import OurServer, merged
 from testbed.world.handle import World, WorldError
 
 WARM_UP_MESSAGES: Final = 6
@@ -141,6 +142,7 @@ class _Observation:
         self._load: Child | None = None
         self._accepted = 0
         self._delivered_before = 0.0
+        self._operator: Operator | None = None
 
     def run(self, keep_queue: bool, *, settle: bool) -> Ledger:
         """Do it all."""
@@ -178,6 +180,9 @@ class _Observation:
             self._pause(server, IDLE_S)
             sampler.phase = "load"
             load_start = self._start_load(server, world)
+            if isinstance(server, OurServer) and scenario.timeline:
+                self._operator = Operator(checked(scenario), server.operate)
+                self._operator.begin(load_start)
             self._watch_load(server, world, sampler)
             load_end = time.time()
             sampler.phase = "drain"
@@ -202,6 +207,7 @@ class _Observation:
             world=tally,
             stats=stats,
             leaks=leaks,
+            operated=self._operator.done if self._operator is not None else [],
             target=self._representation if self._is_peer else OURS,
         )
         write_json(directory / "run.json", asdict(notes))
@@ -383,6 +389,8 @@ class _Observation:
     def _pause(self, server: Target, seconds: float) -> None:
         time.sleep(seconds)
         server.check()
+        if self._operator is not None:
+            self._operator.act()
 
     def _next_sample(self, server: Target, sampler: Sampler) -> None:
         """Wait until the gauges are of now."""

@@ -61,6 +61,28 @@ def _shade_outages(axes: Axes, scenario: Scenario, theme: Theme, *, label: bool 
         axes.axvspan(begin, end, color=theme.shade, lw=0, zorder=0, label=text)
 
 
+def mark_timeline(axes: Axes, scenario: Scenario, theme: Theme, *, words: bool = True) -> None:
+    """Draw a line at each instant at which the operator did something, with what it was, top to bottom in turn."""
+    top = 0.98
+    for event in sorted(scenario.timeline, key=lambda each: each.at_s):
+        axes.axvline(event.at_s, color=theme.ink, alpha=0.6, lw=0.9, ls=(0, (1, 2)), zorder=1)
+        if words:
+            said = [word.removeprefix("set limits.") for word in event.words()]
+            if top - 0.08 * len(said) < 0.4:
+                top = 0.98
+            axes.annotate(
+                "\n".join(said),
+                (event.at_s, top),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="top",
+                fontsize=7,
+                color=theme.ink,
+            )
+            top -= 0.08 * len(said)
+
+
 def _during(samples: Samples, scenario: Scenario) -> Samples:
     """Return what is worth drawing: a little before the load, and all that follows."""
     return samples.at_or_after(-1.5)
@@ -73,6 +95,7 @@ def memory_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
         figure, (whole, growth) = make_panels(2)
         for axes in (whole, growth):
             _shade_outages(axes, scenario, theme)
+            mark_timeline(axes, scenario, theme, words=False)
         for name in run.representations:
             samples = _during(run.samples(name), scenario)
             base = summary["representations"][name]["base_rss_bytes"]
@@ -172,6 +195,7 @@ def queue_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
         figure, panels = make_panels(columns, rows, height=2.7)
         for axes, name in zip(panels, names, strict=False):
             _shade_outages(axes, scenario, theme, label=axes is panels[0])
+            mark_timeline(axes, scenario, theme)
             samples = _during(run.samples(name), scenario)
             axes.plot(
                 samples["t"],
@@ -258,6 +282,7 @@ def flow(run: Run, theme: Theme = LIGHT) -> Figure:
             t = np.array(found["t"])
             width = float(t[1] - t[0]) if len(t) > 1 else 1.0
             _shade_outages(axes, scenario, theme, label=False)
+            mark_timeline(axes, scenario, theme, words=False)
             for what, style in (("accepted", ":"), ("delivered", "-")):
                 rate: Floats = np.array(found[what]) / width
                 top = max(top, float(rate.max(initial=0.0)))

@@ -16,7 +16,7 @@ from typing import Any, Final
 from sim.scenario import Scenario, load, to_toml
 from sim.workload import draw
 from testbed import ledger as accounts
-from testbed import report, rundir
+from testbed import operator, report, rundir
 from testbed.children import Child, RunError, UsageError, python, source_environment
 from testbed.footprint import COUNT
 from testbed.observe import observe
@@ -70,6 +70,8 @@ def execute(options: Options, display: Display) -> Run:
     is_ours = options.target == OURS
     if not is_ours:
         _check_peer(options.target, scenario)
+    else:
+        operator.checked(scenario)
     name = scenario.name if is_ours else f"{scenario.name}-{options.target}"
     directory = new_directory(options.out, name)
     display.say(f"{scenario.name}: {scenario.title or 'a run'}; in {directory}")
@@ -131,6 +133,8 @@ def _check_peer(name: str, scenario: Scenario) -> None:
         raise UsageError(reason)
     if scenario.local:
         raise UsageError(f"--target: {name}: local users are in our server only ({scenario.name})")
+    if scenario.timeline:
+        raise UsageError(f"--target: {name}: a timeline is for our server only ({scenario.name})")
 
 
 def render(found: Run, *, page: bool = True) -> Path:

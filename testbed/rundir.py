@@ -53,6 +53,8 @@ class Notes:
     """The server's counters and gauges at the end."""
     leaks: dict[str, float] = field(default_factory=dict)
     """Gauges that should have been 0 after the drain and were not."""
+    operated: list[dict[str, Any]] = field(default_factory=list)
+    """What the operator did, of the scenario's timeline: ``t``, ``at_s``, ``said``."""
     target: str = "ours"
     """Which server; ``representation`` is its name, if it is not ours."""
 

@@ -203,12 +203,20 @@ class OurServer:
         """Return one line on how it ended."""
         return self._child.describe_end() if self._child is not None else "server was never started"
 
-    def _ask(self, verb: str) -> list[dict[str, Any]]:
+    def operate(self, verb: str, **fields: str) -> None:
+        """Say on the control socket what ``mtactl`` says.
+
+        Raises:
+            OSError: no answer, or a refusal.
+        """
+        self._ask(verb, **fields)
+
+    def _ask(self, verb: str, **fields: str) -> list[dict[str, Any]]:
         with self._asking:
             if self._control is None:
                 self._control = _Control(self._socket)
             try:
-                return self._control.ask(verb)
+                return self._control.ask(verb, **fields)
             except OSError:
                 self._control.close()
                 self._control = None
@@ -228,13 +236,13 @@ class _Control:
             raise
         self._file = self._socket.makefile("rb")
 
-    def ask(self, verb: str) -> list[dict[str, Any]]:
+    def ask(self, verb: str, **fields: str) -> list[dict[str, Any]]:
         """Return the rows of an answer.
 
         Raises:
             OSError: no whole answer, or a refusal.
         """
-        self._socket.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+        self._socket.sendall(json.dumps({"verb": verb, **fields}).encode() + b"\n")
         rows: list[dict[str, Any]] = []
         left = ANSWER_MAX
         while left > 0:

@@ -31,6 +31,11 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
     ),
     "connection-flood": ("load.messages=600", "load.users=120", "server.limits.smtp.max_conn=20"),
     "slowloris": ("load.messages=600", "server.limits.smtp.timeout_s=1.5", "server.limits.smtp.max_session_s=3.0"),
+    "limit-change": (
+        "load.messages=200",
+        'timeline=[{ at_s = 0.5, pause = ["mta"] }, { at_s = 1.0, set = { "limits.mta.max_conn_per_host" = 20 } }, '
+        '{ at_s = 3.5, resume = ["mta"] }]',
+    ),
     "big-messages": ("load.messages=6",),
     "many-recipients": ("load.messages=4",),
     "full-speed": ("load.messages=400",),
@@ -125,6 +130,24 @@ def _limited(part: dict[str, Any], run: Path) -> None:
     assert _refused(run, "MAIL 421") > 0
 
 
+def _operated(part: dict[str, Any], run: Path) -> None:
+    """The operator did it when it was time, and nothing arrived while relaying was paused."""
+    notes = json.loads((run / "packed" / "run.json").read_text())
+    assert [each["said"] for each in notes["operated"]] == [
+        "pause mta", "set limits.mta.max_conn_per_host=20", "resume mta"
+    ]  # fmt: skip
+    assert all(each["t"] >= each["at_s"] for each in notes["operated"])
+    records = [
+        json.loads(line) for line in (run / "packed" / "sink-0.jsonl").read_text().splitlines()
+    ]
+    start, mine = notes["load_start"], [each for each in records if each["run"] == notes["run_id"]]
+    paused, resumed = notes["operated"][0]["t"], notes["operated"][2]["t"]
+    arrived = [each["t"] - start for each in mine]
+    # What was under way when it stopped may arrive a moment later.
+    assert sum(paused < t < resumed for t in arrived) <= 2
+    assert sum(t >= resumed for t in arrived) > 100
+
+
 def _many(part: dict[str, Any], run: Path) -> None:
     """Five hundred recipients each, every one of them delivered."""
     assert part["delivered"] == part["accepted"] == 500 * part["messages_accepted"]
@@ -142,5 +165,6 @@ _ABOUT: Final = {
     "rate-limited": _limited,
     "connection-flood": _flood,
     "slowloris": _slow,
+    "limit-change": _operated,
     "many-recipients": _many,
 }

@@ -1,0 +1,58 @@
+"""The model's operator: does at its instant what the timeline says, as `mta/operations.py` does for ``mtactl``."""
+
+from collections.abc import Sequence
+
+from mta.core.stimuli import (
+    Agent,
+    AgentPaused,
+    AgentResumed,
+    LimitChanged,
+    ScheduleRequested,
+    Selector,
+)
+from sim.driver import Driver
+from sim.kernel import Kernel
+from sim.timeline import Change, Event
+
+
+class Operator:
+    """Nobody waits for its answers: it costs the server nothing, which is what a line on a control socket costs."""
+
+    def __init__(self, kernel: Kernel, driver: Driver, timeline: Sequence[Change]) -> None:
+        """Get ready; `start` begins."""
+        self._kernel = kernel
+        self._driver = driver
+        self._timeline = timeline
+
+    def start(self) -> None:
+        """Let every entry come when its time has come."""
+        for change in self._timeline:
+            self._kernel.schedule(change.event.at_s, self._due, change)
+
+    def _due(self, change: Change) -> None:
+        self._driver.loop.do(self._act, change)
+
+    def _act(self, change: Change) -> None:
+        driver, event = self._driver, change.event
+        for key, value in change.limits:
+            driver.tell(LimitChanged(key, value))
+        if change.limits:
+            driver.limits_changed()
+        for part in event.pause:
+            if part == "smtp":
+                driver.inbound.pause(True)
+            else:
+                driver.tell(AgentPaused(Agent(part)))
+        for part in event.resume:
+            if part == "smtp":
+                driver.inbound.pause(False)
+            else:
+                driver.tell(AgentResumed(Agent(part)))
+        if event.schedule:
+            driver.tell(ScheduleRequested(Selector()))
+        self._disk(event)
+
+    def _disk(self, event: Event) -> None:
+        if event.disk:
+            self._driver.queue.slower = event.slower if event.disk == "slow" else 1.0
+            self._driver.inbound.fill_disk(event.disk == "full")

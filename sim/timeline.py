@@ -1,0 +1,120 @@
+"""What happens to the server while the load goes on: what its operator does, and what its disk does.
+
+A scenario lists it (``[[timeline]]``), each entry at an instant of the load. The model tells its core at that instant
+(`sim.operator`), the bench says it on the control socket of the real server (`testbed.operator`): the same limits by the
+same names, ``mtactl``'s verbs. Disks that fail are the model's alone, since nobody can make a real one slow by asking.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from mta.core.limitchange import LimitValue, parse_change, put_limit
+from mta.core.limits import Limits
+from mta.core.settings import ConfigError
+from sim.checks import Problem, in_range
+
+EVENTS_MAX: Final = 1000
+"""Entries of a timeline: an operator's day, not a load of its own."""
+
+SLOWER_MAX: Final = 1e6
+"""Times that a disk may be slower."""
+
+Part: TypeAlias = Literal["smtp", "mta", "mda"]
+"""What ``mtactl pause`` can stop as a whole."""
+
+
+@dataclass(slots=True)
+class Event:
+    """What is done at one instant: limits first, then what is paused and resumed, then retries."""
+
+    at_s: float
+    """Seconds after the start of the load."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """New limits by their keys, as ``"limits.mta.max_conn_per_host" = 5``; those that ``mtactl set`` takes, set one after the other."""
+    pause: list[Part] = field(default_factory=list)
+    """Parts that stop."""
+    resume: list[Part] = field(default_factory=list)
+    """Parts that go on."""
+    schedule: bool = False
+    """Everything that waits for its next try is tried now, as ``mtactl schedule all`` does."""
+    disk: Literal["", "well", "slow", "full"] = ""
+    """What the queue's disk is like from now on; the model only. ``full``: every message is refused with 452 4.3.1,
+    and what was accepted stays."""
+    slower: float = 10.0
+    """How many times as long a commit takes on a slow disk."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what has the right type and makes no sense; see `mta.core.settings`."""
+        yield from in_range(("at_s", self.at_s, 0, 1e9), ("slower", self.slower, 1, SLOWER_MAX))
+        for key, value in leaves(self.set):
+            if not isinstance(value, bool | int | float | str):
+                yield "set", key, "must have a single value"
+        for part in self.pause:
+            if part in self.resume:
+                yield "resume", part, "is paused at the same instant"
+        if not (self.set or self.pause or self.resume or self.schedule or self.disk):
+            yield "at_s", self.at_s, "is the instant of nothing: set, pause, resume, schedule, disk"
+
+    def words(self) -> list[str]:
+        """Return what is done, each as ``mtactl`` would be told; for logs and plots."""
+        said = [f"set {key}={_shown(value)}" for key, value in leaves(self.set)]
+        said += [f"pause {part}" for part in self.pause]
+        said += [f"resume {part}" for part in self.resume]
+        if self.schedule:
+            said.append("schedule all")
+        if self.disk:
+            said.append(f"disk {self.disk}" + (f" {self.slower:g}x" if self.disk == "slow" else ""))
+        return said
+
+
+class Change(NamedTuple):
+    """An entry of a timeline whose limits were checked against those of the server."""
+
+    event: Event
+    limits: tuple[tuple[str, LimitValue], ...]
+    """Keys and values of the type that each limit has."""
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys and values, whether the keys were written with dots, in quotes or as tables."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def changes_of(events: Sequence[Event], limits: Limits, *, source: str) -> list[Change]:
+    """Return a timeline in the order of its instants; each change is checked beside those before it.
+
+    Args:
+        events: as the scenario has them.
+        limits: the server's at its start; they are not touched.
+        source: the scenario's file, for errors.
+
+    Raises:
+        ConfigError: a limit that there is not, that needs a restart, or a value that makes no sense then.
+    """
+    now = copy.deepcopy(limits)
+    checked = []
+    numbered = sorted(enumerate(events), key=lambda each: each[1].at_s)
+    for number, event in numbered:
+        found = []
+        for name, value in leaves(event.set):
+            try:
+                key, parsed = parse_change(now, f"{name}={_shown(value)}")
+            except ConfigError as error:
+                problem = error.problem
+                raise ConfigError(
+                    source, f"timeline.{number}.set.{name}", value, problem
+                ) from error
+            put_limit(now, key, parsed)
+            found.append((key, parsed))
+        checked.append(Change(event, tuple(found)))
+    return checked
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,67 @@
+"""The bench's operator says what the timeline says, in its words and at its instants."""
+
+import time
+from typing import Any
+
+import pytest
+
+from mta.core.settings import ConfigError
+from sim.scenario import Scenario, load
+from testbed.children import RunError, UsageError
+from testbed.operator import Operator, checked
+
+
+def scenario(timeline: str) -> Scenario:
+    return load("baseline", [f"timeline={timeline}"])
+
+
+ALL = (
+    '[{ at_s = 2.0, schedule = true }, { at_s = 1.0, set = { "limits.mta.max_conn_per_host" = 5, '
+    '"limits.smtp.max_conn" = 7 }, pause = ["mta"], resume = ["smtp"] }]'
+)
+
+
+def test_entries_are_said_in_the_order_of_their_instants():
+    """Each verb with its fields, once, as mtactl sends them."""
+    said: list[tuple[str, dict[str, Any]]] = []
+    operator = Operator(checked(scenario(ALL)), lambda verb, **fields: said.append((verb, fields)))
+    operator.act()
+    assert said == []
+    operator.begin(time.time() - 1.5)
+    operator.act()
+    operator.act()
+    assert said == [
+        ("set", {"assignment": "limits.mta.max_conn_per_host=5"}),
+        ("set", {"assignment": "limits.smtp.max_conn=7"}),
+        ("pause mta", {}),
+        ("resume smtp", {}),
+    ]
+    assert [each["at_s"] for each in operator.done] == [1.0] * 4
+    assert all(each["t"] >= 1.5 for each in operator.done)
+    operator.begin(time.time() - 100)
+    operator.act()
+    assert said[4:] == [("schedule", {"id": "all"})]
+
+
+def test_what_the_server_refuses_ends_the_run():
+    """A timeline that was not followed is another experiment."""
+
+    def refuse(verb: str, **fields: str) -> None:
+        raise ConnectionError("no such verb")
+
+    operator = Operator(checked(scenario(ALL)), refuse)
+    operator.begin(time.time() - 1.5)
+    with pytest.raises(
+        RunError, match=r"^timeline: 1 s: set limits.* pause mta resume smtp: no such verb$"
+    ):
+        operator.act()
+
+
+def test_what_can_not_be_done_for_real_is_said_before():
+    """A disk that is full on demand, and limits that there are not: one line each."""
+    with pytest.raises(
+        UsageError, match=r"^baseline: timeline.0.disk = 'full': .* is for the model"
+    ):
+        checked(scenario('[{ at_s = 1.0, disk = "full" }]'))
+    with pytest.raises(ConfigError, match=r"timeline.0.set.limits.nope = 3: unknown key"):
+        checked(scenario('[{ at_s = 1.0, set = { "limits.nope" = 3 } }]'))

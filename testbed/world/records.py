@@ -50,6 +50,7 @@ class Records:
         seq: int,
         digest: str,
         code: int,
+        connections: int,
     ) -> None:
         """Take note of one message.
 
@@ -64,6 +65,7 @@ class Records:
             seq: Its number in the run; -1 if it has none.
             digest: Of what must arrive unchanged; see `sim.workload.identify`.
             code: Of the reply.
+            connections: That the host had let in when the message had come, this one included: what its clients use at once.
         """
         if self._file is None:
             return
@@ -79,6 +81,7 @@ class Records:
                 "seq": seq,
                 "digest": digest,
                 "code": code,
+                "connections": connections,
             }
         )
         self._lines.append(line)

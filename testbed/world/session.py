@@ -61,6 +61,8 @@ class _Taken(NamedTuple):
     mail_from: str
     rcpts: list[str]
     message: bytes
+    connections: int
+    """That the host had let in when the final dot came."""
 
 
 class _Waiting(NamedTuple):
@@ -391,7 +393,7 @@ class SinkSession(asyncio.Protocol):
                 # The sink itself is short of memory: our fault, so temporary.
                 verdict = verdict._replace(reply=_SHORT)
             else:
-                taken = _Taken(mail_from, rcpts, message)
+                taken = _Taken(mail_from, rcpts, message, self._host.open_count)
         self._say(".", verdict, now, taken)
 
     def _wrong(self, what: str, reply: Reply, now: float) -> None:
@@ -489,4 +491,5 @@ class SinkSession(asyncio.Protocol):
             seq=found.seq,
             digest=found.digest,
             code=250,
+            connections=taken.connections,
         )

@@ -148,6 +148,7 @@ class TestProtocol:
             "seq": 0,
             "digest": identify(message).digest,
             "code": 250,
+            "connections": 1,
         }
 
     async def test_a_pipelined_transaction_is_answered_in_order(self):
@@ -660,6 +661,7 @@ LINE = {
     "seq": -1,
     "digest": "",
     "code": 250,
+    "connections": 1,
 }
 
 

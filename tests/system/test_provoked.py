@@ -236,5 +236,5 @@ def test_a_window_that_never_moves_is_refused_far_more_often(tmp_path: Path) -> 
         ours(world, tmp_path / "server", policy="fixed") as port,
     ):
         world.set_start()
-        refused, messages, used = while_limited_and_later(world, port)
+        refused, messages, _ = while_limited_and_later(world, port)
         assert refused > 2 * (messages + WIDTH)

@@ -46,18 +46,18 @@ class _RudeUser(User):
     def on_start(self) -> None:
         """Join the run, with what the scenario says of this kind."""
         run = _hooks.current_run()
-        if run is None:
-            raise StopUser
-        self._run: Run = run
-        self._group = run.beside.get(self.kind) or ClientGroup(self.kind)
         self._turn = 0
+        self._stands_by = run is None  # it could not begin
+        if run is not None:
+            self._run: Run = run
+            self._group = run.beside.get(self.kind) or ClientGroup(self.kind)
 
     @task
     def connection(self) -> None:
         """Have one connection, from its opening to its end."""
-        run = self._run
-        if run.player.finished.is_set():
+        if self._stands_by or self._run.player.finished.is_set():
             raise StopUser
+        run = self._run
         self._replies = Replies()
         self._last = Reply(0, "")
         started = time.perf_counter()

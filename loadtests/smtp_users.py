@@ -40,11 +40,10 @@ class _SmtpUser(User):
         self._rank = 0
 
     def on_start(self) -> None:
-        """Join the run that is going on, or stop at once if it could not begin."""
-        run = _hooks.current_run()
+        """Join the run that is going on, if it could begin."""
+        run = self._run = _hooks.current_run()
         if run is None:
-            raise StopUser
-        self._run = run
+            return  # the task stops; here Locust would log where
         self._rank = run.player.rank()
         self._session = self._client(run)
         run.users += 1
@@ -72,7 +71,8 @@ class _SmtpUser(User):
     def messages(self) -> None:
         """Send messages for a while, each with as many attempts as a client would make."""
         run = self._run
-        assert run is not None
+        if run is None:
+            raise StopUser
         player = run.player
         until = player.now() + TURN_S
         while player.now() < until:

@@ -292,4 +292,5 @@ def test_a_wrong_option_in_the_web_ui_stops_the_run(serve, tmp_path):
         output, _ = process.communicate(timeout=30)
         assert process.returncode == 2
         assert 'scenario: "nope": there is no such scenario' in output
+        assert "Traceback" not in output
     assert not server.verbs

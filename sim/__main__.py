@@ -367,6 +367,10 @@ def replay(
         ),
     ] = None,
     costs: CostsFile = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of a log: takes a figure of the queue, .svg or .png."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask what a recorded run, or the mail in a log, would have been with other settings.
@@ -386,7 +390,13 @@ def replay(
     try:
         if of_log:
             show, found = replay_log(
-                said, overrides or [], kind=kind, year=year, main_cf=main_cf, costs_file=costs
+                said,
+                overrides or [],
+                kind=kind,
+                year=year,
+                main_cf=main_cf,
+                costs_file=costs,
+                plot=plot,
             )
         else:
             found = replay_run(

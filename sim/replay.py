@@ -34,6 +34,7 @@ from mta.core.stimuli import MessageSubmitted
 from sim.calibrate import calibrate
 from sim.costs import Costs, MemoryCosts
 from sim.records import Retrace, config_of, tree_of
+from sim.replaylocal import LocalStory, of_model, rows_of
 from sim.runner import SAMPLE_S, SimResult, simulate
 from sim.scenario import Scenario
 from sim.scenario import load as load_scenario
@@ -132,11 +133,13 @@ def replay(
     notes = list(costs.provenance.notes)
     if other.envelope != config.envelope and not costs.memory_of(other.envelope).samples:
         costs = _with_memory_of(costs, other.envelope, run, notes)
-    then = recorded(directory, sent=sent, load_start=start)
+    groups = [group.name for group in scenario.local]
+    then = recorded(directory, sent=sent, load_start=start, groups=groups)
     return {
         "run": str(run),
         "scenario": scenario.name,
         "representation": config.envelope,
+        "local_groups": groups,
         "changed": changed(other, config),
         "then": then,
         "model": _numbers(_simulate(scenario, config, costs, schedule, start)),
@@ -251,15 +254,20 @@ def _chosen(drawn: Schedule, numbers: Any, due_s: Any) -> Schedule:
 
 
 def recorded(
-    directory: Path, *, sent: dict[int, float] | None = None, load_start: float = 0.0
+    directory: Path,
+    *,
+    sent: dict[int, float] | None = None,
+    load_start: float = 0.0,
+    groups: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what a trace says that a run came to, with the keys of `ROWS`.
+    """Return what a trace says that a run came to, with the keys of `ROWS`, and of `sim.replaylocal` for local mail.
 
     Args:
         directory: of one server.
         sent: when each message was sent, by message id; without it the time to delivery counts from the
             commit.
         load_start: what came before belongs to the warm-up.
+        groups: names of the scenario's local groups.
 
     Raises:
         ConfigError: the trace is missing or damaged.
@@ -271,6 +279,7 @@ def recorded(
     series: list[int] = []
     emptied_at: float | None = None
     transactions = opened = 0
+    local = LocalStory(groups)
     try:
         with path.open("rb") as file:
             trace = records.parse(file, source=str(path))
@@ -287,10 +296,13 @@ def recorded(
                     continue
                 t, stimulus, instructions = step
                 if type(stimulus) is MessageSubmitted and t >= load_start:
+                    local.submitted(stimulus, t)
                     began[stimulus.msgid] = (sent or {}).get(stimulus.msgid, t)
                     if stimulus.transaction.sender:
                         counts["accepted"] += len(stimulus.recipients)
                 for instruction in instructions:
+                    if groups:
+                        local.told(instruction, t)
                     match instruction:
                         case RemoveEnvelope(evpid, Removal.DELIVERED, _) if (
                             msgid_of(evpid) in began
@@ -328,6 +340,7 @@ def recorded(
         "peak_rss_bytes": _peak_rss(directory / "samples.csv"),
         "transactions": transactions,
         "connections_opened": opened,
+        **local.rows(),
     }
 
 
@@ -380,7 +393,7 @@ def _simulate(
 
 def _numbers(result: SimResult) -> dict[str, Any]:
     flat = {**result.summary(), **result.quantiles()}
-    return {key: flat[key] for key, _ in ROWS}
+    return {key: flat[key] for key, _ in ROWS} | of_model(result.local)
 
 
 def table(found: dict[str, Any]) -> None:
@@ -397,7 +410,7 @@ def table(found: dict[str, Any]) -> None:
     for column in columns:
         sheet.add_column(heads[column], justify="right")
     sheet.add_column("")
-    for key, unit in ROWS:
+    for key, unit in (*ROWS, *rows_of(found["local_groups"])):
         sheet.add_row(key, *(shown(found[column][key]) for column in columns), unit)
     console.print(sheet)
     for key, value in found["changed"].items():

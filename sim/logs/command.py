@@ -7,8 +7,10 @@ from typing import Any
 from mta.core.settings import ConfigError
 from sim import costs as costing
 from sim.logs import maincf
-from sim.logs.replay import replay_logs, table
+from sim.logs.replay import Replay, table
 
+PLOTS = (".svg", ".png")
+"""What a figure can be."""
 RUN_FILES = ("scenario.toml", "trace.jsonl")
 """What makes a directory a run."""
 
@@ -38,8 +40,9 @@ def replay_log(
     year: int | None = None,
     main_cf: Path | None = None,
     costs_file: Path | None = None,
+    plot: Path | None = None,
 ) -> tuple[Callable[[dict[str, Any]], None], dict[str, Any]]:
-    """Replay a log; return what prints it, and what came out.
+    """Replay a log; return what prints it, and what came out. ``plot`` takes a figure of the queue, as its name's end says.
 
     Raises:
         ConfigError: a file or an option is wrong.
@@ -53,4 +56,23 @@ def replay_log(
         kind = "postfix"
         server = maincf.load(main_cf)
     costs = costing.load(costs_file) if costs_file is not None else None
-    return table, replay_logs(names, overrides, kind=kind, year=year, server=server, costs=costs)
+    if plot is not None and plot.suffix not in PLOTS:
+        raise ConfigError("--plot", value=str(plot), problem=f"must end in {' or '.join(PLOTS)}")
+    replayed = Replay(names, kind=kind, year=year, server=server, costs=costs)
+    found = replayed.compare(overrides)
+    if plot is not None:
+        _draw(replayed, plot)
+    return table, found
+
+
+def _draw(replayed: Replay, path: Path) -> None:
+    # Here, because matplotlib takes longer than most replays.
+    from sim.figures import png, svg
+    from sim.logs import plots
+
+    figure = plots.queue(replayed, replayed.results)
+    try:
+        path.write_bytes(png(figure) if path.suffix == ".png" else svg(figure))
+    except OSError as error:
+        problem = f"can't be written: {error.strerror}"
+        raise ConfigError("--plot", value=str(path), problem=problem) from None

@@ -201,35 +201,6 @@ def costs_of(world: World) -> Costs:
     return replace(Costs(), **{**nothing, "client_s": world.accept_s})  # type: ignore[arg-type]  # numbers only
 
 
-def replay_logs(
-    names: Sequence[str],
-    overrides: Sequence[str] = (),
-    *,
-    kind: str = "",
-    year: int | None = None,
-    server: Mapping[str, Any] | None = None,
-    costs: Costs | None = None,
-) -> dict[str, Any]:
-    """Replay a mail log as it was and with other settings.
-
-    Args:
-        names: files and directories, as for `sim.logs.reader.read`.
-        overrides: settings; none asks how good the model is.
-        kind: as for `read`.
-        year: as for `read`.
-        server: what is known of the settings of then, tables with the server's keys.
-        costs: what the server's own work costs; by default nothing.
-
-    Returns:
-        As `sim.replay.replay`; in addition ``log``: what was read, ``sites``: the destinations with their outages, and
-        ``agreement``: how far the model of then is from the log.
-
-    Raises:
-        ConfigError: a file can't be read or is no log, or an override is wrong.
-    """
-    return Replay(names, kind=kind, year=year, server=server, costs=costs).compare(overrides)
-
-
 class Replay:
     """A log that was read, ready to be run again and again."""
 
@@ -242,10 +213,17 @@ class Replay:
         server: Mapping[str, Any] | None = None,
         costs: Costs | None = None,
     ) -> None:
-        """Read it; arguments as for `replay_logs`.
+        """Read it.
+
+        Args:
+            names: files and directories, as for `sim.logs.reader.read`.
+            kind: as for `read`.
+            year: as for `read`.
+            server: what is known of the settings of then, tables with the server's keys.
+            costs: what the server's own work costs; by default nothing.
 
         Raises:
-            ConfigError: as `replay_logs`.
+            ConfigError: a file can't be read or is no log, or a setting makes no sense.
         """
         self.names = tuple(names)
         self.mail = read(names, kind=kind, year=year)
@@ -255,6 +233,8 @@ class Replay:
         self.notes = [*found, *self.world.notes]
         self.costs = costs or costs_of(self.world)
         self.config = self._config(())
+        self.results: dict[str, SimResult] = {}
+        """Runs of the last comparison, by name."""
 
     def _config(self, overrides: Sequence[str]) -> ModelConfig:
         return model_config(self.server, source=f"log of {self.mail.kind}", overrides=overrides)
@@ -291,13 +271,19 @@ class Replay:
     def compare(self, overrides: Sequence[str] = ()) -> dict[str, Any]:
         """Return the log beside the model of then, and beside the model with ``overrides``, if any.
 
+        As `sim.replay.replay` returns it; in addition ``log``: what was read, ``sites``: the destinations with their
+        outages, and ``agreement``: how far the model of then is from the log.
+
         Raises:
             ConfigError: an override is wrong.
         """
         # Before the first run: who mistypes a key need not wait for it.
         other = self._config(overrides)
-        model = self._run(self.config)
-        what_if = numbers(self._run(other)) if overrides else None
+        self.results = {"model of then": (model := self._run(self.config))}
+        what_if = None
+        if overrides:
+            self.results["what if"] = result = self._run(other)
+            what_if = numbers(result)
         told = self.world.told
         record = self.mail.record
         rows = numbers(model)

@@ -29,7 +29,7 @@ def test_the_queue_is_drawn_with_the_outage(replayed: Replay):
     assert legend is not None
     words = {text.get_text() for text in legend.get_texts()}
     assert {"the log", "then", "soon", "flaky.test is out of order"} == words
-    assert svg(figure).startswith("<")
+    assert svg(figure).startswith(b"<")
 
 
 def test_latency_falls(replayed: Replay):

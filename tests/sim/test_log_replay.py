@@ -231,9 +231,17 @@ class TestCommand:
         assert found["log"]["kind"] == "postfix"
         assert found["what_if"] is None
 
+    def test_a_figure_is_drawn(self, tmp_path: Path):
+        """As SVG or PNG, by its name."""
+        for name, head in (("queue.svg", b"<"), ("queue.png", b"\x89PNG")):
+            assert self.sim(POSTFIX, "--plot", str(tmp_path / name))[0] == 0
+            assert (tmp_path / name).read_bytes().startswith(head)
+
     @pytest.mark.parametrize(
         ("words", "line"),
         [
+            ((POSTFIX, "--plot", "/nowhere/x.gif"), "sim: --plot"),
+            ((POSTFIX, "--plot", "/nowhere/x.svg"), "sim: --plot"),
             (("/nowhere/mail.log",), "sim: /nowhere/mail.log: can't be read"),
             (("/nowhere",), 'sim: run: "/nowhere"'),
             ((POSTFIX, "--set", "limits.mta.max_con=1"), "sim: --set: limits.mta.max_con = 1: unknown key"),

@@ -8,7 +8,8 @@ import pytest
 
 from mta.core.settings import ConfigError
 from sim import __main__ as command
-from sim.replay import arrivals, find_run, recorded, replay
+from sim.replay import arrivals, find_run, recorded, replay, table
+from sim.replaylocal import LocalStory, of_model, rows_of
 from sim.scenario import load
 from tests.sim.test_calibrate import LATENCY, OUTAGE, SERVER, TRUTH
 from tests.support.model import scenario, write_run
@@ -20,6 +21,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slow = {"kind": "latency", "delay_s": 0.02}
     of = scenario(slow, OUTAGE, messages=800, recipients=3, server=SERVER, sessions=20)
     write_run(directory, of, costs=TRUTH)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def local_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "local-1"
+    said = ["load.scale=0.005", "local.1.users=5", "local.0.tempfail=0.1"]
+    write_run(directory, load("local-burst", said), costs=TRUTH)
     return directory
 
 
@@ -80,6 +89,37 @@ class TestReplay:
         then = recorded(run / "slim", load_start=1e9)
         assert then["delivered"] == then["accepted"] == 2400
         assert then["p50"] > 0
+
+
+class TestLocal:
+    """A run with users of its own: rows for their mail, by what the trace says and by the model."""
+
+    def test_rows_of_local_mail(self, local_run: Path):
+        """The same counts, and nearly the same waits, by group."""
+        found = replay(str(local_run), ["limits.mda.max_session_per_user=2"])
+        then, model, what_if = found["then"], found["model"], found["what_if"]
+        for name in ("local_accepted", "local_delivered", "local_attempts", "local_tempfails"):
+            assert then[name] == model[name], name
+        assert then["local_delivered"] == then["delivered"]
+        assert then["local_attempts"] == then["local_delivered"] + then["local_tempfails"]
+        assert then["local_tempfails"] > 10
+        groups = found["local_groups"]
+        for name in groups:
+            assert model[f"{name} p50"] == pytest.approx(then[f"{name} p50"], rel=0.2), name
+        # Two turns for a user instead of seven: the flooded one waits longer, the others do not.
+        assert what_if[f"{groups[0]} p50"] > 2 * model[f"{groups[0]} p50"]
+
+    def test_the_table_has_them(self, local_run: Path, capsys: pytest.CaptureFixture[str]):
+        """With a row for each group."""
+        table(replay(str(local_run)))
+        out = capsys.readouterr().out
+        for words in ("local_attempts", "deliveries started", "flood p99", "others p50"):
+            assert words in out
+
+    def test_without_local_users_there_are_none(self):
+        """Nor keys for them."""
+        assert () == rows_of(())
+        assert {} == of_model(None) == LocalStory(()).rows()
 
 
 class TestBadInput:

@@ -83,7 +83,7 @@ def limits(
     """Peak of the queue and median time to delivery against the values of a limit; ``then`` is the value of then."""
     with rc(theme):
         figure, panels = make_panels(2, height=2.9)
-        rows = (
+        rows: tuple[tuple[str, list[float]], ...] = (
             ("peak, queued envelopes", [result.peak_queued for result in runs]),
             ("median time to delivery, s", [result.quantiles()["p50"] or 0.0 for result in runs]),
         )

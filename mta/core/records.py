@@ -59,6 +59,10 @@ Record: TypeAlias = dict[str, Any]
 """One line of a trace: text, numbers, and lists and dicts of these."""
 
 
+_raw_decode: Final = json.JSONDecoder().raw_decode
+"""What `json.loads` calls in the end; it guesses an encoding before, which takes as long."""
+
+
 class TraceError(ValueError):
     """A file is not a trace that we can read; the text is one line."""
 
@@ -426,10 +430,12 @@ def _decode(line: bytes) -> Record | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        record = json.loads(line)
+        text = line.decode().strip()
+        record, end = _raw_decode(text)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("k"), str) else None
+    whole = end == len(text) and isinstance(record, dict) and isinstance(record.get("k"), str)
+    return record if whole else None
 
 
 def _records(lines: Iterator[bytes], source: str) -> Iterator[Record]:

@@ -37,6 +37,7 @@ COMPILED: Final = (
     "mta/core/ids.py",
     "mta/core/outcomes.py",
     "mta/core/places.py",
+    "mta/core/records.py",
     "mta/core/relay.py",
     "mta/core/relaybook.py",
     "mta/core/scheduler.py",
@@ -46,6 +47,8 @@ COMPILED: Final = (
     "sim/inbound.py",
     "sim/outbound.py",
     "sim/queue.py",
+    "sim/records.py",
+    "sim/replay.py",
 )
 """What runs for each message. A class of Python can't inherit from one of machine code, and settings can't be built from hints
 that machine code has not: whatever has either stays Python, or goes along."""

@@ -17,7 +17,7 @@ import sim
 AROUND: Final = frozenset(
     {
         "__main__", "calibrate", "executors", "figures", "listing", "pages", "pareto", "perfetto", "replay",
-        "stylesheet", "sweep", "sweepcache", "sweepcommand", "sweepplots", "sweepreport", "sweepresult", "sweeprun",
+        "studyplots", "stylesheet", "sweep", "sweepcache", "sweepcommand", "sweepplots", "sweepreport", "sweepresult", "sweeprun",
         "sweepstats", "sweepwords",
         "sweepsubject", "theory", "validate",
     }

@@ -13,7 +13,7 @@ from typing import Final, cast
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 MARKERS: Final = {"fixed": "v", "whole": "s", "full": "D", "slim": "o", "packed": "^"}
 """Of each representation."""
@@ -150,3 +150,12 @@ def thousands(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def plain_numbers(axes: Axes, which: str) -> None:
+    """Label a logarithmic axis with plain numbers, as many as its length bears."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,7 +1,8 @@
 """The front of two amounts of which less is better, and the point that is recommended.
 
 The rule is one that can be said: of all points whose latency is within some per cent of the best one, the one with the least
-memory; memory that differs by a per cent is the same, and then what is set now is kept, or else the quickest is taken.
+memory; memory that differs by a per cent is the same, and then what is set now is kept, or else the lowest limits are
+taken: a limit should be no higher than it needs to be.
 Curvature has no unit that memory and seconds share, so no rule by curvature would survive a change of units.
 """
 
@@ -41,7 +42,11 @@ def front(points: Sequence[Amounts]) -> list[int]:
 
 
 def knee(
-    points: Sequence[Amounts], within: float = WITHIN, *, now: int | None = None
+    points: Sequence[Amounts],
+    within: float = WITHIN,
+    *,
+    now: int | None = None,
+    heights: Sequence[float] | None = None,
 ) -> int | None:
     """Return the number of the recommended point; None if there are none.
 
@@ -49,6 +54,7 @@ def knee(
         points: all that qualify.
         within: see `WITHIN`.
         now: the number of what is set now, if that qualifies.
+        heights: how high the limits of each point are, in whatever measure; by default all alike.
     """
     if not points:
         return None
@@ -58,4 +64,4 @@ def knee(
     lean = [n for n in quick if points[n].memory <= least * (1 + SAME)]
     if now in lean:
         return now
-    return min(lean, key=lambda n: (points[n].latency, points[n].memory, n))
+    return min(lean, key=lambda n: (heights[n] if heights else 0.0, *points[n], n))

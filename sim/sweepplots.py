@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
 
-from sim.figures import LIGHT, MARKERS, Theme, make_panels, rc
+from sim.figures import LIGHT, MARKERS, Theme, make_panels, plain_numbers, rc
 from sim.sweepstats import LATENCY, MEMORY
 from sim.sweepwords import setting_of
 
@@ -156,18 +156,9 @@ def _name(axes: Axes, points: Sequence[Mapping[str, Any]], theme: Theme) -> None
 def _scale_latency(axes: Axes, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) / min(values) > 20:
         axes.set_yscale("log")
-        _plain(axes, "y")
+        plain_numbers(axes, "y")
     else:
         axes.set_ylim(bottom=0)
-
-
-def _plain(axes: Axes, which: str) -> None:
-    """Label a logarithmic axis with plain numbers, as many as its length bears."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def along(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
@@ -241,7 +232,7 @@ def _curves(
                 axes.plot(x, means, color=colour, ls=_STYLES[i % len(_STYLES)], label=kind)
     if xs and min(xs) > 0 and max(xs) / min(xs) >= 8:
         axes.set_xscale("log")
-        _plain(axes, "x")
+        plain_numbers(axes, "x")
     if name != MEMORY and highest > 0:
         axes.set_ylim(0, highest * 1.08)
     elif name == MEMORY:

@@ -12,7 +12,7 @@ from mta.core.settings import ConfigError
 from sim.beyond import beyond
 from sim.codeversion import model_digest
 from sim.pareto import WITHIN, Amounts, front, knee
-from sim.sweep import Axis
+from sim.sweep import Axis, numeric
 from sim.sweeprun import Found, settings_of
 from sim.sweepstats import LATENCY, MEMORY, against, estimated
 from sim.sweeptask import NUMBERS, Record, digest_of
@@ -186,6 +186,23 @@ def _recommend(result: dict[str, Any], axes: Sequence[Axis]) -> None:
     ]
     result["front"] = [fit[n]["number"] for n in front(amounts)]
     now = next((n for n, each in enumerate(fit) if each["number"] == 0), None)
-    chosen = knee(amounts, result["within"], now=now)
+    heights = [_height(each, points, axes) for each in fit]
+    chosen = knee(amounts, result["within"], now=now, heights=heights)
     result["chosen"] = None if chosen is None else fit[chosen]["number"]
     result["words"] = list(why(result, axes))
+
+
+def _height(
+    point: Mapping[str, Any], points: Sequence[Mapping[str, Any]], axes: Sequence[Axis]
+) -> float:
+    """Return how high the numbers of a point are: its places on the axes of numbers, each from 0 to 1, added up."""
+    if not point["settings"]:
+        return 0.0
+    tried = [tuple(each["settings"].values()) for each in points if each["settings"]]
+    height = 0.0
+    for number, axis in enumerate(axes):
+        values = numeric(axis, tried, number)
+        if values is not None and len(set(values)) > 1:
+            order = sorted(set(values))
+            height += order.index(float(point["settings"][axis.key])) / (len(order) - 1)
+    return height

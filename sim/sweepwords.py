@@ -34,7 +34,7 @@ def why(result: Mapping[str, Any], axes: Sequence[Axis]) -> Iterator[str]:
     at_most = f"at most {result['within']:.0%} above the best, {in_seconds(best['means'][LATENCY]['mean'])}"
     yield (
         f"The rule: of the points that qualify, the least memory among those whose p95 is {at_most}. Memory within {SAME:.0%}"
-        " is the same: then what is set now is kept, or else the quickest is taken."
+        " is the same: then what is set now is kept, or else the lowest limits are taken."
     )
     if chosen["number"] == 0:
         yield "So what is set now can stay."

@@ -41,8 +41,8 @@ def test_the_recommended_point_is_what_the_rule_says(points: list[Amounts], with
     assert points[chosen] in quick
     least = min(each.memory for each in quick)
     assert points[chosen].memory <= least * (1 + SAME)
-    same = [each for each in quick if each.memory <= least * (1 + SAME)]
-    assert points[chosen].latency == min(each.latency for each in same)
+    if points[chosen].memory == least:
+        assert points[chosen] == min(each for each in quick if each.memory == least)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,15 @@ def test_by_hand(within: float, now: int | None, chosen: int):
 
 
 def test_of_equal_points_the_first():
-    """A limit that does not bind is not raised."""
+    """Nothing is changed for nothing."""
     points = [Amounts(2, 2), Amounts(1, 1), Amounts(1, 1)]
     assert front(points) == [1]
+    assert knee(points) == 1
+
+
+def test_a_limit_is_no_higher_than_it_needs_to_be():
+    """Of points whose memory is the same, all quick enough, the one with the lowest limits; then the leaner one."""
+    points = [Amounts(100.2, 0.109), Amounts(100, 0.1), Amounts(100.1, 0.109), Amounts(10, 9)]
+    assert knee(points, heights=[1, 2, 1, 0]) == 2
+    assert knee(points, heights=[1, 0, 1, 0]) == 1
     assert knee(points) == 1

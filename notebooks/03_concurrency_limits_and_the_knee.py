@@ -126,7 +126,7 @@ display(
         f"Below sixteen the connections are busy all the time and the rest waits in the queue: throughput is a straight line through 0, and"
         f" memory is what waits. That is the knee of throughput. The knee of latency comes later, because arrivals are random, and a limit that is"
         f" just enough for the mean lets bursts wait: at 16, 95 % take {p95[16]:.2f} s, at 20 {p95[20]:.2f} s and at 32 {p95[32]:.2f} s. Recommended"
-        f" is {named(found['points'][found['chosen']])}. Above that nothing changes, not even memory: no more connections are"
+        f" is {named(found['points'][found['chosen']])}. Above that hardly anything changes, memory included: no more connections are"
         f" opened than there is work for.\n\nThe second knee is the destination's: up to {TAKES} nothing is refused, and above, every"
         f" connection more is one that it refuses. The price of a limit that is too high is paid in refusals, not in memory."
     )

@@ -117,8 +117,8 @@ display(
         f"A timetable that counts from the creation keeps the pattern of the arrivals: what came evenly comes back evenly, at up to"
         f" {peaks['spread', plain]:,.0f} attempts a second, and needs no jitter. What came at once comes back at once, whole and at each of its slots,"
         f" at {peaks['burst', plain]:,.0f} a second; between the slots the hosts are idle. Jitter flattens that to"
-        f" {peaks['burst', jittered]:,.0f}.\n\nIt is not free. Full jitter may try at once and does: {more:.0%} more attempts in vain during"
-        f" the outage. And on OpenSMTPD's timetable each early attempt uses up a slot, so that some mail waits long after the hosts are back: 95 %"
+        f" {peaks['burst', jittered]:,.0f}.\n\nIt is not free. Full jitter may try at once and does: {more:.0%} more attempts in"
+        f" vain. And on OpenSMTPD's timetable each early attempt uses up a slot, so that some mail waits long after the hosts are back: 95 %"
         f" are delivered after {burst[jittered].quantiles()['p95']:.0f} s instead of {burst[plain].quantiles()['p95']:.0f}. What protects the hosts in both"
         f" cases is the limit on connections: a wave waits in the queue for its turn, and that is what the limits are for."
     )

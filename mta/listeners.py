@@ -5,13 +5,16 @@ its limits count the clients of all together.
 """
 
 import asyncio
+import contextlib
 import errno
+import ipaddress
 import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mta.acceptor import Acceptor
 from mta.core.admission import parse_networks
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
 
 FIRST = "smtp"
 """Name of the listener that ``smtp.listen`` is."""
+
+
+FIB_TRIE: Final = Path("/proc/net/fib_trie")
+IF_INET6: Final = Path("/proc/net/if_inet6")
 
 
 def parse_address(source: str, key: str, value: str) -> tuple[str, int]:
@@ -89,6 +96,31 @@ def listening(config: "Config", source: str) -> Iterator[Place]:
         tls = auto if one.tls == "auto" else one.tls
         known = Listener(one.name, tls, one.auth, one.auth_requires_tls)
         yield Place(one.name, key, one.address, address, port, known)
+
+
+def interface_addresses(effects: Effects) -> tuple[str, ...]:
+    """Return the addresses of this host as Linux tells them, the loopback's aside; what it does not tell is missing.
+
+    The like: Postfix inet_addr_local. ``/proc/net/fib_trie`` names each address, then says ``host LOCAL`` of ours.
+    """
+    found: dict[str, None] = {}
+    with contextlib.suppress(OSError):
+        before = ""
+        for line in effects.read_file(FIB_TRIE, site="listeners").decode("latin-1").splitlines():
+            if line.endswith("host LOCAL"):
+                found[before.rpartition(" ")[2]] = None
+            before = line
+    with contextlib.suppress(OSError):
+        for line in effects.read_file(IF_INET6, site="listeners").decode("latin-1").splitlines():
+            digits = line.partition(" ")[0]
+            found[":".join(digits[at : at + 4] for at in range(0, 32, 4))] = None
+    result = []
+    for text in found:
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_address(text)
+            if not address.is_loopback:
+                result.append(str(address))
+    return tuple(result)
 
 
 class Client(Inbound):

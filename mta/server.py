@@ -34,13 +34,20 @@ from mta.core.engine import Engine
 from mta.core.ids import SessionId
 from mta.core.metrics import METRICS, Metrics
 from mta.core.pressure import MemoryLevel
+from mta.core.routing import own_by_port
 from mta.core.settings import ConfigError, flatten
 from mta.door import ServerDoor
 from mta.driver import Driver
 from mta.effects import Effects
 from mta.exposition import Exposition
 from mta.footprint import estimate_bytes
-from mta.listeners import Listeners, listening, parse_address, unusable
+from mta.listeners import (
+    Listeners,
+    interface_addresses,
+    listening,
+    parse_address,
+    unusable,
+)
 from mta.log import Log
 from mta.memory import MemoryWatch
 from mta.operations import Operations
@@ -184,6 +191,7 @@ class MtaServer:
         sessions = (int(self._started_at) & 0xFFFFFFFF) << 32
         now = effects.now()
         rules = config.relay_rules()
+        own = self._own_by_port()
         self.engine = Engine(
             representation=config.envelope,
             limits=config.limits,
@@ -193,7 +201,8 @@ class MtaServer:
             now=now,
             first_session=SessionId(sessions | OUTBOUND_SESSIONS),
             own_names=(config.hostname.lower(),),
-            own_addresses=self._own_addresses(),
+            own_addresses=own.get(config.relay.port, ()),
+            own_by_port=own,
             warn_after_s=config.bounce.warn_interval_s,
             rules=rules,
         )
@@ -269,11 +278,14 @@ class MtaServer:
         self.tracer.watch(changed)
         changed()
 
-    def _own_addresses(self) -> tuple[str, ...]:
-        """Return the addresses that we listen on, if another host's port on them would be ours."""
-        port = self.config.relay.port
-        places = listening(self.config, self.source)
-        return tuple({place.address: None for place in places if place.port == port})
+    def _own_by_port(self) -> dict[int, tuple[str, ...]]:
+        """Return the addresses that we listen on, by port: mail that is sent there would come back.
+
+        A port that the system chooses is nobody's mail exchanger.
+        """
+        places = [(each.address, each.port) for each in listening(self.config, self.source)]
+        fixed = [place for place in places if place[1]]
+        return own_by_port(fixed, lambda: interface_addresses(self.effects))
 
     def update_security(self, what: str) -> str:
         """Read ``tls`` (the certificate), ``auth`` (the users) or ``relay`` (authorities, passwords of other hosts) again.
@@ -321,7 +333,11 @@ class MtaServer:
             limits={k: v for k, v in settings.items() if k.startswith("limits.")},
             config={k: _plain(v) for k, v in settings.items() if not k.startswith("limits.")},
             versions=_versions(),
-            host={"cores": os.cpu_count() or 1, "kernel": platform.release()},
+            host={
+                "cores": os.cpu_count() or 1,
+                "kernel": platform.release(),
+                "own": {str(port): list(own) for port, own in self._own_by_port().items()},
+            },
         )
 
     async def _open_queue(self) -> None:

@@ -5,6 +5,7 @@ settings and seed gives every instruction with its instant: `retrace`. Where tha
 trace has a hole or a decision depends on something that is no stimulus.
 """
 
+import contextlib
 import hashlib
 import json
 import zlib
@@ -171,13 +172,13 @@ class Retrace:
             raise TraceError(f"header: {type(error).__name__}: {error}") from None
         first = 0
         own_names: tuple[str, ...] = ()
-        own_addresses: tuple[str, ...] = ()
+        own: dict[int, tuple[str, ...]] = {}
         if header.get("clock") == "epoch":
             first = (int(started_at) & 0xFFFFFFFF) << 32 | OUTBOUND_SESSIONS
             own_names = (str(settings.get("hostname", "")).lower(),)
-            address, _, port = str(settings.get("smtp.listen", "")).rpartition(":")
-            if address and port == str(settings.get("relay.port", "")):
-                own_addresses = (address.strip("[]"),)
+            with contextlib.suppress(AttributeError, TypeError, ValueError):
+                told = dict(header.get("host", {})).get("own", {})
+                own = {int(port): tuple(map(str, addresses)) for port, addresses in told.items()}
         self.engine = Engine(
             representation=self.config.envelope,
             limits=self.config.limits,
@@ -187,7 +188,8 @@ class Retrace:
             now=started_at,
             first_session=SessionId(first),
             own_names=own_names,
-            own_addresses=own_addresses,
+            own_addresses=own.get(int(settings.get("relay.port") or 0), ()),
+            own_by_port=own,
             warn_after_s=self.config.bounce.warn_interval_s,
             rules=self.config.relay_rules(
                 smart_host=str(settings.get("relay.smart_host", "")), hops=_hops(settings)

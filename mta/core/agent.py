@@ -6,7 +6,7 @@ concurrency policy allow, gives each connection one transaction after another, a
 sources and destinations at rest, longer each time.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,7 @@ class MtaAgent:
         rules: RelayRules | None = None,
         own_names: Collection[str] = (),
         own_addresses: Collection[str] = (),
+        own_by_port: Mapping[int, Collection[str]] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.limits = limits.mta
@@ -75,7 +76,12 @@ class MtaAgent:
         self.suspend_later = self.outcomes.suspend_later
         self._waiting = Waiting(scheduler)
         self.hoststats = HostStats()
-        self._destinations = Destinations(own_names=own_names, own_addresses=own_addresses, rng=rng)
+        self._destinations = Destinations(
+            own_names=own_names,
+            own_addresses=own_addresses,
+            own_by_port=own_by_port or {},
+            rng=rng,
+        )
         self._next_session = int(first_session)
         self._paused_sessions: list[tuple[float, SessionId]] = []
         """(instant, session) of connections between two transactions."""

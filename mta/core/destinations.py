@@ -1,6 +1,6 @@
 """Where mail of a relay goes: look-ups that several relays may wait for, and what answers come to."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from mta.core.instructions import Instruction, ResolveDomain
@@ -28,10 +28,16 @@ class Destinations:
     """Asks for the hosts of relays, each name once at a time."""
 
     def __init__(
-        self, *, own_names: Collection[str], own_addresses: Collection[str], rng: "Random"
+        self,
+        *,
+        own_names: Collection[str],
+        own_addresses: Collection[str],
+        own_by_port: Mapping[int, Collection[str]],
+        rng: "Random",
     ) -> None:
         self._own_names = own_names
         self._own_addresses = own_addresses
+        self._own_by_port = own_by_port
         self._rng = rng
         self._asked: dict[str, list[Relay]] = {}
         """Who waits for which name to be looked up."""
@@ -65,7 +71,9 @@ class Destinations:
             smart=bool(plan.hosts),
             balance=plan.balance,
             own_names=self._own_names,
-            own_addresses=self._own_addresses,
+            own_addresses=(
+                self._own_by_port.get(plan.port, ()) if plan.port else self._own_addresses
+            ),
             max_mx=limits.max_mx,
             max_addresses=limits.max_addresses,
             rng=self._rng,

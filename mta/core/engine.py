@@ -6,7 +6,7 @@ never decreases.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mta.core.agent import MtaAgent
@@ -66,6 +66,7 @@ class Engine:
         first_session: SessionId = _FIRST_SESSION,
         own_names: Collection[str] = (),
         own_addresses: Collection[str] = (),
+        own_by_port: Mapping[int, Collection[str]] | None = None,
         warn_after_s: Sequence[float] = (),
         rules: RelayRules | None = None,
     ) -> None:
@@ -81,7 +82,8 @@ class Engine:
             now: the clock, seconds since the epoch.
             first_session: outbound sessions are numbered from the next one.
             own_names: host names that are us, lower case: never relayed to (RFC 5321 5.1).
-            own_addresses: addresses that are us.
+            own_addresses: addresses and networks that are us, at the port that mail goes to.
+            own_by_port: the same for rules with a port of their own.
             warn_after_s: when a sender is told that an envelope is late: `BounceSettings.warn_interval_s`.
             rules: what the operator wants for which destination; by default nothing special.
         """
@@ -104,6 +106,7 @@ class Engine:
             rules=rules,
             own_names=own_names,
             own_addresses=own_addresses,
+            own_by_port=own_by_port,
         )
         self.local = LocalAgent(self.scheduler, limits=limits, retry=local_policy(retry))
         self.expiry = PausedExpiry(self.scheduler, self._agent_of)

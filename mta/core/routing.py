@@ -2,8 +2,8 @@
 
 import enum
 import itertools
-from collections.abc import Collection, Sequence
-from ipaddress import ip_address
+from collections.abc import Callable, Collection, Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from mta.core.reply import Outcome
@@ -106,7 +106,7 @@ def order_targets(
     Args:
         resolution: what the resolver answered.
         own_names: names of ours, as in the greeting.
-        own_addresses: addresses that we take mail on.
+        own_addresses: addresses that we take mail on; ``127.0.0.0/8`` is a whole network.
         max_mx: exchangers considered, ours not counted; at least 1.
         max_addresses: addresses considered; at least 1.
         rng: shuffles. Same seed, same order, in whatever order the name server lists the records.
@@ -114,8 +114,9 @@ def order_targets(
     assert min(max_mx, max_addresses) >= 1, (max_mx, max_addresses)
     names = {_name(name) for name in own_names}
     addresses = {_address(address) for address in own_addresses}
+    networks = [ip_network(each) for each in own_addresses if "/" in each]
     hosts = sorted((host for host in resolution.hosts if host.addresses), key=_by_preference)
-    own = [host.preference for host in hosts if _is_own(host, names, addresses)]
+    own = [host.preference for host in hosts if _is_own(host, names, addresses, networks)]
     if own:
         hosts = [host for host in hosts if host.preference < min(own)]
     targets: list[Target] = []
@@ -199,10 +200,36 @@ def _by_preference(host: MxHost) -> tuple[int, str, tuple[str, ...]]:
     return host.preference, _name(host.name), host.addresses
 
 
-def _is_own(host: MxHost, names: Collection[str], addresses: Collection[str]) -> bool:
-    return _name(host.name) in names or any(
-        _address(address) in addresses for address in host.addresses
-    )
+def own_by_port(
+    listening: Iterable[tuple[str, int]], interfaces: Callable[[], Collection[str]]
+) -> dict[int, tuple[str, ...]]:
+    """Return which addresses and networks are us, by port.
+
+    Args:
+        listening: address and port of each listener. All addresses (``0.0.0.0``, ``::`` or empty) are those of the
+            interfaces and the loopback network; one of all IPv6 addresses takes IPv4 too, where the system lets it.
+        interfaces: returns the addresses of this host; asked only if that matters.
+    """
+    found: dict[int, dict[str, None]] = {}
+    for address, port in listening:
+        mine = found.setdefault(port, {})
+        if _address(address or "::") in ("0.0.0.0", "::"):  # noqa: S104  # read, not bound
+            mine.update(dict.fromkeys(("127.0.0.0/8", "::1", *interfaces())))
+        else:
+            mine[address] = None
+    return {port: tuple(mine) for port, mine in found.items()}
+
+
+def _is_own(
+    host: MxHost,
+    names: Collection[str],
+    addresses: Collection[str],
+    networks: Sequence[IPv4Network | IPv6Network],
+) -> bool:
+    own = [_address(address) for address in host.addresses]
+    if _name(host.name) in names or any(address in addresses for address in own):
+        return True
+    return any(ip_address(address) in network for address in own for network in networks)
 
 
 def _name(name: str) -> str:

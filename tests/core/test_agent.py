@@ -18,6 +18,7 @@ from mta.core.instructions import (
     StartTransaction,
 )
 from mta.core.limits import MtaLimits
+from mta.core.relayrules import RelayRule
 from mta.core.reply import Outcome
 from mta.core.routing import ResolutionStatus
 from mta.core.stimuli import (
@@ -411,6 +412,16 @@ def test_mail_for_us_does_not_go_round():
     assert [((ev(1), "554 5.4.6 Mail loops back to myself"),)] == [
         b.failures for b in only(SendBounce, out)
     ]
+
+
+@pytest.mark.parametrize(("port", "loops"), [(0, False), (25, True), (2525, False)])
+def test_an_address_is_ours_at_the_ports_that_we_listen_on(port: int, loops: bool):
+    """Another port of the same address is somebody else's: a test-bed has all of them on one host."""
+    rule = RelayRule(["one.test"], port=port)
+    core = Core(own_addresses=[], own_by_port={25: [A]}, relays=[rule])
+    core.submit("one.test")
+    out = core.resolve("one.test", (10, A))
+    assert bool(only(SendBounce, out)) == loops
 
 
 def test_an_answer_with_no_lifetime_is_used_once():

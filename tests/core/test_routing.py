@@ -15,6 +15,7 @@ from mta.core.routing import (
     Target,
     failure_of,
     order_targets,
+    own_by_port,
 )
 
 
@@ -75,6 +76,8 @@ def test_the_order_of_the_name_server_does_not_matter():
         {"addresses": ["127.0.0.2"]},
         {"addresses": ["::ffff:127.0.0.2"]},
         {"addresses": ["0:0:0:0:0:0:0:2"]},
+        {"addresses": ["192.0.2.1", "127.0.0.2/31"]},
+        {"addresses": ["::2/128"]},
     ],
 )
 def test_only_better_hosts_than_ourselves_remain(own):
@@ -206,3 +209,20 @@ def test_what_always_holds_of_an_order(
         assert target.preference < min(own, default=5)
     reachable = any(host.addresses and host.preference < min(own, default=5) for host in hosts)
     assert bool(targets) == reachable
+
+
+def test_who_listens_everywhere_has_all_addresses_of_the_host_at_that_port():
+    """Which they are is asked only then."""
+    asked = []
+
+    def interfaces() -> tuple[str, ...]:
+        asked.append(1)
+        return ("192.0.2.1", "2001:db8::1")
+
+    assert own_by_port([("127.0.0.7", 25), ("::1", 25), ("127.0.0.8", 2525)], interfaces) == {
+        25: ("127.0.0.7", "::1"), 2525: ("127.0.0.8",),
+    }  # fmt: skip
+    assert not asked
+    everywhere = ("127.0.0.0/8", "::1", "192.0.2.1", "2001:db8::1")
+    for address in ("0.0.0.0", "::", ""):  # read, not bound
+        assert own_by_port([(address, 25)], interfaces) == {25: everywhere}

@@ -1,12 +1,13 @@
 """Several places to listen: each has its name, all share the door."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from mta.config import Config
 from mta.core.settings import ConfigError, build
-from mta.listeners import parse_address
+from mta.listeners import FIB_TRIE, IF_INET6, interface_addresses, parse_address
 from tests.support.faults import FaultyEffects
 from tests.support.inprocess import serving, until
 
@@ -76,3 +77,53 @@ def test_addresses():
     for bad in ("", ":25", "::", "127.0.0.1:65536", "127.0.0.1:x"):
         with pytest.raises(ConfigError, match="expected address:port"):
             parse_address("x", "k", bad)
+
+
+FIB = b"""Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     +-- 127.0.0.0/8 2 0 2
+           |-- 127.0.0.1
+              /32 host LOCAL
+     |-- 192.0.2.1
+        /32 host LOCAL
+     |-- 192.0.2.255
+        /32 link BROADCAST
+Local:
+     |-- 192.0.2.1
+        /32 host LOCAL
+     |-- 192.0.2
+        /32 host LOCAL
+"""
+INET6 = b"""20010db8000000000000000000000001 04 40 00 82     eth0
+00000000000000000000000000000001 01 80 10 80       lo
+nonsense
+"""
+
+
+class Proc(FaultyEffects):
+    """Knows what the kernel would say."""
+
+    def __init__(self, files: dict[Path, bytes]) -> None:
+        super().__init__()
+        self.files = files
+
+    def read_file(self, path: Path, *, site: str) -> bytes:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path]
+
+
+@pytest.mark.parametrize(
+    ("files", "addresses"),
+    [
+        ({FIB_TRIE: FIB, IF_INET6: INET6}, ("192.0.2.1", "2001:db8::1")),
+        ({FIB_TRIE: FIB}, ("192.0.2.1",)),
+        ({IF_INET6: INET6}, ("2001:db8::1",)),
+        ({}, ()),
+    ],
+)
+def test_the_addresses_of_this_host(files, addresses):
+    """Once each, the loopback's aside; what can't be read or makes no sense is missing."""
+    assert interface_addresses(Proc(files)) == addresses

@@ -5,7 +5,7 @@ what a driver and a durable queue know, nothing of the core's insides, and check
 against that: answered once, within the limits, no envelope lost or in two places.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -443,6 +443,7 @@ class Core:
         concurrency: ConcurrencySettings | None = None,
         own_names: Collection[str] = (),
         own_addresses: Collection[str] = (),
+        own_by_port: Mapping[int, Collection[str]] | None = None,
         representations: Collection[str] = REPRESENTATIONS,
         validating: bool = True,
         now: float = EPOCH,
@@ -470,6 +471,7 @@ class Core:
                 now=now,
                 own_names=own_names,
                 own_addresses=own_addresses,
+                own_by_port=own_by_port,
                 warn_after_s=warn_after_s,
                 rules=rules,
             )

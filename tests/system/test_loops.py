@@ -57,3 +57,23 @@ def test_a_message_that_goes_round_ends_with_one_report(tmp_path):
         (report,) = host.taken
     assert report.sender == ""
     assert b"5.4.6" in report.body
+
+
+def test_mail_for_an_address_of_our_own_does_not_go_out(tmp_path):
+    """Neither by ``relay.port`` nor by a rule's, whatever ``relay.allow`` says: permanent, and no connection to ourselves."""
+    ports = {"smtp": free_port(HOSTS["a"]), "two": free_port(HOSTS["b"])}
+    config = {
+        "smtp": {"listen": f"{HOSTS['a']}:{ports['smtp']}"},
+        "listeners": [{"name": "two", "address": f"{HOSTS['b']}:{ports['two']}"}],
+        "relay": {"port": ports["smtp"], "allow": "any"},
+        "relays": [{"domains": [f"[{HOSTS['b']}]"], "port": ports["two"]}],
+    }
+    with RunningServer(tmp_path, config) as server:
+        with smtplib.SMTP(HOSTS["a"], server.port, local_hostname="client.test") as smtp:
+            rcpts = [f"x@[{address}]" for address in HOSTS.values()]
+            assert {} == smtp.sendmail("", rcpts, "Subject: x\r\n\r\nx\r\n")
+        stats = server.until(lambda s: not s["queue.envelope"])
+    assert stats["scheduler.delivery.permfail"] == 2
+    log = server.log.read_text()
+    assert log.count("554 5.4.6 Mail loops back to myself") >= 2
+    assert log.count("smtp connected") == 1

@@ -53,13 +53,14 @@ def calibrate(*runs: Path, defaults: Costs | None = None) -> Costs:
     """Return what things cost in some runs.
 
     Args:
-        runs: run directories, or directories of one of their servers.
+        runs: run directories, or directories of one of their servers; one that is named twice counts once.
         defaults: what to assume of what the runs did not do.
 
     Raises:
         ConfigError: there is no trace, or one can't be read.
     """
     assert runs
+    runs = tuple({run.resolve(): run for run in reversed(runs)}.values())[::-1]
     basis = defaults or Costs()
     parts = [part for run in runs for part in _parts(run)]
     notes: list[str] = []
@@ -83,12 +84,18 @@ def calibrate(*runs: Path, defaults: Costs | None = None) -> Costs:
     memory = _memory(costs, parts, notes)
     for part in parts:
         notes += part.notes
-    several = len(runs) > 1
+    hosts = [_told(run, "host") for run in runs]
+    if any(host != hosts[0] for host in hosts):
+        notes.append("the runs were made on different machines, or on one that changed")
+    names = [run.name for run in runs]
+    # Runs are told apart by their names, or if two have the same, by their paths.
+    unique = len(set(names)) == len(names)
+    prefix = {run: f"{run.name if unique else run}/" if len(runs) > 1 else "" for run in runs}
     provenance = Provenance(
         run=str(runs[0]),
         runs=[str(run) for run in runs],
-        files={name: digest for part in parts for name, digest in _digests(part, several)},
-        host=_told(runs[0], "host"),
+        files={name: digest for part in parts for name, digest in _digests(part, prefix[part.run])},
+        host=hosts[0],
         versions=_told(runs[0], "versions"),
         samples=sum(len(part.samples.get("t", ())) for part in parts),
         transactions=sum(len(part.measured.finished) for part in parts),
@@ -150,9 +157,8 @@ def _read(directory: Path, run: Path) -> _Part:
     return _Part(directory, run, str(header["representation"]), measured, samples, scenario, notes)
 
 
-def _digests(part: _Part, several: bool) -> list[tuple[str, str]]:
+def _digests(part: _Part, prefix: str) -> list[tuple[str, str]]:
     """Return name and digest of each file of a server that was learnt from."""
-    prefix = f"{part.run.name}/" if several else ""
     paths = [part.directory / name for name in ("trace.jsonl", "samples.csv", "load.jsonl")]
     return [
         (prefix + path.relative_to(part.run).as_posix(), sha256_of(path))

@@ -150,8 +150,18 @@ class TestKnownCosts:
         assert set(both.provenance.files) == {
             f"{each.name}/slim/{name}" for each in (run, other) for name in names
         }
+        assert any("different machines" in note for note in both.provenance.notes)
+        assert calibrate(other, run, other, run) == both
         save(both, tmp_path / "calibration.json")
         assert load(tmp_path / "calibration.json") == both
+
+    def test_runs_of_one_name_are_told_apart(self, tmp_path: Path):
+        """Every file of both has its digest."""
+        of = scenario(LATENCY, messages=60, server=SERVER)
+        for place in ("a", "b"):
+            write_run(tmp_path / place / "same-1", of, costs=TRUTH)
+        found = calibrate(tmp_path / "a" / "same-1", tmp_path / "b" / "same-1")
+        assert len(found.provenance.files) == 6
 
     def test_two_servers_give_their_median_and_a_memory_each(self, tmp_path: Path):
         """Costs are the machine's, memory is the representation's."""

@@ -11,9 +11,11 @@ import pytest
 from mta.core.settings import ConfigError
 from testbed.children import UsageError
 from testbed.heldout import PLAN, RESULT, SCHEMA, directory_of, plan_of, read
+from testbed.heldoutdocs import BEGIN, DATA, END, PAGE, publish, with_block
 from testbed.heldoutgates import GATES, HOLDS, MISSES, MISSING, NOISE, NOTHING, judged, rows_of
 from testbed.heldoutreport import html, tables
 from testbed.results import print_result, render_result
+from tests.support.server import ROOT
 
 MIB = 1024 * 1024
 VALUES = (2, 4, 8)
@@ -284,3 +286,29 @@ class TestReport:
         (tmp_path / RESULT).write_bytes(content)
         with pytest.raises(UsageError, match=r"validation|schema"):
             read(tmp_path / RESULT)
+
+
+class TestPublished:
+    def test_the_page_has_the_table_of_what_ships(self):
+        """Notebook and docs/validation.md are of one run."""
+        text = (ROOT / PAGE).read_text(encoding="utf-8")
+        assert with_block(text, read(ROOT / DATA)) == text
+
+    def test_publishing_twice_changes_nothing(self, tmp_path: Path):
+        """The same result is the same bytes; a page without marks is refused."""
+        found = result(*(setting(value, off=1.5) for value in VALUES))
+        (tmp_path / RESULT).write_text(json.dumps(found))
+        page, data = tmp_path / "page.md", tmp_path / "data" / "v.json.gz"
+        page.write_text(f"before\n{BEGIN}yesterday\n{END}after\n")
+        publish(tmp_path / RESULT, data=data, page=page)
+        first = page.read_bytes(), data.read_bytes()
+        assert b"yesterday" not in first[0]
+        assert b"does not" in first[0]
+        assert first[0].startswith(b"before")
+        assert first[0].endswith(b"after\n")
+        publish(tmp_path / RESULT, data=data, page=page)
+        assert (page.read_bytes(), data.read_bytes()) == first
+        assert read(data) == found
+        page.write_text("nothing")
+        with pytest.raises(UsageError, match="has no line"):
+            publish(tmp_path / RESULT, data=data, page=page)

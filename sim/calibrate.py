@@ -25,7 +25,7 @@ from sim import cpufit, localcosts, waitfit
 from sim.costs import Costs, Provenance, sha256_of
 from sim.leastsquares import near_prior
 from sim.measure import Measured, measure
-from sim.memory import fit
+from sim.memory import fit_together
 from sim.remote import build_hosts
 from sim.scenario import Scenario
 from sim.scenario import load as load_scenario
@@ -119,15 +119,16 @@ def _one(part: _Part, costs: Costs) -> Costs:
 
 def _memory(costs: Costs, parts: Sequence[_Part], notes: list[str]) -> dict[str, Any]:
     """Return the memory of each representation, fitted over all servers that had it."""
-    found: dict[str, Any] = dict(costs.memory)
-    for name in dict.fromkeys(part.representation for part in parts):
-        memory = fit(*(part.samples for part in parts if part.representation == name))
-        if memory is None:
-            notes.append("the queue did not grow, or nobody watched: memory costs are defaults")
-            continue
-        # Local envelopes have states, which one number per envelope can't tell apart.
-        found[name] = replace(memory, local=costs.memory_of(name).local)
-    return found
+    by_name: dict[str, list[dict[str, Floats]]] = {}
+    for part in parts:
+        by_name.setdefault(part.representation, []).append(part.samples)
+    fitted = fit_together(by_name)
+    if len(fitted) < len(by_name):
+        notes.append("the queue did not grow, or nobody watched: memory costs are defaults")
+    # Local envelopes have states, which one number per envelope can't tell apart.
+    return costs.memory | {
+        name: replace(memory, local=costs.memory_of(name).local) for name, memory in fitted.items()
+    }
 
 
 # ---- files

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from mta.core.settings import build
 from sim import theory
 from sim.costs import Costs
 from sim.figures import LIGHT, Theme, make_panels, rc, thousands
 from sim.runner import simulate
-from sim.scenario import Scenario, build
+from sim.scenario import Scenario
 
 Floats = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ filled and drained.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -85,53 +85,71 @@ class Memory:
 
 
 def fit(*runs: Mapping[str, Floats]) -> MemoryCosts | None:
+    """Fit RSS to what is in a server, over runs with one representation; None if they say nothing. See `fit_together`."""
+    return fit_together({"": runs}).get("")
+
+
+def fit_together(
+    runs: Mapping[str, Sequence[Mapping[str, Floats]]],
+) -> dict[str, MemoryCosts]:
     """Fit RSS to what is queued, what is in flight and how warm the server is, over runs that were filled and drained.
 
     The regressors are not the counts but the counts with the part of their high-water mark that is kept, which is how
     `Memory` reckons. No coefficient is negative. What an envelope in flight takes besides counts only if the runs insist: more
-    than two standard errors.
+    than two standard errors. An empty server is the same with every representation, and so are its caches: one base and one
+    warmth for all, so that what envelopes are compared by is not the chance of where a process begins.
 
     Args:
-        runs: columns ``rss_bytes``, ``scheduler.envelope`` and, if they were had, ``scheduler.envelope.inflight`` and
-            ``smtp.message``, of each run.
+        runs: by representation, of each run the columns ``rss_bytes``, ``scheduler.envelope`` and, if they were had,
+            ``scheduler.envelope.inflight`` and ``smtp.message``.
 
     Returns:
-        None if there are too few samples, or the queue did not grow.
+        What each representation costs, without those of which there are too few samples or whose queue did not grow.
     """
-    usable = [run for each in runs if (run := _filled(each)) is not None]
+    usable = {
+        name: found
+        for name, each in runs.items()
+        if (found := [run for samples in each if (run := _filled(samples)) is not None])
+    }
     if not usable:
-        return None
-    kept = float(np.median([_kept(rss, queued) for rss, queued, _, _ in usable]))
-    table = np.vstack(
-        [
-            np.column_stack(
-                (
-                    np.ones(len(rss)),
-                    _with_kept(queued, kept),
-                    [warmth(int(each)) for each in accepted],
-                    _with_kept(in_flight, kept),
-                )
-            )
-            for rss, queued, accepted, in_flight in usable
-        ]
-    )
-    rss = np.concatenate([run[0] for run in usable])
+        return {}
+    kept = {
+        name: float(np.median([_kept(rss, queued) for rss, queued, _, _ in each]))
+        for name, each in usable.items()
+    }
+    names = list(usable)
+    blocks, observed = [], []
+    for name, each in usable.items():
+        for rss, queued, accepted, in_flight in each:
+            block = np.zeros((len(rss), 2 + 2 * len(names)))
+            block[:, 0] = 1.0
+            block[:, 1] = [warmth(int(count)) for count in accepted]
+            at = 2 + 2 * names.index(name)
+            block[:, at] = _with_kept(queued, kept[name])
+            block[:, at + 1] = _with_kept(in_flight, kept[name])
+            blocks.append(block)
+            observed.append(rss)
+    table, rss = np.vstack(blocks), np.concatenate(observed)
     found = nonnegative(table, rss)
-    if found.values[3] <= 2 * found.stderr[3]:
-        found = nonnegative(table[:, :3], rss)
-    flight = found.values[3] if len(found.values) > 3 else 0.0
-    return MemoryCosts(
-        base_bytes=float(found.values[0]),
-        envelope_bytes=float(found.values[1]),
-        warm_bytes=float(found.values[2]),
-        in_flight_bytes=float(flight),
-        body_share=0.0,
-        kept_share=kept,
-        base_stderr=float(found.stderr[0]),
-        envelope_stderr=float(found.stderr[1]),
-        in_flight_stderr=float(found.stderr[3]) if flight else 0.0,
-        samples=len(rss),
-    )
+    vague = [at for at in range(3, table.shape[1], 2) if found.values[at] <= 2 * found.stderr[at]]
+    if vague:
+        table[:, vague] = 0.0
+        found = nonnegative(table, rss)
+    return {
+        name: MemoryCosts(
+            base_bytes=float(found.values[0]),
+            envelope_bytes=float(found.values[2 + 2 * i]),
+            warm_bytes=float(found.values[1]),
+            in_flight_bytes=float(found.values[3 + 2 * i]),
+            body_share=0.0,
+            kept_share=kept[name],
+            base_stderr=float(found.stderr[0]),
+            envelope_stderr=float(found.stderr[2 + 2 * i]),
+            in_flight_stderr=float(found.stderr[3 + 2 * i]),
+            samples=sum(len(each[0]) for each in usable[name]),
+        )
+        for i, name in enumerate(names)
+    }
 
 
 def _filled(samples: Mapping[str, Floats]) -> tuple[Floats, Floats, Floats, Floats] | None:

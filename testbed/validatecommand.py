@@ -25,7 +25,7 @@ def validate_command(
     ] = 5,
     training_runs: Annotated[
         int, typer.Option(metavar="N", min=1, max=50, help="At the training value.")
-    ] = 2,
+    ] = 3,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of the scenario."),

@@ -9,7 +9,7 @@ from sim.costs import Costs
 from sim.cpufit import REGRESSED, Windows, fit
 from sim.leastsquares import near_prior, nonnegative, widening
 from sim.memory import fit as fit_memory
-from sim.memory import warmth
+from sim.memory import fit_together, warmth
 
 TRUTH = {
     "idle_share": 0.012,
@@ -94,6 +94,22 @@ class TestMemory:
         assert abs(found.in_flight_bytes - 3000) < 3 * found.in_flight_stderr
         assert abs(found.base_bytes - 50e6) < 3 * found.base_stderr
         assert found.envelope_stderr < 100
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_what_two_representations_differ_by_is_within_its_error(self, seed: int):
+        """The processes begin a little apart, by chance; one base for both keeps that out of the envelopes."""
+        found = fit_together(
+            {
+                "full": [self.run(seed, base=50.2e6, envelope=800.0, flight=0.0)],
+                "slim": [self.run(seed + 9, base=50e6, envelope=500.0, flight=0.0)],
+            }
+        )
+        full, slim = found["full"], found["slim"]
+        assert full.base_bytes == slim.base_bytes
+        assert full.warm_bytes == slim.warm_bytes
+        error = full.envelope_stderr + slim.envelope_stderr
+        assert abs(full.envelope_bytes - slim.envelope_bytes - 300) < 3 * error
+        assert full.samples == slim.samples
 
     def test_what_is_not_there_is_not_found(self):
         """A state that costs nothing gets nothing, not whatever explains the noise."""

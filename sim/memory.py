@@ -107,9 +107,9 @@ def fit_together(
         What each representation costs, without those of which there are too few samples or whose queue did not grow.
     """
     usable = {
-        name: found
+        name: filled
         for name, each in runs.items()
-        if (found := [run for samples in each if (run := _filled(samples)) is not None])
+        if (filled := [run for samples in each if (run := _filled(samples)) is not None])
     }
     if not usable:
         return {}

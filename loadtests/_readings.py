@@ -108,14 +108,14 @@ class Readings:
             for key, name in GAUGES.items()
         )
         rates = (self._rate(t, values, name) for name in RATES.values())
-        self._add((t, *gauges, *rates, lag_s))
+        self._add((round(t, 3), *gauges, *rates, lag_s))
         self._before = (t, values)
 
     def miss(self, t: float, words: str, lag_s: float | None) -> None:
         """Add a look that found nothing, and why."""
         since = self.state.since if self.state.name == "away" else t
         self.state = State("away", since, words)
-        self._add((t, *(None for _ in (*GAUGES, *RATES)), lag_s))
+        self._add((round(t, 3), *(None for _ in (*GAUGES, *RATES)), lag_s))
 
     def _is_another(self, values: Mapping[str, float]) -> bool:
         """Return whether counters have begun again, or the server has."""
@@ -130,7 +130,8 @@ class Readings:
         if self._before is None or name not in values or name not in self._before[1]:
             return None
         seconds = t - self._before[0]
-        return (values[name] - self._before[1][name]) / seconds if seconds > 0 else None
+        growth = values[name] - self._before[1][name]
+        return round(growth / seconds, 3) if seconds > 0 else None
 
     def _add(self, row: tuple[float | None, ...]) -> None:
         assert len(row) == len(COLUMNS), row

@@ -23,7 +23,7 @@ TIMEOUT_S: Final = 0.8
 """Longest fetch, all in all: the next one is due after a second."""
 
 BYTES_MAX: Final = 512 * 1024
-"""Largest page; ours has 30 KiB."""
+"""Largest page; ours has 16 KiB."""
 
 _OPTION: Final = "--metrics-url"
 

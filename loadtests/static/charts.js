@@ -127,7 +127,7 @@ export class Chart {
     });
   }
 
-  // Draw the rows between two instants.
+  // Draw the rows between two instants; `point` comes next.
   draw(rows, from, to) {
     Object.assign(this, { rows, from, to });
     const width = this.svg.clientWidth || 480;
@@ -148,7 +148,6 @@ export class Chart {
     this.empty.setAttribute("x", (LEFT + width) / 2);
     this.empty.textContent = heights.some(([, ...values]) => values.some((v) => v !== null && v !== undefined))
       ? "" : "no numbers yet";
-    this.point(null);
   }
 
   _shape(run, points, y) {

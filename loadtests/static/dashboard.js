@@ -192,7 +192,7 @@ class View {
     if (this.status.textContent !== words) this.status.textContent = words; // or it would be read aloud each second
     const last = known.rows.at(-1);
     const started = known.latest?.started_at;
-    this.uptime.textContent = state === "ok" && started ? `up ${duration(last[0] - started)}` : "";
+    this.up = state === "ok" && started ? `up ${duration(last[0] - started)}` : "";
     for (const button of this.buttons) button.setAttribute("aria-pressed", Number(button.dataset.window) === this.window);
     for (const [element, key, unit] of this.tiles) element.textContent = format(last?.[known.columns.indexOf(key)], unit);
     const to = last ? last[0] : Date.now() / 1000;
@@ -200,12 +200,13 @@ class View {
     const from = to - Math.min(this.window, Math.max(to - since, LEAST_S));
     const rows = known.rows.filter((row) => row[0] >= from);
     for (const chart of this.charts) chart.draw(rows, from, to);
-    if (this.cursor !== null) this.point(this.cursor);
+    this.point(this.cursor);
   }
 
   point(t) {
     this.cursor = t;
     for (const chart of this.charts) chart.point(t);
+    this.uptime.textContent = t === null ? this.up : `at ${clock(t)}`;
   }
 }
 

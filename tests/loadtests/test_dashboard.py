@@ -255,6 +255,14 @@ class TestReadings:
         assert 4.0 == rows(readings)[-1]["accepted"]
         assert 1 == readings.restarts
 
+    @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10**9)), max_size=8))
+    def test_no_rate_is_negative(self, looks):
+        """However often the server is another one, and whatever it counts."""
+        readings = Readings()
+        for t, (started, accepted) in enumerate(looks):
+            readings.take(float(t), page(started, accepted=accepted), None)
+        assert all(row["accepted"] is None or row["accepted"] >= 0 for row in rows(readings))
+
     def test_another_server(self):
         """Metrics of something else are no metrics."""
         readings = Readings()

@@ -229,6 +229,7 @@ class TestInABrowser:
     def test_pointing_at_an_instant(self, bench):
         """All charts show the numbers of then, and of now again when the pointer leaves."""
         bench.open()
+        beside = "document.querySelector('#server-tab .uptime').textContent"
         point = """
           (() => {
             const svg = document.querySelector("#server-tab .chart svg[role=img]");
@@ -243,10 +244,12 @@ class TestInABrowser:
         assert 6 == bench.page.run(
             "document.querySelectorAll('.cursor[visibility=visible]').length"
         )
+        assert re.fullmatch(r"at \d\d:\d\d:\d\d", bench.page.run(beside))
         assert ["0"] != bench.page.run(point % "pointerleave")
         assert 0 == bench.page.run(
             "document.querySelectorAll('.cursor[visibility=visible]').length"
         )
+        assert bench.page.run(beside).startswith("up ")
 
     def test_numbers_as_people_read_them(self, bench):
         """Units, three digits, round ticks; and pieces of a line end where something is not known."""

@@ -226,6 +226,17 @@ def test_a_busy_server_is_not_the_generators_lag():
     assert (end["complete"], end["settled"]) == (False, 1)
 
 
+def test_the_worst_lag_since_it_was_last_asked():
+    """For whoever looks now and then; the lag of the whole run is not changed by it."""
+    one = player()
+    assert one.take_worst_lag_s() == 0.0
+    for _ in range(3):
+        settle(one)
+    worst = one.take_worst_lag_s()
+    assert one.take_worst_lag_s() == 0.0
+    assert one.end()["generator_lag_s"]["max"] == round(worst, 6) > 0
+
+
 def test_what_was_not_answered_is_told_apart(tmp_path, recorder):
     """Refused, lost, and stopped by the operator are three outcomes; retries are counted."""
     one = player(recorder=recorder)

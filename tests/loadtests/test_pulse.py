@@ -69,3 +69,13 @@ def test_whoever_keeps_the_process_to_himself_makes_it_late():
     beating.join(10)
     assert beating.successful()
     assert pulse.p99_s > 0.2
+
+
+def test_the_worst_since_it_was_last_asked():
+    """For whoever looks now and then: each look begins anew; the pulse of the whole run does not."""
+    pulse, _ = beaten([0.0, 0.2, 0.1])
+    assert pytest.approx(0.2) == pulse.take_worst_s()
+    assert 0.0 == pulse.take_worst_s()
+    summary = pulse.summary()
+    assert summary is not None
+    assert pytest.approx(0.2, rel=0.01) == summary["max"]

@@ -52,6 +52,7 @@ class Model:
         backend: Backend = "simpy",
         layout: Layout | None = None,
         hosts: Mapping[str, RemoteHost] | None = None,
+        sample_s: float = SAMPLE_S,
         source: str = "scenario",
     ) -> None:
         """Build the parts; see `simulate` for the arguments.
@@ -117,6 +118,7 @@ class Model:
         self.writer: TraceWriter | None = None
         self.progress: Callable[[float, int, int], None] | None = None
         """Told at each sample: seconds, messages settled, queued envelopes."""
+        self._sample_s = sample_s
         self._t: list[float] = []
         self._samples: list[tuple[int, ...]] = []
         self._horizon_s = math.inf
@@ -186,7 +188,7 @@ class Model:
             kernel.stop()
             return
         # Not now + grain: the sum of rounded fifths of a second would drift.
-        kernel.schedule(max(0.0, len(self._t) * SAMPLE_S - kernel.now), self._sample, None)
+        kernel.schedule(max(0.0, len(self._t) * self._sample_s - kernel.now), self._sample, None)
 
     def _bytes(self) -> tuple[int, int]:
         """Return resident memory now, and what of it is the queue."""
@@ -274,6 +276,7 @@ def simulate(
     layout: Layout | None = None,
     census: bool = False,
     hosts: Mapping[str, RemoteHost] | None = None,
+    sample_s: float = SAMPLE_S,
     progress: Callable[[float, int, int], None] | None = None,
     source: str = "scenario",
 ) -> SimResult:
@@ -295,6 +298,7 @@ def simulate(
         layout: whose bytes memory is reckoned in; by default those of the representation.
         census: keep what was there at each sample.
         hosts: every host by its address, in its first state; by default what the scenario makes of them.
+        sample_s: grain of the series, seconds.
         progress: told at each sample: seconds, messages settled, queued envelopes.
         source: the scenario's file, for errors.
 
@@ -316,6 +320,7 @@ def simulate(
         backend=backend,
         layout=layout,
         hosts=hosts,
+        sample_s=sample_s,
         source=source,
     )
     model.progress = progress

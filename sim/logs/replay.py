@@ -263,6 +263,7 @@ class Replay:
             costs=self.costs,
             schedule=world.schedule,
             hosts=world.hosts(),
+            sample_s=world.sample_s,
             start=start,
             fingerprint=False,
             backend="heapq",

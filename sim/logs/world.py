@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mta.core.reply import Outcome, Reply
+from mta.core.settings import ConfigError
 from sim.behaviours.windows import WindowBehaviour
 from sim.logs.reader import MailLog
 from sim.logs.record import CONNECTED, TRIED, Record
@@ -47,8 +48,12 @@ REPORTS: Final = "reports"
 OTHERS: Final = "others"
 """The domains beyond those that have a destination of their own."""
 
-DRAIN_S: Final = 5 * 86_400.0
-"""Longest wait for an empty queue after the end of a log whose queue was empty then; Postfix ``maximal_queue_lifetime``."""
+SAMPLES_MAX: Final = 100_000
+"""Samples of the queue in the time of a log: five and a half hours of a run's grain, and a week in steps of 6 s."""
+
+DRAIN_S: Final = 6 * 3600.0
+DRAIN_SPANS: Final = 4.0
+"""Longest wait for an empty queue after the end of a log whose queue was empty then: so long, or so many times the log."""
 
 DEFERRED: Final = Reply(451, "4.0.0", "as recorded")
 REFUSED: Final = Reply(550, "5.0.0", "as recorded")
@@ -195,6 +200,8 @@ class World:
     fates: dict[int, Fate]
     start_at: float
     """Instant of the log that is second 0."""
+    sample_s: float
+    """Grain of the model's series: that of a run, or so much that there are `SAMPLES_MAX` in the log."""
     accept_s: float
     """Median time from arrival until the first attempt could be made."""
     notes: tuple[str, ...]
@@ -262,9 +269,15 @@ def build(mail: MailLog) -> World:
 
     A destination is a domain; beyond `DESTINATIONS_MAX` of them the smallest share one. If one host took nearly
     everything, it was a smart host, and the only destination.
+
+    Raises:
+        ConfigError: there is not one attempt in it.
     """
     record = mail.record
     columns = _Columns(record)
+    if not len(columns.recipients):
+        problem = f"says of no message where it was to go: {record.messages:,} arrivals, no attempt"
+        raise ConfigError(str(mail.files[0]), problem=problem)
     notes: list[str] = []
     names, site_of = _sites(record, columns)
     starts = np.argsort(columns.began_s, kind="stable")
@@ -276,7 +289,7 @@ def build(mail: MailLog) -> World:
         notes.append("reports are written by the model, and taken by everybody")
     queued_s = np.array(record.queued_s)[columns.messages]
     accept_s = float(np.median(queued_s[queued_s > 0])) if (queued_s > 0).any() else 0.0
-    scenario = _scenario(mail, columns, sites)
+    scenario = _scenario(mail, columns, sites, fates)
     for kind, count in sorted(record.kinds.items()):
         notes.append(f"{kind}: {count:,}")
     return World(
@@ -287,6 +300,7 @@ def build(mail: MailLog) -> World:
         service_s=service,
         fates=fates,
         start_at=columns.start,
+        sample_s=max(SAMPLE_S, (record.last_at - columns.start) / SAMPLES_MAX),
         accept_s=accept_s,
         notes=tuple(notes),
     )
@@ -391,7 +405,9 @@ def _behaviour(
     return tuple(sites), fates, service.tolist()
 
 
-def _scenario(mail: MailLog, columns: _Columns, sites: Sequence[Site]) -> Scenario:
+def _scenario(
+    mail: MailLog, columns: _Columns, sites: Sequence[Site], fates: Mapping[int, Fate]
+) -> Scenario:
     """Return a scenario with the log's destinations; what is sent is in the schedule."""
     span_s = max(1.0, float(columns.due_s[-1]) if len(columns.due_s) else 1.0)
     # As many clients as it takes that none has to wait for one: that they did is not in a log.
@@ -408,10 +424,13 @@ def _scenario(mail: MailLog, columns: _Columns, sites: Sequence[Site]) -> Scenar
     destinations.append(Destination(name=REPORTS, domain=f"{REPORTS}.test", share=0))
     rest_s = max(mail.record.last_at - columns.start - span_s, SAMPLE_S)
     # What the log leaves in the queue is compared at the log's end; what it does not may take its time.
-    drains = not np.isnan(columns.gone_at).any()
+    drains = not (
+        np.isnan(columns.gone_at).any() or any(fate.failures == FOREVER for fate in fates.values())
+    )
+    wait_s = max(DRAIN_S, DRAIN_SPANS * span_s)
     return Scenario(
         name=f"log-of-{mail.kind}",
-        drain_s=rest_s + DRAIN_S if drains else rest_s,
+        drain_s=rest_s + wait_s if drains else rest_s,
         load=Load(
             messages=len(columns.messages),
             rate=max(0.001, len(columns.messages) / span_s),

@@ -1,11 +1,20 @@
 """Mail logs replayed: the model of then is the log, and limits change what they should."""
 
+import bz2
+import functools
 import json
+import lzma
 import math
+import random
+import tempfile
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mta.core.settings import ConfigError
 from sim import __main__ as command
@@ -16,6 +25,14 @@ from sim.remote import TAKEN
 
 DATA = Path(__file__).parents[1] / "data" / "maillog"
 POSTFIX = str(DATA / "postfix.log.bz2")
+
+
+@functools.cache
+def lines_of(name: str) -> list[bytes]:
+    packed = (DATA / name).read_bytes()
+    return (bz2.decompress(packed) if name.endswith("bz2") else lzma.decompress(packed)).split(
+        b"\n"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +133,125 @@ def test_opensmtpds_log_is_explained_by_its_gaps():
     assert found["then"]["p50"] == pytest.approx(found["model"]["p50"], rel=0.25)
     assert found["what_if"]["p50"] < 0.3 * found["model"]["p50"]
     assert [2, 1, 1] == [site.hosts for site in replayed.world.sites]
+
+
+def log_of(path: Path, attempts: Iterable[tuple[int, str, str, str]], end_s: int = 0) -> str:
+    """Write a Postfix's log: (second, recipient, relay, status); each message comes a second before its first attempt."""
+    lines: list[tuple[int, str]] = []
+    keys: dict[str, str] = {}
+    for second, rcpt, relay, status in attempts:
+        key = keys.get(rcpt)
+        if key is None:
+            key = keys[rcpt] = f"{len(keys):05X}{len(keys):05X}"
+            lines.append((second - 1, f"smtpd[7]: {key}: client=a.test[192.0.2.1]"))
+            lines.append(
+                (second - 1, f"qmgr[8]: {key}: from=<a@a.test>, size=999, nrcpt=1 (queue active)")
+            )
+        delay = second - next(at for at, line in lines if key in line)
+        lines.append((second, f"smtp[9]: {key}: to=<{rcpt}>, relay={relay}, delay={delay}, delays={delay - 0.5}/0/0.25/0.25,"
+                      f" dsn=4.0.0, status={status} (host x said: 451 4.2.0 busy)"))  # fmt: skip
+        if status != "deferred":
+            lines.append((second, f"qmgr[8]: {key}: removed"))
+    lines.sort(key=lambda line: line[0])
+    if end_s:
+        lines.append((end_s, "anvil[3]: statistics"))
+    text = [
+        f"{datetime.fromtimestamp(1_763_800_000 + at, UTC):%Y-%m-%dT%H:%M:%S}+00:00 mx1 postfix/{line}\n"
+        for at, line in lines
+    ]
+    path.write_text("".join(text))
+    return str(path)
+
+
+class TestWorlds:
+    """Logs that are unlike the recorded ones."""
+
+    def test_many_domains_are_198_and_the_others(self, tmp_path: Path):
+        """The smallest share a destination; nothing is lost by it."""
+        log = log_of(
+            tmp_path / "x.log",
+            [
+                (2 + i % 50, f"u{i}@d{i % 300}.test", f"mx{i % 300}[192.0.2.1]:25", "sent")
+                for i in range(900)
+            ],
+        )
+        replayed = Replay([log])
+        assert (199, "others", 306) == (
+            len(replayed.world.sites), replayed.world.sites[-1].name, replayed.world.sites[-1].recipients,
+        )  # fmt: skip
+        assert replayed.compare()["agreement"]["counts_differ"] == {}
+
+    def test_a_smart_host_is_the_only_destination(self, tmp_path: Path):
+        """Whatever the domains: it is the one that is slow, or out of order."""
+        log = log_of(
+            tmp_path / "x.log",
+            [(2 + i, f"u{i}@d{i % 30}.test", "hub.test[192.0.2.1]:25", "sent") for i in range(90)],
+        )
+        (site,) = Replay([log]).world.sites
+        assert ("hub.test[192.0.2.1]:25", 90, 1) == (site.name, site.recipients, site.hosts)
+
+    def test_who_is_never_delivered_is_never_delivered(self, tmp_path: Path):
+        """A full mailbox beside others of the same host; the model ends where the log does."""
+        good = [(2 + i, f"u{i}@a.test", "mx[192.0.2.1]:25", "sent") for i in range(100)]
+        full = [(2 + 20 * k, "full@a.test", "mx[192.0.2.1]:25", "deferred") for k in range(5)]
+        replayed = Replay([log_of(tmp_path / "x.log", [*good, *full], end_s=200)])
+        found = replayed.compare(["retry.min_s=1", "retry.scan_s=0", "retry.max_s=5"])
+        assert (
+            found["then"]["queued"] == found["model"]["queued"] == found["what_if"]["queued"] == 1
+        )
+        assert found["what_if"]["deferred"] > 30
+        assert replayed.results["what if"].end_s < 210
+
+    def test_a_log_of_a_week_has_no_more_samples_than_it_can_have(self, tmp_path: Path):
+        """The grain grows with the log."""
+        sent = [(2 + 6048 * i, f"u{i}@a.test", "mx[192.0.2.1]:25", "sent") for i in range(101)]
+        replayed = Replay([log_of(tmp_path / "x.log", sent)])
+        assert replayed.world.sample_s == pytest.approx(6.05, abs=0.01)
+        result = replayed.run()
+        assert result.counts["delivered"] == 101
+        assert len(result.t) < 110_000
+
+    def test_a_log_without_an_attempt_is_one_line(self, tmp_path: Path):
+        """Nobody knows where its mail went."""
+        path = tmp_path / "x.log"
+        path.write_text(
+            "Nov 22 21:55:50 mx1 postfix/smtpd[7]: 4C3A51F2B0: client=a.test[192.0.2.1]\n"
+        )
+        with pytest.raises(ConfigError, match=r"x\.log.*1 arrivals, no attempt"):
+            Replay([str(path)])
+
+    @given(rng=st.randoms(use_true_random=False))
+    @settings(max_examples=25, deadline=None)
+    def test_any_piece_of_a_log_is_replayed_or_refused_in_one_line(self, rng: random.Random):
+        """Cut anywhere, lines missing, in any order, bytes changed; and then the model never loses mail."""
+        name = rng.choice(["postfix.log.bz2", "exim-mainlog.xz", "opensmtpd.log.xz"])
+        lines = lines_of(name)
+        start = rng.randrange(len(lines))
+        piece = lines[start : start + rng.choice([1, 10, 200])]
+        if rng.random() < 0.3:
+            rng.shuffle(piece)
+        if rng.random() < 0.5:
+            piece = [line for line in piece if rng.random() < 0.6]
+        if rng.random() < 0.3:
+            piece = [
+                bytes(rng.randrange(256) if rng.random() < 0.03 else c for c in line)
+                for line in piece
+            ]
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"\n".join(piece))
+            file.flush()
+            refusal = ""
+            try:
+                found = Replay([file.name]).compare()
+            except ConfigError as error:
+                refusal = str(error)
+        assert "\n" not in refusal
+        if refusal:
+            return
+        model = found["model"]
+        assert model["accepted"] == found["then"]["accepted"]
+        left = model["accepted"] - model["delivered"] - model["failed"]
+        assert 0 <= left <= model["queued"]
 
 
 class TestHost:

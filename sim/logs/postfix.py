@@ -143,7 +143,8 @@ class PostfixReader:
         if setup is not None:
             try:
                 service_s = float(setup) + float(sending)
-                if not record.queued_s[number] and not record.is_late[number]:
+                # Of a message that is tried again it is the whole time since its arrival.
+                if not record.is_late[number] and not record.has_recipients(key):
                     record.queued_s[number] = min(float(found[5]), after_s)
             except ValueError:
                 return False  # "1.2.3"

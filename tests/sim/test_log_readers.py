@@ -86,7 +86,8 @@ class TestPostfix:
             (2, Outcome.OK, True, True),
         ] == [(each.recipient, each.outcome, each.tried, each.connected) for each in found]
         assert [0.3, 0.8, 0.0, 1.0, 0.3] == pytest.approx([each.service_s for each in found])
-        # The id says .312095; the delays do the rest, as far as they are exact.
+        assert [0.1, 0.1] == list(record.queued_s)
+        # The id says .312240; the delays do the rest, as far as they are exact.
         assert START + 0.31224 == pytest.approx(record.arrived_at[0], abs=1e-4)
         assert START + 0.81224 == pytest.approx(found[0].at, abs=1e-4)
         assert START + 900 == found[3].at == record.gone_at[1]

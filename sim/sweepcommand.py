@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -134,7 +134,6 @@ def sweep(
         )
         plan = make_plan(of, asked, replications=replications, run_s_max=run_max)
         # What can't be asked for is said before the first run, and what can't be written, too.
-        result_options: dict[str, Any] = {"within": within, "allow": allow or []}
         check_options(within, allow or [])
         folder = out or Path("runs") / f"sweep-{of.scenario.name}"
         _make(folder)
@@ -148,8 +147,20 @@ def sweep(
                 show(at)
 
             found = carry_out_plan(plan, executor, kept, progress=tell)
-        command = _command(name, of.scenario.seed, over, overrides, costs, locals())
-        result = result_of(found, command=command, **result_options)
+        command = _command(
+            name,
+            {"--over": over, "--set": overrides, "--allow": allow},
+            {
+                "--sample": sample,
+                "--sampling": sampling if sample else None,
+                "--replications": replications,
+                "--seed": of.scenario.seed,
+                "--costs": costs,
+                "--representation": representation or None,
+                "--within": within if within != WITHIN else None,
+            },
+        )
+        result = result_of(found, within=within, allow=allow or [], command=command)
         _write(folder, result)
     except ConfigError as error:
         typer.echo(f"sim: {error}", err=True)
@@ -191,27 +202,16 @@ def _executor(jobs: int | None, scheduler: str, anywhere: bool, runs: int) -> Ex
 
 
 def _command(
-    name: str,
-    seed: int,
-    over: Sequence[str] | None,
-    overrides: Sequence[str] | None,
-    costs: Path | None,
-    said: dict[str, Any],
+    name: str, lists: Mapping[str, Sequence[str] | None], single: Mapping[str, object]
 ) -> str:
     """Return what makes the same again, wherever it is run."""
     words = ["sim", "sweep", name]
-    for option, values in (("--over", over), ("--set", overrides), ("--allow", said["allow"])):
+    for option, values in lists.items():
         for value in values or ():
             words += [option, value]
-    if said["sample"] is not None:
-        words += ["--sample", str(said["sample"]), "--sampling", said["sampling"]]
-    words += ["--replications", str(said["replications"]), "--seed", str(seed)]
-    if costs is not None:
-        words += ["--costs", str(costs)]
-    if said["representation"]:
-        words += ["--representation", said["representation"]]
-    if said["within"] != WITHIN:
-        words += ["--within", f"{said['within']:g}"]
+    for option, said in single.items():
+        if said is not None:
+            words += [option, f"{said:g}" if isinstance(said, float) else str(said)]
     return shlex.join(words)
 
 

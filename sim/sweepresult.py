@@ -59,9 +59,9 @@ def result_of(
         _point(number, said, records, found, allow)
         for number, (said, records) in enumerate(zip(settings, found.records, strict=True))
     ]
-    for point in points:
+    for point, same_as in zip(points, _firsts(found.records), strict=True):
         point["against_base"] = against(points[0], point)
-        point["same_as"] = _same(points, found.records, point["number"])
+        point["same_as"] = same_as
     scenario = plan.subject.scenario
     result: dict[str, Any] = {
         "version": 1,
@@ -153,14 +153,18 @@ def _why_not(values: Mapping[str, Sequence[float | None]], allow: Sequence[str])
     return found
 
 
-def _same(
-    points: Sequence[Mapping[str, Any]], records: Sequence[Sequence[Record | None]], number: int
-) -> int | None:
-    """Return the first point that is the same in every run to the last bit."""
-    for before in range(number):
-        if points[before]["runs"] and records[before] == records[number]:
-            return before
-    return None
+def _firsts(records: Sequence[Sequence[Record | None]]) -> list[int | None]:
+    """Return for each point the first one before it that is the same in every run to the last bit."""
+    known: dict[Any, int] = {}
+    found: list[int | None] = []
+    for number, own in enumerate(records):
+        if None in own:
+            found.append(None)
+            continue
+        runs = [(r.arrivals, r.fingerprint, *r.numbers.values()) for r in own if r is not None]
+        first = known.setdefault(tuple(runs), number)
+        found.append(None if first == number else first)
+    return found
 
 
 def _same_mail(records: Sequence[Sequence[Record | None]]) -> bool:
@@ -186,23 +190,24 @@ def _recommend(result: dict[str, Any], axes: Sequence[Axis]) -> None:
     ]
     result["front"] = [fit[n]["number"] for n in front(amounts)]
     now = next((n for n, each in enumerate(fit) if each["number"] == 0), None)
-    heights = [_height(each, points, axes) for each in fit]
+    heights = _heights(fit, points, axes)
     chosen = knee(amounts, result["within"], now=now, heights=heights)
     result["chosen"] = None if chosen is None else fit[chosen]["number"]
     result["words"] = list(why(result, axes))
 
 
-def _height(
-    point: Mapping[str, Any], points: Sequence[Mapping[str, Any]], axes: Sequence[Axis]
-) -> float:
-    """Return how high the numbers of a point are: its places on the axes of numbers, each from 0 to 1, added up."""
-    if not point["settings"]:
-        return 0.0
+def _heights(
+    fit: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]], axes: Sequence[Axis]
+) -> list[float]:
+    """Return how high the numbers of each point are: its places on the axes of numbers, each from 0 to 1, added up."""
     tried = [tuple(each["settings"].values()) for each in points if each["settings"]]
-    height = 0.0
+    heights = [0.0] * len(fit)
     for number, axis in enumerate(axes):
         values = numeric(axis, tried, number)
-        if values is not None and len(set(values)) > 1:
-            order = sorted(set(values))
-            height += order.index(float(point["settings"][axis.key])) / (len(order) - 1)
-    return height
+        if values is None or len(set(values)) < 2:
+            continue
+        place = {value: i / (len(set(values)) - 1) for i, value in enumerate(sorted(set(values)))}
+        for i, each in enumerate(fit):
+            # What is set now is preferred anyway, if that is as good.
+            heights[i] += place[float(each["settings"][axis.key])] if each["settings"] else 0.0
+    return heights

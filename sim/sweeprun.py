@@ -105,7 +105,6 @@ def make_plan(
     if not 1 <= replications <= REPLICATIONS_MAX:
         problem = f"must be from 1 to {REPLICATIONS_MAX}"
         raise ConfigError("--replications", value=replications, problem=problem)
-    common = Common(of.costs, of.schedule, of.start, of.source, run_s_max)
     places: list[Place] = []
     asked: dict[str, Task] = {}
     points = prepare(of, [{}, *(design.settings(point) for point in design.points)])
@@ -118,6 +117,8 @@ def make_plan(
             views = (*views, one.view)
         asked[decided] = Task(one.scenario, config, 0, views)
         places.append(Place(decided, one.view))
+    # Not before: a run's costs may have learnt of representations on the way.
+    common = Common(of.costs, of.schedule, of.start, of.source, run_s_max)
     now = _now(points[0], [axis.key for axis in design.axes])
     return Plan(of, design, replications, common, common_digest(common), places, asked, now)
 

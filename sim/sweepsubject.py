@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, get_args, get_type_hints
 
+from mta.core.envelopes import REPRESENTATIONS
 from mta.core.settings import ConfigError
 from sim import layout as layouts
 from sim import scenario as scenarios
@@ -91,6 +92,8 @@ class RunSubject:
     schedule: Schedule | None
     start: float
     notes: list[str]
+    known: set[str]
+    """Representations whose memory is in the costs."""
 
     def at(self, settings: Mapping[str, str]) -> Prepared:
         """See `Subject.at`."""
@@ -106,7 +109,18 @@ class RunSubject:
                 other.append(f"{key}={value}")
         found = scenarios.load(self.directory / "scenario.toml", other) if other else self.scenario
         config = model_config(self.tree, source=self.source, overrides=server)
-        return Prepared(found, config, view or View(config.envelope))
+        if view is None:
+            view = View(config.envelope)
+        self._know(view)
+        return Prepared(found, config, view)
+
+    def _know(self, view: View) -> None:
+        """See that costs have the representation's memory: measured in the same run if it was run, too."""
+        from sim.replay import _with_memory_of
+
+        if not view.layout and view.envelope not in self.known:
+            self.known.add(view.envelope)
+            self.costs = _with_memory_of(self.costs, view.envelope, self.directory, self.notes)
 
 
 def subject(
@@ -168,11 +182,21 @@ def _recorded(
         scenario.seed = seed
     schedule, start, _ = replay.arrivals(directory / "load.jsonl", scenario)
     found = costs or calibrate(directory)
-    said = [each.removeprefix("server.") for each in overrides]
-    notes = list(found.provenance.notes)
+    # Whoever brings costs brings all of them.
+    measured = set(REPRESENTATIONS) if costs is not None else {str(tree["envelope"])}
     return RunSubject(
-        name, source, scenario, found, run, tree, said, schedule, start, notes
-    )  # fmt: skip
+        name=name,
+        source=source,
+        scenario=scenario,
+        costs=found,
+        directory=run,
+        tree=tree,
+        overrides=[each.removeprefix("server.") for each in overrides],
+        schedule=schedule,
+        start=start,
+        notes=list(found.provenance.notes),
+        known=measured,
+    )
 
 
 def _viewed(settings: Mapping[str, str]) -> tuple[View | None, dict[str, str]]:

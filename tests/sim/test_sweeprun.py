@@ -15,6 +15,7 @@ from mta.core.settings import ConfigError
 from sim.codeversion import AROUND, model_digest
 from sim.costs import Costs
 from sim.executors import Cluster, Here, Pool
+from sim.replay import replay
 from sim.runner import simulate
 from sim.scenario import load
 from sim.sweep import design
@@ -260,6 +261,29 @@ def test_a_recorded_run_is_swept_over_its_own_mail(tmp_path: Path):
         make_plan(it, design(["load.rate=1,2"]))
     with pytest.raises(ConfigError, match="neither a run nor a scenario"):
         subject("nothing-of-the-kind")
+
+
+def test_a_recorded_run_is_what_a_replay_says(tmp_path: Path):
+    """With other limits and another representation, whose memory was not measured, as the notes say."""
+    of = scenario(
+        {"kind": "latency", "law": "lognormal", "median_s": 0.02, "sigma": 0.5}, messages=150
+    )
+    write_run(tmp_path / "run", of, costs=Costs())
+    it = subject(str(tmp_path / "run"))
+    plan = make_plan(it, design(["limits.mta.max_conn_per_route=1,2", "envelope=slim,full"]))
+    found = carry_out_plan(plan, Here())
+    for point, (record,) in zip(plan.design.points, found.records[1:], strict=True):
+        assert record is not None
+        asked = [
+            f"{key.removeprefix('server.')}={value}"
+            for key, value in plan.design.settings(point).items()
+        ]
+        what_if = replay(str(tmp_path / "run"), asked)["what_if"]
+        names = ("peak_rss_bytes", "p50", "p95", "deferred", "delivered", "peak_queued")
+        assert {name: record.numbers[name] for name in names} == {
+            name: what_if[name] for name in names
+        }
+    assert "full was not run: its memory is a default" in result_of(found)["notes"]
 
 
 @pytest.mark.parametrize(

@@ -199,11 +199,16 @@ def _samples(path: Path, notes: list[str]) -> dict[str, Floats]:
     if not path.is_file():
         notes.append("no samples.csv: CPU and memory costs are defaults")
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        names = next(reader, [])
-        # A bench that was killed leaves half a line.
-        rows = [row for row in reader if len(row) == len(names)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            names = next(reader, [])
+            # A bench that was killed leaves half a line.
+            rows = [row for row in reader if len(row) == len(names)]
+    except OSError as error:
+        raise ConfigError(str(path), problem=f"can't be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise ConfigError(str(path), problem="is no table") from None
     missing = [name for name in wanted[:4] if name not in names]
     if missing:
         raise ConfigError(str(path), problem=f"has no column {missing[0]}")

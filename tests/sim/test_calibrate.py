@@ -239,6 +239,21 @@ class TestWhatIsMissing:
             calibrate(part)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "content", [b"\xff\xfe\x00", b"t," + b"x" * 200_000 + b"\n", b"t\n", b""]
+    )
+    def test_samples_that_are_no_table_are_one_line(
+        self, run: Path, tmp_path: Path, content: bytes
+    ):
+        """Bytes of something else, a field without an end, nothing: no traceback."""
+        part = tmp_path / "slim"
+        part.mkdir()
+        (part / "trace.jsonl").write_bytes((run / "slim" / "trace.jsonl").read_bytes())
+        (part / "samples.csv").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"samples\.csv") as caught:
+            calibrate(part)
+        assert "\n" not in str(caught.value)
+
     def test_damaged_samples_are_one_line(self, run: Path, tmp_path: Path):
         """They name the file and the column."""
         part = tmp_path / "slim"

@@ -64,7 +64,9 @@ def _quantity(
         )
     unit = f", {gate.unit}" if gate.unit else ""
     axes.set(title=f"{gate.title}{unit}")
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if quantity == "saving" else 0.0)
+    low, high = axes.get_ylim()
+    # Room for the uppermost mark.
+    axes.set_ylim(min(0.0, low) if quantity == "saving" else 0.0, high * 1.05)
     thousands(axes, "y")
     _setting_axis(axes, result)
 
@@ -108,17 +110,16 @@ def over_time(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
                     axes.plot(
                         curve["t"], _array(curve[key]) * factor, style, color=colour, label=kind
                     )
-            panels[i].set(
-                title=f"{_short(result)} {setting['value']}" + " (training)" * setting["trains"]
-            )
-            panels[i].title.set_fontsize(8.5)
+            title = f"{setting['value']}" + " (training)" * setting["trains"]
+            panels[i].set_title(title, fontsize=9)
             panels[i].set_ylim(bottom=0)
             thousands(panels[i], "y")
             panels[len(settings) + i].set_xlabel("seconds of load")
         _same_scale(panels[: len(settings)])
         _same_scale(panels[len(settings) :])
         panels[0].set_ylabel("envelopes queued")
-        panels[len(settings)].set_ylabel("RSS, MiB")
+        panels[len(settings)].set_ylabel("RSS, MiB (not from 0)")
+        figure.suptitle(_short(result), x=0.01, ha="left", fontsize=10, fontweight="bold")
         panels[0].legend(loc="best")
     return figure
 

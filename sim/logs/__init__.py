@@ -7,8 +7,11 @@
     exim.py       Exim's main log
     record.py     what they have in common
     windows.py    when a host was out of order, from runs of failures
-    world.py      a record as a world for the model: arrivals, and hosts that answer as they did
+    world.py      a record as a world for the model: arrivals, destinations, and why attempts failed
+    host.py       a host that answers as it did
     replay.py     that world under the settings as they were, and under others
+    maincf.py     those settings, where Postfix's configuration is there
+    plots.py      figures; command.py: the command line
 
 The rule: a reader never fails because of what a line says. What it does not understand it counts, by kind; what it
 remembers of messages that are not settled has a limit.

@@ -179,6 +179,9 @@ class NameServers:
                     again = True
                     continue
                 rcode = int(response.rcode())
+                if _is_referral(response):
+                    reason = "Name server does not know"
+                    continue
                 if rcode in (0, 3):
                     return response, "", self._trusts(server)
                 if rcode in (1, 4) and edns is not False:
@@ -247,6 +250,25 @@ class NameServers:
 
 
 _RCODES = {1: "FORMERR", 2: "SERVFAIL", 4: "NOTIMP", 5: "REFUSED", 8: "NXRRSET", 9: "NOTAUTH"}
+
+
+def _is_referral(response: "dns.message.Message") -> bool:
+    """Whether a server neither knows nor asks others: that is lame, and no word on whether there are records.
+
+    RFC 2308 2.2 tells referrals from NODATA by NS without SOA. glibc goes on to the next server, too (res_send.c,
+    "referred query").
+    """
+    import dns.flags
+    import dns.rdatatype
+
+    kinds = {each.rdtype for each in response.authority}
+    return (
+        not response.rcode()
+        and not response.answer
+        and not response.flags & (dns.flags.AA | dns.flags.RA)
+        and dns.rdatatype.NS in kinds
+        and dns.rdatatype.SOA not in kinds
+    )
 
 
 def _retry(text: str) -> Answer:

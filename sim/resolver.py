@@ -187,7 +187,9 @@ class Resolver:
         return Resolution(status, (), ttl_s, status.value)
 
 
-_NO_ADDRESS = (DnsAnswer.SERVFAIL, DnsAnswer.REFUSED, DnsAnswer.TIMEOUT, DnsAnswer.NXDOMAIN)
+_NO_ADDRESS = (
+    DnsAnswer.SERVFAIL, DnsAnswer.REFUSED, DnsAnswer.TIMEOUT, DnsAnswer.NXDOMAIN, DnsAnswer.LAME,
+)  # fmt: skip
 """A missing or null MX is about mail exchangers only."""
 
 
@@ -203,6 +205,7 @@ def _asked(server: NameServer, now: float, name: str) -> DnsVerdict:
 _STATUS = {
     DnsAnswer.SERVFAIL: ResolutionStatus.RETRY,
     DnsAnswer.REFUSED: ResolutionStatus.RETRY,
+    DnsAnswer.LAME: ResolutionStatus.RETRY,
     DnsAnswer.NXDOMAIN: ResolutionStatus.NO_DOMAIN,
     DnsAnswer.NODATA: ResolutionStatus.NO_MX,
     DnsAnswer.NULL_MX: ResolutionStatus.NULL_MX,

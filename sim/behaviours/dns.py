@@ -35,6 +35,12 @@ class DnsAnswer(enum.Enum):
     """Over UDP nothing but TC; the truth over TCP (RFC 2181 9, RFC 7766)."""
     WRONG_ID = "wrong-id"
     """Over UDP somebody else's NXDOMAIN first, with another id; then the truth (RFC 5452 9.1)."""
+    WRONG_QUESTION = "wrong-question"
+    """Over UDP NXDOMAIN for another name first, with the right id; then the truth (RFC 5452 9.1)."""
+    ALIAS = "alias"
+    """The exchangers' names are aliases of those that have the addresses (RFC 5321 5.1 knows better, DNS does not)."""
+    LAME = "lame"
+    """A server that does not know the name, and says only who else might: a referral, not an answer (RFC 2308 2.2)."""
 
 
 class DnsVerdict(NamedTuple):
@@ -97,7 +103,7 @@ class Dns:
 
     answer: Literal[
         "ok", "servfail", "refused", "timeout", "nxdomain", "nodata", "null-mx",
-        "many-mx", "truncated", "wrong-id",] = "ok"  # fmt: skip
+        "many-mx", "truncated", "wrong-id", "wrong-question", "alias", "lame",] = "ok"  # fmt: skip
     probability: float = 1.0
     """Of that answer; otherwise the truth."""
     delay_s: float = 0.0

@@ -27,7 +27,7 @@ from mta.core.settings import ConfigError
 from sim.behaviours.dns import TRUTH, DnsAnswer, DnsVerdict
 from sim.remote import NameServer
 from testbed.world.clock import WorldClock
-from testbed.world.zone import Zone, bend, key_of, look_up, soa
+from testbed.world.zone import Zone, bend, key_of, look_up, rrset, soa
 
 QUERIES_MAX: Final = 10_000
 """Answers that wait for their delay; more queries are dropped, as a busy server does."""
@@ -233,6 +233,11 @@ class DnsServer:
             lie.id ^= 1
             lie.set_rcode(dns.rcode.NXDOMAIN)
             forged = lie.to_wire()
+        if verdict.answer is DnsAnswer.WRONG_QUESTION and not tcp:
+            other = dns.message.make_query("somebody.else.", query.question[0].rdtype, id=query.id)
+            lie = dns.message.make_response(other, recursion_available=True)
+            lie.set_rcode(dns.rcode.NXDOMAIN)
+            forged = lie.to_wire()
         return Answered(verdict.delay_s, _to_wire(response, size_max), forged)
 
     def _fill(self, query: dns.message.Message, response: dns.message.Message) -> DnsVerdict | None:
@@ -262,7 +267,11 @@ class DnsServer:
         negative = found.rcode == dns.rcode.NXDOMAIN or (
             found.rcode == dns.rcode.NOERROR and not found.answer
         )
-        if negative:
+        if verdict.answer is DnsAnswer.LAME:
+            response.flags &= ~(dns.flags.AA | dns.flags.RA)
+            root = rrset(dns.name.root, dns.rdatatype.NS, verdict.ttl_s, ["ns.elsewhere.test."])
+            response.authority = [root]
+        elif negative:
             response.authority = [soa()]
         self.queries[f"{label} {dns.rcode.to_text(found.rcode)}"] += 1
         return verdict

@@ -110,6 +110,14 @@ def bend(
         return Found(dns.rcode.REFUSED, [])
     if how is DnsAnswer.NXDOMAIN:
         return Found(dns.rcode.NXDOMAIN, [])
+    if how is DnsAnswer.LAME:
+        return Found(dns.rcode.NOERROR, [])
+    if how is DnsAnswer.ALIAS and found.answer and kind in (dns.rdatatype.A, dns.rdatatype.AAAA):
+        last = found.answer[-1]
+        true = dns.name.from_text(f"real.{last.name.to_text()}")
+        alias = rrset(last.name, dns.rdatatype.CNAME, ttl_s, [true.to_text()])
+        records = rrset(true, kind, ttl_s, [item.to_text() for item in last])
+        return Found(found.rcode, [*found.answer[:-1], alias, records])
     if kind == dns.rdatatype.MX:
         if how is DnsAnswer.NODATA:
             return Found(dns.rcode.NOERROR, [])

@@ -116,8 +116,8 @@ def bend(
         last = found.answer[-1]
         true = dns.name.from_text(f"real.{last.name.to_text()}")
         alias = rrset(last.name, dns.rdatatype.CNAME, ttl_s, [true.to_text()])
-        records = rrset(true, kind, ttl_s, [item.to_text() for item in last])
-        return Found(found.rcode, [*found.answer[:-1], alias, records])
+        moved = rrset(true, kind, ttl_s, [item.to_text() for item in last])
+        return Found(found.rcode, [*found.answer[:-1], alias, moved])
     if kind == dns.rdatatype.MX:
         if how is DnsAnswer.NODATA:
             return Found(dns.rcode.NOERROR, [])

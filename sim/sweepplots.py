@@ -130,8 +130,10 @@ def _mark(axes: Axes, result: Mapping[str, Any], theme: Theme) -> list[Any]:
     named = qualified if len(qualified) <= LABELS_MAX else on_front
     if len(named) > LABELS_MAX:
         named = []
-    if result["chosen"] is not None and not named:
-        named = [points[result["chosen"]]]
+    if result["chosen"] is not None:
+        # Last, which is named first.
+        chosen = points[result["chosen"]]
+        named = [*(each for each in named if each is not chosen), chosen]
     return named
 
 

@@ -142,7 +142,9 @@ def in_seconds(value: float) -> str:
 
 
 def in_mib(value: float) -> str:
-    """Return a size with its unit, KiB or MiB."""
+    """Return a size with its unit: B, KiB or MiB."""
+    if abs(value) < 1024:
+        return f"{value:,.0f} B"
     if abs(value) < 2**20:
         return f"{value / 1024:,.0f} KiB"
     size = value / 2**20

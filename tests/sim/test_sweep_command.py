@@ -200,8 +200,9 @@ def test_numbers_are_short_and_have_units():
     assert [in_seconds(v) for v in (0, 0.0001234, 0.2693, 4.484, 1234.5)] == [
         "0 s", "0.1 ms", "269 ms", "4.48 s", "1,234 s",
     ]  # fmt: skip
-    assert [in_mib(v) for v in (512, 2**20 * 48.953, 2**20 * 2048)] == [
-        "0 KiB",
+    assert [in_mib(v) for v in (512, 87_000, 2**20 * 48.953, 2**20 * 2048)] == [
+        "512 B",
+        "85 KiB",
         "48.95 MiB",
         "2,048.0 MiB",
     ]

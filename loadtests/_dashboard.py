@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 import msgspec
+from flask import request
 
 from loadtests._readings import Readings
 from loadtests._scrape import ScrapeError, Target
@@ -108,10 +109,10 @@ def _serve(web_ui: Any, base: str, target: Target, readings: Readings) -> None:
         )
 
     def with_script(response: Any) -> Any:
-        """Put the script into Locust's page, and nowhere else."""
-        if response.mimetype == "text/html" and not response.direct_passthrough:
+        """Put the script into Locust's page, and nowhere else: its reports are made of the same parts."""
+        if request.path == f"{base}/" and response.mimetype == "text/html":
             body = response.get_data()
-            if b"window.templateArgs" in body and b'id="root"' in body:
+            if b"window.templateArgs" in body:
                 response.set_data(body.replace(b"</body>", _SCRIPT + b"</body>", 1))
         return response
 

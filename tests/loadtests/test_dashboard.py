@@ -344,7 +344,8 @@ class WebUI:
         self.app = flask.Flask("test")
         self.template_args: dict[str, Any] = {}
         self.guarded: list[str] = []
-        self.app.add_url_rule("/", view_func=lambda: LOCUSTS, endpoint="index")
+        for path in ("/", "/load/", "/stats/report"):
+            self.app.add_url_rule(path, view_func=lambda: LOCUSTS, endpoint=path)
         self.app.add_url_rule(
             "/other", view_func=lambda: "<html><body></body></html>", endpoint="other"
         )
@@ -391,6 +392,7 @@ class TestServe:
             text.index("window.templateArgs") < text.index("dashboard.js") < text.index("</body>")
         )
         assert "dashboard.js" not in client.get("/other").text
+        assert "dashboard.js" not in client.get("/stats/report").text
 
     def test_the_files(self, served):
         """Those that are meant, as what they are, and they ask for nothing from elsewhere."""
@@ -414,7 +416,10 @@ class TestServe:
         """As --web-base-path has it."""
         ui = WebUI()
         _dashboard._serve(ui, "/load", Target("127.0.0.1", 1, "/metrics"), Readings())
-        assert 200 == ui.app.test_client().get("/load/server/data/0").status_code
+        client = ui.app.test_client()
+        assert 200 == client.get("/load/server/data/0").status_code
+        assert "./server/static/dashboard.js" in client.get("/load/").text
+        assert "dashboard.js" not in client.get("/").text
 
 
 class TestAttach:

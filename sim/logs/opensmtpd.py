@@ -53,7 +53,7 @@ _ENVELOPE: Final = re.compile(
 _CONNECTED: Final = re.compile(
     SID + r" (?P<way>smtp|mta) (?P<what>connected|connecting|disconnected)\b(?P<rest>.*)"
 )
-_REPORT: Final = re.compile(r"bounce message=(?P<msgid>[0-9a-f]{8}) of=")
+_REPORT: Final = re.compile(r"(?P<msgid>[0-9a-f]{8})[0-9a-f]{8} bounce message=[0-9a-f]{8}\b")
 """This server's line about a report that it wrote; OpenSMTPD's come in over a session of its own."""
 _REFUSED: Final = re.compile(SID + r" smtp failed-command .*result=\"?(?P<class>[45])\d\d")
 _OURS: Final = re.compile(
@@ -134,9 +134,14 @@ class OpenSmtpdReader:
             return True
         found = _REPORT.match(text)
         if found is not None:
-            if self.record.number_of(found["msgid"]) is None:
-                self.record.arrived(found["msgid"], line.at)
-            self._mark(found["msgid"])
+            key = found["msgid"]
+            if (
+                self.record.number_of(key) is not None
+                or self.record.arrived(key, line.at) is not None
+            ):
+                # One sender, one envelope.
+                self.record.describe(key, recipients=1)
+            self._mark(key)
             return True
         found = _REFUSED.match(text)
         if found is not None:

@@ -203,6 +203,23 @@ class TestExim:
         assert record.domains.names == ["b.test", "c.test", "a.test"]
         assert record.kinds["refused at the door: 4xx"] == 1
 
+    def test_what_is_strange(self):
+        """An arrival without a size, a delivery to nobody, one that was only tried out, a removal by the operator."""
+        record = record_of(
+            "exim",
+            "2026-11-22 21:55:50 1xVFZs-00000N-1G <= a@a.test H=c",
+            "2026-11-22 21:55:51 1xVFZs-00000N-1G => ",
+            "2026-11-22 21:55:51 1xVFZs-00000N-1G *> b@b.test R=dns T=smtp",
+            "2026-11-22 21:55:52 1xVFZs-00000N-1G == b@b.test R=dns T=smtp defer (-44): 451 later",
+            "2026-11-22 21:55:53 1xVFZs-00000N-1G removed by root",
+            "2026-11-22 21:55:53 1xVFZs-00000N-1G Completed",
+            "2026-11-22 21:55:54 1xVFZx-00000N-1G -> c@c.test R=dns T=smtp H=mx [192.0.2.1] DT=1m3.5s",
+        )
+        assert 2 == record.kinds["line not understood"]
+        assert 1 == record.kinds["message seen for the first time at an attempt"]
+        assert [False, False] == [at != at for at in record.gone_at]
+        assert [0.0, 63.5] == list(record.service_s)
+
     def test_the_same_in_syslog(self):
         """The prefix is syslog's, the rest is the same."""
         plain = record_of("exim", *self.LINES)
@@ -311,6 +328,28 @@ class TestOpenSmtpd:
             list(record.size),
             record.open,
         )
+
+    def test_this_servers_reports(self):
+        """Named by the envelope that the report is, before or after its delivery; the message that it is of is none."""
+        record = opensmtpd(
+            f"0 {SID} smtp message msgid=9b46baf4 size=4200 nrcpt=1 proto=ESMTP",
+            f'1 {SID} mta delivery evpid={EV} from=<a@a.test> to=<b@b.test> rcpt=<-> source="-" relay="127.0.0.2 (mx)"'
+            ' delay=1s result="PermFail" stat="550 5.1.1 No"',
+            "1 0000000700000001 bounce message=9b46baf4 to=<a@a.test> envelopes=1 kind=failed",
+            f'2 {SID} mta delivery evpid=0000000700000001 from=<> to=<a@a.test> rcpt=<-> source="-" relay="127.0.0.2 (mx)"'
+            ' delay=1s result="Ok" stat="250 2.0.0 Ok"',
+        )
+        assert ([0, 1], {}, 0) == (list(record.is_report), record.kinds, record.open)
+        assert [0, 1] == [record.message_of[each.recipient] for each in record.attempts()]
+
+    def test_refusals_at_the_door_and_sessions_without_an_end(self):
+        """By class; and what is remembered of sessions has a limit."""
+        record = opensmtpd(
+            f'0 {SID} smtp failed-command command="RCPT TO:<x@y>" result="550 Invalid recipient"',
+            f'0 {SID} smtp failed-command command="RCPT TO:<x@y>" result="451 Try again"',
+            *(f"1 {i:016x} mta connecting address=smtp://192.0.2.2:25 host=mx" for i in range(30)),
+        )
+        assert {"refused at the door: 5xx": 1, "refused at the door: 4xx": 1} == record.kinds
 
     def test_what_it_says_wrongly_is_counted(self):
         """A delay that is none, a line cut off."""

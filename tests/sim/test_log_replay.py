@@ -255,6 +255,24 @@ class TestWorlds:
         assert 0 <= left <= model["queued"]
 
 
+def test_this_servers_pace_is_seen(tmp_path: Path):
+    """Second attempts come retry.base_s after the arrival, if the policy is the default."""
+    text = "Nov 22 21:55:{:02} mx1 mta[7]: {}\n"
+    lines = []
+    for i in range(30):
+        key = f"{i + 1:08x}"
+        lines.append((0, f"{i:016x} smtp message msgid={key} size=999 nrcpt=1 proto=ESMTP"))
+        for second, result in ((0, "TempFail"), (7, "Ok")):
+            lines.append((second, f'{i:016x} mta delivery evpid={key}00000001 from=<a@a> to=<u{i}@b.test> rcpt=<-> source="-"'
+                          f' relay="192.0.2.1 (mx)" delay={second}s result="{result}" stat="x"'))  # fmt: skip
+    path = tmp_path / "mta.log"
+    path.write_text("".join(text.format(50 + second, line) for second, line in sorted(lines)))
+    replayed = Replay([str(path)])
+    assert "ours" == replayed.mail.kind
+    assert replayed.config.retry.base_s == 7
+    assert replayed.compare()["agreement"]["counts_differ"] == {}
+
+
 class TestHost:
     def host(self, *windows: tuple[float, float, bool], **fates: Fate) -> RecordedHost:
         numbered = {int(name[1:]): fate for name, fate in fates.items()}

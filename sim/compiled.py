@@ -2,9 +2,10 @@
 
     python -m sim.compiled run backlog --set load.messages=1000000
 
-runs any command of `sim` on a copy of the packages that was compiled into ``build/compiled``, and makes that copy when the
-sources have changed since. Nothing is written beside the sources, so that an edit is never hidden by an old build. The rule
-that it keeps: same sources, same seed, same fingerprint (tests/benchmarks/test_compiled.py).
+runs any command of `sim` on a copy of the packages that was compiled into a directory below ``build/compiled`` named after the
+digest of the sources, and makes that copy when there is none. So an edit is never hidden by an old build, what runs is never
+taken away by a new one, and two that build at once do not disturb each other. The rule that it keeps: same sources, same seed,
+same fingerprint (tests/benchmarks/test_compiled.py).
 
 What it needs is what `make setup` installs, because mypyc is part of mypy, and a C compiler. What is compiled is what runs
 for each message. mypyc leaves Python where it can't do better; asserts stay.
@@ -12,9 +13,11 @@ for each message. mypyc leaves Python where it can't do better; asserts stay.
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -58,36 +61,58 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 """Where the packages are."""
 BUILD: Final = Path("build/compiled")
 """Below the working directory."""
+KEPT: Final = 4
+"""Builds that are kept, the latest; a few megabytes each."""
 COMPILE_S: Final = 900.0
 """Seconds that the compilers may take; about 60 on one core."""
-_STAMP: Final = "sources.sha256"
 _SETUP: Final = """\
 import sys
 from setuptools import setup
 from mypyc.build import mypycify
 
 # No settings of mypy: they are for who reads the sources, and checked there.
-setup(name="compiled", packages=[], ext_modules=mypycify(["--config-file=", "--ignore-missing-imports", *sys.argv[3:]]),
-      script_args=sys.argv[1:3])
+modules = mypycify(["--config-file=", "--ignore-missing-imports", *sys.argv[3:]], debug_level="0")
+setup(name="compiled", packages=[], ext_modules=modules, script_args=sys.argv[1:3])
 """
 
 
 def build(directory: Path = BUILD) -> Path:
-    """Compile the packages into a directory, unless they are there; return it.
+    """Compile the packages into a place below a directory, unless they are there; return that place.
 
     Raises:
         ConfigError: mypyc, setuptools or a C compiler is missing, the directory can't be written, or the compiler failed.
     """
-    stamp = directory / _STAMP
-    wanted = _digest()
+    built = directory / _digest()[:16]
+    if built.is_dir():
+        return built
+    _need_compilers()
     try:
-        if stamp.is_file() and stamp.read_text(encoding="ascii") == wanted:
-            return directory
-        _compile(directory)
-        stamp.write_text(wanted, encoding="ascii")
+        directory.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".", dir=directory))
+        try:
+            _compile(work)
+            _move(work, built)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        others = (path for path in directory.iterdir() if re.fullmatch("[0-9a-f]{16}", path.name))
+        for old in sorted(others, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise ConfigError(str(directory), problem=f"can't be written: {error.strerror}") from None
-    return directory
+    return built
+
+
+def _move(work: Path, built: Path) -> None:
+    """Let a finished build appear, whole; the one that is there stays if another was faster.
+
+    Raises:
+        OSError: it can't be.
+    """
+    try:
+        work.rename(built)
+    except OSError:
+        if not built.is_dir():
+            raise
 
 
 def _sources() -> Iterator[Path]:
@@ -111,18 +136,20 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-def _compile(directory: Path) -> None:
+def _need_compilers() -> None:
     for name, problem in (("mypyc", "mypy"), ("setuptools", "setuptools")):
         if find_spec(name) is None:
             raise ConfigError(name, problem=f"is not installed: `pip install {problem}`")
     if shutil.which(os.environ.get("CC", "cc").split()[0]) is None:
         raise ConfigError("CC", problem="there is no C compiler (on Debian: apt install gcc)")
-    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _compile(directory: Path) -> None:
     for path in _sources():
         copy = directory / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    log = directory / "compile.log"
+    log = directory.parent / "compile.log"
     with log.open("wb") as file:
         try:
             done = subprocess.run(  # noqa: S603  # a list, never a shell
@@ -139,6 +166,7 @@ def _compile(directory: Path) -> None:
             raise ConfigError(str(directory), problem=problem) from None
     if done.returncode:
         raise ConfigError(str(log), problem="says why it could not be compiled")
+    shutil.rmtree(directory / "build", ignore_errors=True)
 
 
 def environment(directory: Path) -> dict[str, str]:

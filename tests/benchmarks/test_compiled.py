@@ -17,7 +17,7 @@ from sim.runner import simulate
 from sim.workload import draw
 from tests.benchmarks.test_model import MESSAGES, REFERENCE, away, refusing
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(1800)]
 
 TARGET = 50_000
 """Messages per second of one core."""

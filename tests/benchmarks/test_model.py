@@ -81,10 +81,13 @@ def away(messages: int = MESSAGES, until_s: float = 55.0) -> Scenario:
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "target"), [("away", away, 30_000), ("refused", refusing, 20_000)]
+    ("name", "make", "target"), [("away", away, 36_000), ("refused", refusing, 26_000)]
 )
 def test_messages_per_second(name: str, make: Any, target: int):
-    """30,000 if the deferred wait for a host, 20,000 if each deferral is a dialogue; three quarters are a failure."""
+    """36,000 if the deferred wait for a host, 26,000 if each deferral is a dialogue; three quarters are a failure.
+
+    That is the interpreter; what the compiled model does is in test_compiled.py.
+    """
     of = make()
     schedule = draw(of)
     rates: dict[Backend, float] = {}

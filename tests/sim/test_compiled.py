@@ -71,13 +71,17 @@ def test_a_module_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [str(library), str(built / "sim/runner.py"), str(7 << 32 | 1)] == said
 
     made_at = library.stat().st_mtime_ns
-    assert compiled.build(built) == built
+    assert compiled.build(tmp_path / "built") == built
     assert library.stat().st_mtime_ns == made_at
 
     # Whatever the digest covers: here the list itself. What can't be compiled is told with the place of its reasons.
     monkeypatch.setattr(compiled, "COMPILED", (*SMALL, "mta/core/missing.py"))
-    assert "compile.log" in refused(built)
-    assert "missing" in (built / "compile.log").read_text(errors="replace")
+    assert "compile.log" in refused(tmp_path / "built")
+    assert "missing" in (tmp_path / "built/compile.log").read_text(errors="replace")
+    # The build that works is still there, and nothing of the other.
+    assert sorted(path.name for path in (tmp_path / "built").iterdir()) == sorted(
+        [built.name, "compile.log"]
+    )
 
 
 def test_what_is_missing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -97,7 +101,31 @@ def test_a_compiler_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pyte
     """Nothing hangs for ever, and the next build begins anew."""
     monkeypatch.setattr(compiled, "COMPILE_S", 0.01)
     assert "did not end" in refused(tmp_path / "built")
-    assert not (tmp_path / "built" / "sources.sha256").exists()
+    assert [path.name for path in (tmp_path / "built").iterdir()] == ["compile.log"]
+
+
+def test_of_two_that_build_at_once_one_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who comes second finds the place taken and uses what is there; old builds go, what is not ours stays."""
+    place = tmp_path / "built"
+    for number in range(6):
+        (place / f"{number:016x}").mkdir(parents=True)
+        os.utime(place / f"{number:016x}", (number, number))
+    (place / "notes").mkdir()
+
+    def slow(work: Path) -> None:
+        (work / "ours").touch()
+        there = place / compiled._digest()[:16]
+        there.mkdir()
+        (there / "theirs").touch()
+
+    monkeypatch.setattr(compiled, "_compile", slow)
+    built = compiled.build(place)
+    assert [path.name for path in built.iterdir()] == ["theirs"]
+    assert {path.name for path in place.iterdir()} == {
+        built.name,
+        "notes",
+        *(f"{number:016x}" for number in (3, 4, 5)),
+    }
 
 
 def test_the_command_becomes_sim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

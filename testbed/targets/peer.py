@@ -36,6 +36,9 @@ LOOK_AGAIN: Final = 20.0
 LISTING_HOLDS_S: Final = 5.0
 """A listing of the queue that is so new is not made again when the server is stopped: a long queue takes seconds to list."""
 
+LOOK_AGAIN_S: Final = 2.0
+"""After which it is looked at again anyway: a look that took long because the machine was busy says nothing of the next."""
+
 _USER: Final = "{name}:x:{number}:{number}::{home}:/usr/sbin/nologin\n"
 
 
@@ -265,7 +268,8 @@ class PeerServer(ABC):
         if now < until:
             return known
         count = float(sum(_files(self.cell.directory / each, suffix) for each in directories))
-        self._length = (now + LOOK_AGAIN * (time.monotonic() - now), count)
+        took = time.monotonic() - now
+        self._length = (now + took + min(LOOK_AGAIN * took, LOOK_AGAIN_S), count)
         return count
 
     def _words(self) -> str:

@@ -22,8 +22,6 @@ pytestmark = [
     pytest.mark.skipif(bool(apart.why_not()), reason=f"setting apart {apart.why_not()}"),
 ]
 
-SMALL = ("--scale", "0.02", "--repeats", "1")
-
 
 @pytest.fixture(autouse=True)
 def peers() -> Iterator[None]:
@@ -49,43 +47,46 @@ def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def ended(command: subprocess.Popen[str], timeout_s: float) -> tuple[str, str]:
+    """Return what a command said; it is told to end if it takes too long."""
+    try:
+        return command.communicate(timeout=timeout_s)
+    except BaseException:
+        command.terminate()
+        command.communicate()
+        raise
+
+
 def test_one_command_makes_one_page(tmp_path: Path) -> None:
-    """Ours beside all that are here: the queue is kept, mail arrives, both questions are asked, and the page needs nothing else."""
-    found = here()
-    if not found:
-        pytest.skip("needs another server: testbed peers install")
-    sets = ("--set", "load.messages=300", "--set", "destinations.0.hosts=4")
+    """Ours twice, taking turns with one that syncs: mail arrives, the first question is answered, and the page needs nothing else."""
+    other = next((name for name in ("postfix", "exim") if name in here()), None)
+    if other is None:
+        pytest.skip("needs postfix or exim: testbed peers install")
     command = start(
-        tmp_path, *SMALL, "--scenario", "full-speed", "--scenario", "long-queue", *sets, "--json"
-    )
-    stdout, stderr = command.communicate(timeout=220)
+        tmp_path, "--repeats", "2", "--scenario", "full-speed", "--set", "load.messages=100",
+        "--target", "ours", "--target", other, "--json",
+    )  # fmt: skip
+    stdout, stderr = ended(command, 220)
     assert command.returncode == 0, stderr
     result = json.loads(stdout)
 
-    labels = ["ours", *found]
-    assert [[each["label"] for each in section["cells"]] for section in result["scenarios"]] == [
-        labels,
-        labels,
-    ]
-    for cell in result["scenarios"][0]["cells"]:
-        assert cell["quantities"]["delivered"]["values"] == [300], cell["label"]
-        assert cell["quantities"]["lost"]["values"] == [0]
+    (section,) = result["scenarios"]
+    assert ["ours", other] == [cell["label"] for cell in section["cells"]]
+    for cell in section["cells"]:
+        assert cell["quantities"]["delivered"]["values"] == [100, 100], cell["label"]
+        assert cell["quantities"]["lost"]["values"] == [0, 0]
     speed, memory = result["verdicts"]
-    if not result["failed"] and result["syncs"] and {"postfix", "exim"} & set(found):
-        # How much faster is a benchmark's business; that both are known is this test's.
-        assert speed["ours"] > 0
-        assert speed["theirs"] > 0
-        assert speed["against"] in ("postfix", "exim")
+    # How much faster is a benchmark's business; that it is known, and why the other is not, is this test's.
+    if result["syncs"]:
+        assert speed["against"] == other
+        assert speed["ratio"] == pytest.approx(speed["ours"] / speed["theirs"])
         assert result["syncs"]["ours"]["sum"] >= 1
-    if "opensmtpd" in found:
-        assert "scheduler" in result["scenarios"][1]["cells"][labels.index("opensmtpd")]["agents"]
-    assert memory["answer"] in ("met", "missed", "not measured")
+    assert memory["answer"] == "not measured"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Speed, end to end, at equal durability" in page
     for word in ("http://", "https://", "<script"):
         assert word not in page.replace("http://www.w3.org", "")
-    assert "[1/" in stderr
-    assert "left" in stderr
+    assert "[4/4] full-speed, ours, 2 of 2; about " in stderr
 
 
 def test_one_that_dies_is_named(tmp_path: Path) -> None:
@@ -117,10 +118,10 @@ def test_one_that_dies_is_named(tmp_path: Path) -> None:
         for pid in below(command.pid):
             if first_of(pid).endswith(("/master", "/smtpd", "/exim4")):
                 os.kill(pid, signal.SIGKILL)
-        stdout, stderr = command.communicate(timeout=150)
+        stdout, stderr = ended(command, 150)
     finally:
-        command.kill()
-        command.wait()
+        command.terminate()
+        command.communicate()
     assert command.returncode == 1, stderr
     result = json.loads(stdout)
     (failed,) = [each for each in result["failed"] if each.startswith("baseline")]

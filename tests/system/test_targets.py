@@ -114,6 +114,9 @@ def test_every_promise_of_another_server_is_accounted_for(
     assert part["queue_unit"] == ("envelopes" if name == "opensmtpd" else "messages")
     assert part["cpu_ms_per_message"] > 0.3
     assert 2e6 < part["base_pss_bytes"] < 100e6
+    assert ("scheduler" in part["agents"]) == (name == "opensmtpd"), (
+        "a process that is watched apart"
+    )
     if name != "opensmtpd":
         assert part["bytes_per_envelope"] is None, "it does not tell envelopes"
     if counts:

@@ -186,23 +186,6 @@ def test_a_sweep_for_real(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-@pytest.mark.system
-def test_peers_for_real(tmp_path: Path) -> None:
-    """Ours twice, taking turns with whoever else is here; those who are not are named."""
-    found = _testbed(
-        tmp_path, "peers", "--scenario", "baseline", "--target", "ours", "--target", "exim",
-        "--repeats", "2", *_sets("load.messages=100", "load.lag_max_s=60", "server.limits.mta.session_keepalive_s=0.3"),
-    )  # fmt: skip
-
-    (section,) = found["scenarios"]
-    labels = [cell["label"] for cell in section["cells"]]
-    assert "ours" in labels
-    assert ("exim" in labels) == (not found["skipped"])
-    for cell in section["cells"]:
-        assert 2 == cell["repeats"]
-        assert [100, 100] == cell["quantities"]["delivered"]["values"]
-
-
 def _sets(*settings: str) -> list[str]:
     return [word for each in settings for word in ("--set", each)]
 

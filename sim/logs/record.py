@@ -76,7 +76,10 @@ class Names:
                 if name in self._numbers:
                     return self._numbers[name]
             found = self._numbers[name] = len(self.names)
-            self.names.append(name)
+            # A log has what strangers said; what it may do to a terminal stays here.
+            self.names.append(
+                "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+            )
         return found
 
 

@@ -50,6 +50,7 @@ SLOWER_S: Final = 0.1
 """A log whose median is this many times the model's, and this much more, was not made by limits and hosts alone."""
 UNLIMITED: Final = 1_000_000_000
 SITES_SHOWN: Final = 12
+NAME_WIDTH: Final = 24
 _RETRIES_MIN: Final = 20
 """Second attempts that it takes to see a pace."""
 
@@ -385,10 +386,12 @@ def table(found: dict[str, Any]) -> None:
     """Print a replay side by side."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from sim.replay import shown
 
-    console = Console()
+    # Names and replies are strangers' words: no markup in them.
+    console = Console(markup=False)
     log = found["log"]
     console.print(
         f"{found['run']}: {log['kind']}, {log['lines']:,} lines, {log['messages']:,} messages,"
@@ -397,8 +400,10 @@ def table(found: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     sites = Table(title="destinations", title_justify="left")
-    for head in ("", "envelopes", "attempts", "deferred", "refused", "median s", "out of order, s"):
-        sites.add_column(head, justify="right" if head else "left")
+    widest = max((len(site["name"]) for site in found["sites"]), default=0)
+    sites.add_column("", min_width=min(widest, NAME_WIDTH), overflow="fold")
+    for head in ("to", "attempts", "deferred", "refused", "median s", "out of order, s"):
+        sites.add_column(head, justify="right")
     for site in found["sites"]:
         spans = [
             f"{'' if one['from_s'] is None else format(one['from_s'], '.0f')}..{'' if one['to_s'] is None else format(one['to_s'], '.0f')}"
@@ -406,7 +411,7 @@ def table(found: dict[str, Any]) -> None:
         ]
         more = f" and {len(spans) - 3} more" if len(spans) > 3 else ""
         sites.add_row(
-            site["name"],
+            Text(site["name"]),
             *(
                 shown(site[key])
                 for key in ("recipients", "attempts", "deferred", "refused", "median_s")
@@ -414,6 +419,13 @@ def table(found: dict[str, Any]) -> None:
             ", ".join(spans[:3]) + more,
         )
     console.print(sites)
+    for site in found["sites"]:
+        for one in site["outages"][:3]:
+            what = "refuses connections" if one["refuses_connections"] else "is out of order"
+            console.print(
+                f"{site['name']} {what}, {one['failed_attempts']:,} attempts failed: {one['reply']}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
     sheet = Table(title="then, and what if", title_justify="left")
     sheet.add_column("")
     columns = ["then", "model", "what_if"] if found["what_if"] else ["then", "model"]

@@ -392,6 +392,20 @@ class TestCommand:
             assert self.sim(POSTFIX, "--plot", str(tmp_path / name))[0] == 0
             assert (tmp_path / name).read_bytes().startswith(head)
 
+    def test_strangers_words_do_nothing_to_a_terminal(self, tmp_path: Path):
+        """Neither control characters nor markup in a domain or a reply."""
+        good = [(2 + i, f"u{i}@a.test", "mx[192.0.2.1]:25", "sent") for i in range(20)]
+        bad = [(30 + i, f"v{i}@a.test", "mx[192.0.2.1]:25", "deferred") for i in range(20)]
+        odd = [(60, "w@[bold]x\x1b[2J", "mx[192.0.2.1]:25", "sent")]
+        path = Path(log_of(tmp_path / "x.log", [*good, *bad, *odd]))
+        path.write_text(path.read_text().replace("4.2.0 busy", "4.2.0 [/bold]\x1b]0;busy\x07"))
+        status, out, err = self.sim(str(path))
+        assert (status, err) == (0, "")
+        assert "\x1b" not in out
+        assert "\x07" not in out
+        assert "[bold]x\N{REPLACEMENT CHARACTER}[2j" in out
+        assert "[/bold]" in out
+
     @pytest.mark.parametrize(
         ("words", "line"),
         [

@@ -63,7 +63,12 @@ def sweep(
         int | None,
         typer.Option(min=0, help="Of mail, hosts and sample, in place of the scenario's."),
     ] = None,
-    costs: Annotated[Path | None, typer.Option(metavar="FILE", help="A calibration.json.")] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", "--costs", metavar="FILE", help="What `sim calibrate` has written."
+        ),
+    ] = None,
     representation: Annotated[
         str, typer.Option(help="Which of a run's servers; the first by default.")
     ] = "",
@@ -155,7 +160,7 @@ def sweep(
                 "--sampling": sampling if sample else None,
                 "--replications": replications,
                 "--seed": of.scenario.seed,
-                "--costs": costs,
+                "--calibration": costs,
                 "--representation": representation or None,
                 "--within": within if within != WITHIN else None,
             },

@@ -9,6 +9,7 @@ the same command. ``validation.json`` has everything that a report or a notebook
 """
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ class Turn:
     def name(self) -> str:
         """Of its directory."""
         kind = "train" if self.trains else "held-out"
-        return f"{kind}-{self.value}-{self.number + 1}"
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{kind}-{self.value}-{self.number + 1}")
 
 
 def plan_of(
@@ -136,6 +137,8 @@ def plan_of(
     ((key, values),) = found.vary.items()
     if found.local:
         raise UsageError(f"{scenario}: local users are not compared here; see `testbed policies`")
+    if not all(isinstance(value, int | float | str) for value in values):
+        raise UsageError(f"{scenario}: vary.{key}: values must be numbers, texts or booleans")
     chosen = values[1]
     if train is not None:
         matching = [value for value in values if str(value) == train]

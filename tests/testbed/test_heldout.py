@@ -205,6 +205,7 @@ class TestPlan:
                 None,
                 "2 to 50",
             ),
+            ("held-out", ("vary={seed=[[1], [2]]}",), None, "values must be"),
             ("held-out", (), "8", "must be one of 6, 7"),
             ("held-out", ("load.rate=x",), None, "load.rate"),
             ("nowhere", (), None, "nowhere"),

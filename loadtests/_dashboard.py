@@ -89,9 +89,8 @@ def _serve(web_ui: Any, base: str, target: Target, readings: Readings) -> None:
         return app.response_class(body, content_type=mimetype, headers=headers)
 
     def data(number: int) -> Any:
-        return respond(
-            encode({"place": target.place, **readings.since(number)}), "application/json"
-        )
+        told = {"place": target.place, "now": time.time(), **readings.since(number)}
+        return respond(encode(told), "application/json")
 
     def page() -> Any:
         return respond((STATIC / "page.html").read_bytes(), "text/html; charset=utf-8")

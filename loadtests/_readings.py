@@ -154,6 +154,7 @@ class Readings:
             "next": self._taken,
             "kept": self._rows.maxlen,
             "rows": rows,
+            "looked_at": self._rows[-1][0] if self._rows else None,
             "state": self.state._asdict(),
             "restarts": self.restarts,
             "restarted_at": self.restarted_at,

@@ -7,6 +7,7 @@ const TITLE = "Server";
 const INTERVAL_MS = 1000;
 const WINDOWS = [[60, "1 min"], [300, "5 min"], [1800, "30 min"]];
 const LEAST_S = 20; // shown, however short it has been
+const STALE_S = 5;
 const DATA = (number) => new URL(`../data/${number}`, import.meta.url);
 
 const CHARTS = [
@@ -92,7 +93,9 @@ function duration(seconds) {
 export function standing(latest, trouble) {
   if (trouble) return ["away", `Locust does not answer (${trouble}); asking again.`];
   if (!latest || latest.state.name === "waiting") return ["waiting", "Waiting for the first numbers."];
-  const { state, place } = latest;
+  const { state, place, now, looked_at } = latest;
+  if (now - looked_at > STALE_S)
+    return ["away", `Locust has not looked at the server for ${duration(now - looked_at)}: it is too busy, or its log says why.`];
   if (state.name === "away")
     return ["away", `No numbers from the server since ${clock(state.since)}: ${state.words} Looking again every second.`];
   if (!latest.restarts) return ["ok", `Connected to ${place}.`];

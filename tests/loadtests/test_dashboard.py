@@ -374,6 +374,7 @@ class TestServe:
         )
         told = json.loads(answer.data)
         assert "127.0.0.1:9125" == told["place"]
+        assert told["looked_at"] == 1.0 < told["now"] <= time.time()
         assert ["ok", 1.0, ""] == [told["state"][key] for key in ("name", "since", "words")]
         assert 3 == dict(zip(told["columns"], told["rows"][0], strict=True))["pending"]
         assert [] == json.loads(client.get("/server/data/1").data)["rows"]

@@ -344,6 +344,8 @@ class TestInABrowser:
             "state": {"name": "ok", "since": 0, "words": ""},
             "restarts": 0,
             "restarted_at": 3600.0,
+            "looked_at": 1000.0,
+            "now": 1001.0,
         }
         away = {**known, "state": {"name": "away", "since": 0, "words": "nothing listens."}}
         cases = [
@@ -351,6 +353,7 @@ class TestInABrowser:
             (known, "", "ok", "Connected to 127.0.0.1:1."),
             ({**known, "restarts": 2}, "", "ok", "restarts seen: 2"),
             (away, "", "away", "nothing listens. Looking again every second."),
+            ({**known, "now": 1070.0}, "", "away", "has not looked at the server for 1 min 10 s"),
             (known, "Failed to fetch", "away", "Locust does not answer (Failed to fetch)"),
         ]
         module = f"import('{bench.url}server/static/dashboard.js')"

@@ -284,6 +284,23 @@ class TestWatch:
             await it.watch.close()
         assert Shares(700 * 1024) == it.watch.shares
 
+    async def test_shares_that_can_not_be_had_harm_nobody(self, machine, monkeypatch):
+        """No thread, no memory: they are not known, and the limits are watched as before."""
+
+        def fails(meter: Meter) -> Shares:
+            raise MemoryError
+
+        monkeypatch.setattr(Meter, "shares", fails)
+        it = Watched(machine)
+        it.watch.ask()
+        it.watch.start()
+        try:
+            it.use(950)
+            await until(lambda: it.levels == [MemoryLevel.HARD])
+        finally:
+            await it.watch.close()
+        assert Shares() == it.watch.shares
+
     async def test_shares_are_forgotten_when_nobody_asks(self, machine, monkeypatch):
         """An old value is none."""
         monkeypatch.setattr("mta.memory.ASKED_S", 0.01)

@@ -270,9 +270,10 @@ class TestWatch:
         assert it.watch.shrinks == it.shrunk == shrunk
         assert ("trim", "memory") in {(point.op, point.site) for point in machine.effects.seen}
 
-    async def test_shares_are_read_for_whoever_asks(self, machine):
+    async def test_shares_are_read_for_whoever_asks(self, machine, monkeypatch):
         """And only then: nothing is read for nobody."""
         machine.write("proc/self/smaps_rollup", rollup(900, 700))
+        monkeypatch.setattr("mta.memory.ASKED_S", 3600.0)
         it = Watched(machine)
         it.watch.start()
         try:
@@ -303,13 +304,14 @@ class TestWatch:
 
     async def test_shares_are_forgotten_when_nobody_asks(self, machine, monkeypatch):
         """An old value is none."""
-        monkeypatch.setattr("mta.memory.ASKED_S", 0.01)
         machine.write("proc/self/smaps_rollup", rollup(900, 700))
+        monkeypatch.setattr("mta.memory.ASKED_S", 3600.0)
         it = Watched(machine)
         it.watch.ask()
         it.watch.start()
         try:
             await until(lambda: it.watch.shares.pss)
+            monkeypatch.setattr("mta.memory.ASKED_S", 0.0)  # by now it is longer ago
             await until(lambda: not it.watch.shares.pss)
         finally:
             await it.watch.close()

@@ -65,6 +65,11 @@ def pace_of(overrides: Mapping[str, Any]) -> Pace | None:
     return Pace(max(1, math.ceil(min(first_s, most_s))), max(1, math.ceil(most_s)))
 
 
+def look_again_at(began: float, ended: float) -> float:
+    """Return when a look at the queue that took from one instant to another is worth repeating."""
+    return ended + min(LOOK_AGAIN * (ended - began), LOOK_AGAIN_S)
+
+
 class PeerServer(ABC):
     """Implements `testbed.targets.base.Target` for servers in cells."""
 
@@ -268,8 +273,7 @@ class PeerServer(ABC):
         if now < until:
             return known
         count = float(sum(_files(self.cell.directory / each, suffix) for each in directories))
-        took = time.monotonic() - now
-        self._length = (now + took + min(LOOK_AGAIN * took, LOOK_AGAIN_S), count)
+        self._length = (look_again_at(now, time.monotonic()), count)
         return count
 
     def _words(self) -> str:

@@ -22,6 +22,7 @@ from testbed.comparing import RESULT, read, result_file
 from testbed.peerreport import front
 from testbed.progress import Display
 from testbed.sidebyside import Plan, Remaining, peers_plan, shortened, steps_of, targets_of
+from testbed.targets.peer import look_again_at
 from testbed.verdicts import MEMORY, SPEED, labels, verdicts
 
 SHIPPED = Path(__file__).resolve().parents[2] / "notebooks" / "data" / "peers"
@@ -263,3 +264,9 @@ def test_plain_lines_say_how_long_it_takes() -> None:
         "[1/2] baseline, ours, 1 of 1; about 5 min left",
         "[2/2] baseline, exim, 1 of 1; about 60 s left",
     ]
+
+
+def test_a_stall_does_not_freeze_the_queue_length() -> None:
+    """A look that took long because the machine was busy is repeated soon; a quick one, when it was paid for."""
+    assert pytest.approx(100.21) == look_again_at(100.0, 100.01)
+    assert 107.0 == look_again_at(100.0, 105.0)

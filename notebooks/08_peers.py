@@ -23,7 +23,7 @@
 #
 # ```
 # testbed peers install                       # once: Debian's packages, unpacked and not installed
-# testbed peers --repeats 3 --out runs/peers
+# testbed peers --out runs/peers
 # testbed trim runs/peers notebooks/data/peers
 # ```
 

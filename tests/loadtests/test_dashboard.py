@@ -119,6 +119,11 @@ class TestParse:
 
 
 class TestFetch:
+    @pytest.fixture(autouse=True)
+    def _patient(self, monkeypatch) -> None:
+        """A busy machine is no server that hangs."""
+        monkeypatch.setattr(_scrape, "TIMEOUT_S", 30.0)
+
     def test_a_page(self):
         """Whatever it takes from connect to close."""
         with answering(lambda to: to.sendall(ok(b"a 1\n"))) as target:

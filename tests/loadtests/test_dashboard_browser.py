@@ -73,11 +73,12 @@ class Bench:
         return [dict(zip(known["columns"], row, strict=True)) for row in known["rows"]]
 
     def accepted(self) -> int:
-        """How many messages the page has seen accepted, by their rate."""
+        """How many messages the page has seen accepted, by their rate since the look before that found something."""
+        found = [row for row in self.rows() if row["at_scheduler"] is not None]
         return round(
             sum(
                 (row["accepted"] or 0.0) * ((row["t"] or 0.0) - (before["t"] or 0.0))
-                for before, row in pairwise(self.rows())
+                for before, row in pairwise(found)
             )
         )
 

@@ -62,7 +62,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 BUILD: Final = Path("build/compiled")
 """Below the working directory."""
 KEPT: Final = 4
-"""Builds that are kept, the latest; a few megabytes each."""
+"""Builds that are kept, the latest; 35 MB each."""
 COMPILE_S: Final = 900.0
 """Seconds that the compilers may take; about 60 on one core."""
 _SETUP: Final = """\

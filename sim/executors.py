@@ -154,8 +154,7 @@ class Cluster:
         except ImportError:
             problem = "needs distributed: pip install 'mta-testbed[cluster]'"
             raise ConfigError("--scheduler", value=address, problem=problem) from None
-        # It says in forty lines what we say in one.
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        _quiet()
         self._client: Any = None
         try:
             self._client = self._distributed.Client(address, timeout=CONNECT_S)
@@ -214,6 +213,13 @@ class Cluster:
         """Let go of the cluster; it goes on without us."""
         if self._client is not None:
             self._client.close()
+
+
+def _quiet() -> None:
+    """Let Dask's loggers say nothing: they say in forty lines what we say in one. Each has a level of its own."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] in ("distributed", "tornado"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _checked(address: str, *, anywhere: bool) -> None:

@@ -170,8 +170,8 @@ def test_a_cluster_gives_the_same(tmp_path: Path, cluster, expected):
         out, err = it.communicate(timeout=60)
     err = said(err)
     assert (it.returncode, out) == (1, "")
-    assert "; 0 runs are kept" not in err
-    assert err.startswith("sim: the cluster ")
+    assert "; 0 runs are kept" not in err, err
+    assert err.startswith("sim: the cluster "), err
     assert err.count("\n") == 1, err
 
 

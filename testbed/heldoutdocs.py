@@ -15,6 +15,7 @@ from typing import Any, Final
 from mta.core.settings import ConfigError
 from testbed.children import RunError, UsageError
 from testbed.heldout import RESULT, read
+from testbed.heldoutgates import HOLDS, word_of
 from testbed.rundir import find
 
 DATA: Final = Path("notebooks/data/held-out/validation.json.gz")
@@ -39,7 +40,7 @@ def block(result: Mapping[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---|",
         *(
             f"| {line['title']} | {line['held']} of {line['settings']} | {_share(line['median_error'])} | {_share(line['worst_error'])} |"
-            f" {_share(line['gate'])} | {_share(line['real_spread'])} | {_share(line['naive_error'])} | {'holds' if line['ok'] else '**does not**'} |"
+            f" {_share(line['gate'])} | {_share(line['real_spread'])} | {_share(line['naive_error'])} | {_strong(word_of(result, line))} |"
             for line in result["verdict"]["quantities"]
         ),
     ]
@@ -49,6 +50,10 @@ def block(result: Mapping[str, Any]) -> str:
         for each in line["why"]
     ]
     return "\n".join([words, *lines, *([""] if why else []), *why]) + "\n"
+
+
+def _strong(word: str) -> str:
+    return word if word == HOLDS else f"**{word}**"
 
 
 def _share(value: float | None) -> str:

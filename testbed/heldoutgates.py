@@ -49,6 +49,9 @@ NOTHING: Final = "too little"
 MISSES: Final = "misses"
 NOISE: Final = "within spread"
 MISSING: Final = "not measured"
+MISSES_ALL: Final = "does not"
+TOO_NOISY: Final = "can't tell"
+"""No setting is within the gate, and none further off than real runs are from each other."""
 
 BUSY_SHARE: Final = 0.15
 """Other programs took so much of the machine: part of the error is theirs."""
@@ -242,6 +245,14 @@ def _naive(
             errors[each["value"]] = _off(guess, _median(each["real"].get(key, ())))
         found.append(errors)
     return min(found, key=lambda errors: _middle_size(errors.values()))
+
+
+def word_of(result: Mapping[str, Any], line: Mapping[str, Any]) -> str:
+    """Return the verdict on a quantity in words: where real runs differ too much to tell, nothing holds either."""
+    rows = [row for row in rows_of(result) if row.quantity == line["quantity"] and not row.trains]
+    if not line["ok"]:
+        return MISSES_ALL
+    return HOLDS if any(row.verdict == HOLDS for row in rows) else TOO_NOISY
 
 
 def _line(quantity: str, rows: Sequence[Row]) -> dict[str, Any] | None:

@@ -12,7 +12,16 @@ from rich.text import Text
 
 from testbed import heldoutplots
 from testbed.comparereport import figures
-from testbed.heldoutgates import GATES, MISSES, MISSING, Row, rows_of
+from testbed.heldoutgates import (
+    GATES,
+    HOLDS,
+    MISSES,
+    MISSING,
+    TOO_NOISY,
+    Row,
+    rows_of,
+    word_of,
+)
 from testbed.report import NONE, notes_list, page, picture, table
 
 HEADS: Final = ("real", "model", "error", "spread", "naive", "")
@@ -79,6 +88,11 @@ def _head(result: Mapping[str, Any]) -> str:
     )
 
 
+def _verdict(word: str) -> str:
+    kind = {HOLDS: "good", TOO_NOISY: "doubt"}.get(word, "bad")
+    return f'<span class="{kind}">{escape(word)}</span>'
+
+
 def _summary(result: Mapping[str, Any]) -> str:
     rows = [
         [
@@ -89,9 +103,7 @@ def _summary(result: Mapping[str, Any]) -> str:
             _share(line["gate"]),
             _share(line["real_spread"]),
             _share(line["naive_error"]),
-            '<span class="good">holds</span>'
-            if line["ok"]
-            else '<span class="bad">does not</span>',
+            _verdict(word_of(result, line)),
         ]
         for line in result["verdict"]["quantities"]
     ]
@@ -197,7 +209,13 @@ def tables(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     if missed:
         yield Text(f"does not hold: {', '.join(missed)}", style="bold red")
     else:
-        yield Text("every gate holds, or real runs differ more", style="green")
+        lines = result["verdict"]["quantities"]
+        unsure = [line["title"] for line in lines if word_of(result, line) == TOO_NOISY]
+        if unsure:
+            yield Text(
+                f"can't tell, real runs differ too much: {', '.join(unsure)}", style="yellow"
+            )
+        yield Text("all other gates hold" if unsure else "every gate holds", style="green")
 
 
 def _key(result: Mapping[str, Any]) -> str:

@@ -12,7 +12,18 @@ from mta.core.settings import ConfigError
 from testbed.children import UsageError
 from testbed.heldout import PLAN, RESULT, SCHEMA, directory_of, plan_of, read
 from testbed.heldoutdocs import BEGIN, DATA, END, PAGE, publish, with_block
-from testbed.heldoutgates import GATES, HOLDS, MISSES, MISSING, NOISE, NOTHING, judged, rows_of
+from testbed.heldoutgates import (
+    GATES,
+    HOLDS,
+    MISSES,
+    MISSING,
+    NOISE,
+    NOTHING,
+    TOO_NOISY,
+    judged,
+    rows_of,
+    word_of,
+)
 from testbed.heldoutreport import html, tables
 from testbed.results import print_result, render_result
 from tests.support.server import ROOT
@@ -136,6 +147,14 @@ class TestVerdicts:
         found = result(*(setting(value, off=1.3, wobble=0.4) for value in VALUES))
         assert verdicts(found, "drain_time") == {NOISE}
         assert line_of(found, "drain_time")["held"] == 4
+        assert word_of(found, line_of(found, "drain_time")) == TOO_NOISY
+
+    def test_words_are_for_all_settings(self):
+        """One setting within the gate is an answer, none is none, and a miss is a miss."""
+        found = result(setting(2), setting(4), setting(8, off=1.3, wobble=0.4))
+        assert word_of(found, line_of(found, "drain_time")) == HOLDS
+        found = result(*(setting(value, off=1.5) for value in VALUES))
+        assert word_of(found, line_of(found, "drain_time")) == "does not"
 
     def test_next_to_nothing_is_not_compared(self):
         """A queue of a hundred instead of fifty is the same: none."""

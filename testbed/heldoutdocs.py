@@ -72,6 +72,17 @@ def with_block(page: str, result: Mapping[str, Any]) -> str:
     return pattern.sub(lambda _: BEGIN + block(result) + END, page)
 
 
+def _without_places(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result that names its training runs without saying where they were."""
+    calibration = result["calibration"]
+    origin = dict(calibration["provenance"])
+    if "run" in origin:
+        origin["run"] = Path(origin["run"]).name
+    if "runs" in origin:
+        origin["runs"] = [Path(run).name for run in origin["runs"]]
+    return {**result, "calibration": {**calibration, "provenance": origin}}
+
+
 def publish(source: Path, *, data: Path = DATA, page: Path = PAGE) -> None:
     """Write the data of the notebook and the table of the page.
 
@@ -83,7 +94,7 @@ def publish(source: Path, *, data: Path = DATA, page: Path = PAGE) -> None:
     Raises:
         UsageError: there is no validation, or a file can't be written.
     """
-    result = read(source)
+    result = _without_places(read(source))
     try:
         text = with_block(page.read_text(encoding="utf-8"), result)
         data.parent.mkdir(parents=True, exist_ok=True)

@@ -314,6 +314,21 @@ class TestPublished:
         text = (ROOT / PAGE).read_text(encoding="utf-8")
         assert with_block(text, read(ROOT / DATA)) == text
 
+    def test_what_ships_does_not_say_where_it_was_measured(self, tmp_path: Path):
+        """Training runs have names; directories are nobody's business."""
+        found = result(*(setting(value) for value in VALUES))
+        origin = found["calibration"]["provenance"]
+        origin |= {
+            "run": "/home/me/train-4-1",
+            "runs": ["/home/me/train-4-1", "/home/me/train-4-2"],
+        }
+        page, data = tmp_path / "page.md", tmp_path / "data.gz"
+        page.write_text(f"{BEGIN}{END}")
+        (tmp_path / RESULT).write_text(json.dumps(found))
+        publish(tmp_path / RESULT, data=data, page=page)
+        shipped = json.loads(gzip.decompress(data.read_bytes()))["calibration"]["provenance"]
+        assert (shipped["run"], shipped["runs"]) == ("train-4-1", ["train-4-1", "train-4-2"])
+
     def test_publishing_twice_changes_nothing(self, tmp_path: Path):
         """The same result is the same bytes; a page without marks is refused."""
         found = result(*(setting(value, off=1.5) for value in VALUES))

@@ -120,6 +120,8 @@ async def one_fault(directory: Path, way: str, number: int, code: int, when: str
     effects = FaultyEffects()
     rule, _, _ = WAYS[way]
     async with serving(directory, effects, **config(home, rule)) as server:
+        # Reading the queue at the start is not what this is about, and would be tried again in a minute.
+        await until(lambda: not server.restoring)
         effects.plan = breaking(number, code, effects, when=when, matches=counted)
         kept = await accepted(server, "first")
         counts = server.engine.scheduler.counts

@@ -144,10 +144,18 @@ async def drained(server: MtaServer, timeout_s: float = 20.0) -> None:
             len(server.engine.store) or server.queue.envelopes or server.driver.bouncer.messages
         )
 
-    async with asyncio.timeout(timeout_s):
-        while server.restoring or not empty():
-            server.driver.tell(ScheduleRequested(Selector()))
-            await asyncio.sleep(0.01)
+    try:
+        async with asyncio.timeout(timeout_s):
+            while server.restoring or not empty():
+                server.driver.tell(ScheduleRequested(Selector()))
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        store, queue = server.engine.store, server.queue
+        left = [(f"{store.evpid_of(each):016x}", store.state_of(each)) for each in store]
+        raise AssertionError(
+            f"left: {left}, in the queue {queue.envelopes}, restoring {server.restoring},"
+            f" reports {server.driver.bouncer.messages}, local {server.driver.local}; {server.stats()}"
+        ) from None
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:

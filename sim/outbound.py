@@ -196,6 +196,8 @@ class Outbound:
             return
         host, conn = connection.host, connection.conn
         assert conn is not None
+        if conn.closed:
+            return  # The host is gone, and the news (`_changed`) still waits in our event loop.
         now = host.at(self._kernel.now)
         verdict = host.remote.command(conn, verb, "relay", now)
         if verdict.reply is None:

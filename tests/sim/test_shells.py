@@ -82,6 +82,21 @@ class TestOutbound:
         host.at(1.0, host.open)
         assert [(1.5, ConnectionReady(ONE))] == host.run()
 
+    def test_a_host_that_leaves_while_its_greeting_is_under_way(self):
+        """The reset waits for the busy event loop; meanwhile nobody says EHLO to a host that is gone."""
+        host = Host(
+            {"kind": "latency", "delay_s": 0.25},
+            {"kind": "outage", "from_s": 1.125, "to_s": 9.0, "mode": "refuse"},
+        )
+        host.at(1.0, host.open)
+
+        def work_a_second() -> None:
+            host.loop.done_at += 1.0
+
+        host.at(1.0625, work_a_second)
+        assert [(2.0625, ConnectionFailed(ONE, RESET))] == host.run()
+        assert {} == host.out.connections
+
     def test_nobody_there(self):
         """An address that the scenario does not have refuses, as loopback does."""
         host = Host()

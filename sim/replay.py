@@ -82,7 +82,7 @@ def find_run(name: str, runs: Path = RUNS) -> Path:
         found = [path.parent for path in below.glob("*/scenario.toml")]
         if found:
             return max(found, key=lambda path: (path.stat().st_mtime, path.name))
-    raise ConfigError("run", value=name, problem="there is no such directory")
+    raise ConfigError("run", value=name, problem="there is no such file or directory")
 
 
 def trace_of(name: str, representation: str = "") -> Path:

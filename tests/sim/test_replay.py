@@ -141,7 +141,7 @@ class TestBadInput:
 
     def test_a_missing_run_is_one_line(self, tmp_path: Path):
         """And so is a directory that is no run, or a representation that was not run."""
-        with pytest.raises(ConfigError, match="there is no such directory"):
+        with pytest.raises(ConfigError, match="there is no such file or directory"):
             replay(str(tmp_path / "nowhere"))
         with pytest.raises(ConfigError, match="is no run"):
             replay(str(tmp_path))

@@ -5,6 +5,7 @@ apart). A figure never touches files or global state: no pyplot, no rc of the pr
 """
 
 import io
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -150,6 +151,15 @@ def thousands(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def from_zero(axes: Axes) -> None:
+    """Let a y axis begin at 0, with room above the highest value.
+
+    What matplotlib leaves above is a part of the range of values: nothing, if they are nearly the same.
+    """
+    top, highest = axes.get_ylim()[1], float(axes.dataLim.y1)
+    axes.set_ylim(0, max(top, highest * 1.08) if math.isfinite(highest) else top)
 
 
 def plain_numbers(axes: Axes, which: str) -> None:

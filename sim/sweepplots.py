@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from sim.figures import LIGHT, MARKERS, Theme, make_panels, plain_numbers, rc
+from sim.figures import LIGHT, MARKERS, Theme, from_zero, make_panels, plain_numbers, rc
 from sim.sweepstats import LATENCY, MEMORY
 from sim.sweepwords import setting_of
 
@@ -160,7 +160,7 @@ def _scale_latency(axes: Axes, values: Sequence[float]) -> None:
         axes.set_yscale("log")
         plain_numbers(axes, "y")
     else:
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
 
 
 def along(result: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:

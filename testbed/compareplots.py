@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from testbed.plots import LIGHT, MIB, Theme, make_panels, rc, thousands
+from testbed.plots import LIGHT, MIB, Theme, from_zero, make_panels, rc, thousands
 from testbed.quantities import QUANTITIES
 
 PANELS: Final = (
@@ -102,7 +102,7 @@ def over_time(section: Mapping[str, Any], theme: Theme = LIGHT) -> Figure:
         queue.set(title="Queue", ylabel="envelopes (or messages)", xlabel="seconds of load")
         memory.set(title="Memory of all its processes", ylabel="PSS, MiB", xlabel="seconds of load")
         for axes in (queue, memory):
-            axes.set_ylim(bottom=0)
+            from_zero(axes)
         thousands(queue, "y")
         queue.legend(loc="best")
     return figure
@@ -137,7 +137,7 @@ def _against(
     axes.plot(values, middle, "o-", color=colour)
     title = name.replace("_", " ")
     axes.set(title=f"{title}, {unit}" if unit and unit != "per s" else title)
-    axes.set_ylim(bottom=0)
+    from_zero(axes)
     axes.set_xlim(left=0)
 
 

@@ -17,6 +17,7 @@ from sim.figures import LIGHT as LIGHT
 from sim.figures import MARKERS as MARKERS
 from sim.figures import THEMES as THEMES
 from sim.figures import Theme as Theme
+from sim.figures import from_zero as from_zero
 from sim.figures import in_theme as in_theme
 from sim.figures import make_panels as make_panels
 from sim.figures import png as png
@@ -103,7 +104,7 @@ def memory_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
             whole.plot(samples["t"], samples["rss_bytes"] / MIB, color=colour, label=name)
             growth.plot(samples["t"], (samples["rss_bytes"] - base) / MIB, color=colour, label=name)
         whole.set(title="Memory of the server", ylabel="RSS, MiB", xlabel="seconds of load")
-        whole.set_ylim(bottom=0)
+        from_zero(whole)
         growth.set(
             title="Growth over the idle server", ylabel="RSS growth, MiB", xlabel="seconds of load"
         )

@@ -76,9 +76,10 @@ def test_the_page_works(tmp_path, monkeypatch):
             smtp.sendmail("me@else.test", ["friend@remote.test"], "Subject: x\r\n\r\nx\r\n")
         tree = str(server.ask("expand", "info@home.test"))
         server.until_logged_some("user bob, .forward -> bob, friend@remote.test")
-        # Two of the recipients lead there; whether as one transaction depends on when.
+        # Two of the recipients lead there: one RCPT if they go together, which depends on when.
         forwarded = [rcpt for captured in host.taken for rcpt in captured.rcpts]
-        assert ["friend@remote.test"] * 2 == forwarded
+        assert {"friend@remote.test"} == set(forwarded)
+        assert len(forwarded) <= 2
     boxes = {
         user: len(list(mailbox.Maildir(tmp_path / "home" / user / "Maildir", create=False)))
         for user in ("alice", "bob")

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sim import scenario as scenarios
+from mta.core.settings import build
 from sim.costs import Costs
 from sim.records import TraceWriter
 from sim.runner import Model
-from sim.scenario import Scenario
+from sim.scenario import Scenario, to_toml
 from sim.settings import model_config
 from sim.workload import Schedule, draw
 
@@ -27,7 +27,7 @@ def scenario(
     **load: Any,
 ) -> Scenario:
     """Return a scenario with one destination of two hosts that behave like this."""
-    return scenarios.build(
+    return build(
         Scenario,
         {
             "name": "small",
@@ -71,7 +71,7 @@ def write_run(
 ) -> Model:
     """Run the model and leave what the bench and the server would have left of such a run."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "scenario.toml").write_text(scenarios.to_toml(of))
+    (directory / "scenario.toml").write_text(to_toml(of))
     part = directory / representation
     part.mkdir()
     it = model(of, costs=costs, start=start)

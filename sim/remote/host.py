@@ -1,117 +1,32 @@
-"""How a remote host behaves: one pure state machine per address, composed of behaviours.
-
-The scripted sink puts a `RemoteHost` behind a socket, the model puts one behind an event; both hear
-the same answers. A host reads no clock and owns its chance: `now` is seconds since the start of the
-scenario, never decreasing for one host (negative before the start), and the streams come from the
-scenario's seed and the host's address.
-
-How replies are timed: a command that arrives at ``a`` is answered at
-``max(a + delay_s, when the reply before left) + work_s``. Delays (latency) of commands that arrive at
-the same instant are one draw, so pipelining helps; work (tarpits) is done for one reply after the other.
-"""
+"""One address of the scripted Internet: a state machine that hears commands and gives verdicts."""
 
 import math
-import random
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Sequence
 
 from mta.core.reply import Reply
 from sim.behaviours.base import CONNECT, END_OF_DATA, Behaviour, Conn, Refusal
 from sim.behaviours.composition import Composition
 from sim.behaviours.maker import Maker
-from sim.behaviours.nameserver import NameServer
-from sim.distributions import random_stream
-from sim.profiles import Composer
-
-if TYPE_CHECKING:
-    from sim.scenario import Scenario
-
-__all__ = [
-    "RECIPIENTS_MAX",
-    "SIZE_MAX",
-    "Conn",
-    "NameServer",
-    "RemoteHost",
-    "TransactionVerdict",
-    "Verdict",
-    "build_host",
-    "build_hosts",
-    "build_name_servers",
-]
-
-RECIPIENTS_MAX: Final = 1000
-"""Recipients of a message that any host takes; Postfix ``smtpd_recipient_limit``."""
-
-SIZE_MAX: Final = 64 * 1024 * 1024
-"""Bytes of a message that any host takes; hosts announce it with SIZE (RFC 1870)."""
-
-GREETING: Final = Reply(220, "", "ESMTP testbed")
-HELLO: Final = Reply(250, "", "testbed")
-SENDER_OK: Final = Reply(250, "2.1.0", "Ok")
-RECIPIENT_OK: Final = Reply(250, "2.1.5", "Ok")
-GO_AHEAD: Final = Reply(354, "", "End data with <CR><LF>.<CR><LF>")
-TAKEN: Final = Reply(250, "2.0.0", "Ok: queued")
-RESET_OK: Final = Reply(250, "2.0.0", "Ok")
-BYE: Final = Reply(221, "2.0.0", "Bye")
-CANNOT_VRFY: Final = Reply(252, "2.0.0", "Cannot VRFY")
-HELLO_FIRST: Final = Reply(503, "5.5.1", "Send EHLO first")
-NESTED: Final = Reply(503, "5.5.1", "Nested MAIL command")
-MAIL_FIRST: Final = Reply(503, "5.5.1", "Need MAIL command")
-NO_RECIPIENTS: Final = Reply(554, "5.5.1", "No valid recipients")
-TOO_MANY: Final = Reply(452, "4.5.3", "Too many recipients")
-TOO_BIG: Final = Reply(552, "5.3.4", "Message too big")
-UNKNOWN: Final = Reply(500, "5.5.2", "Command not recognized")
-
-_PLAIN: Final = {
-    "RSET": RESET_OK,
-    "NOOP": RESET_OK,
-    "VRFY": CANNOT_VRFY,
-    "QUIT": BYE,
-    "HELO": HELLO,
-    "EHLO": HELLO,
-    "DATA": GO_AHEAD,
-    "MAIL": SENDER_OK,
-    "RCPT": RECIPIENT_OK,
-}
-
-
-class Verdict(NamedTuple):
-    """What a host answers to one command.
-
-    ``reply`` None and ``close`` True: the connection is refused or reset. ``reply`` None and
-    ``close`` False: silence; nothing more will ever be said on this connection.
-    """
-
-    reply: Reply | None
-    delay_s: float = 0.0
-    """Seconds from the arrival of the command; counted at the same time for all that wait."""
-    work_s: float = 0.0
-    """Seconds after that and after the reply before; counted for one reply after the other."""
-    close: bool = False
-    """The host closes after the reply. It has forgotten the connection already."""
-
-    def due_at(self, arrived_at: float, before: float) -> float:
-        """Return when the reply leaves, given when the reply before left."""
-        return max(arrived_at + self.delay_s, before) + self.work_s
-
-
-SILENCE: Final = Verdict(None)
-RESET: Final = Verdict(None, close=True)
-
-
-class TransactionVerdict(NamedTuple):
-    """What a client that pipelines MAIL, RCPT and DATA learns in one transaction."""
-
-    duration_s: float
-    """The host's part of the time; inf if it never answers, so that the client's patience decides."""
-    results: tuple[Reply | None, ...]
-    """For each recipient the reply that decided about it; None if the connection broke or hung."""
-    usable: bool
-    """The connection can take another transaction."""
+from sim.remote.replies import (
+    GREETING,
+    HELLO_FIRST,
+    MAIL_FIRST,
+    NESTED,
+    NO_RECIPIENTS,
+    PLAIN,
+    RECIPIENT_OK,
+    RECIPIENTS_MAX,
+    SIZE_MAX,
+    TAKEN,
+    TOO_BIG,
+    TOO_MANY,
+    UNKNOWN,
+)
+from sim.remote.verdicts import RESET, SILENCE, TransactionVerdict, Verdict, broken, closed
 
 
 class RemoteHost:
-    """One address of the scripted Internet. See the module for its clock.
+    """One address of the scripted Internet. See the package for its clock.
 
     A shell calls `connect` for each connection and hands the `Conn` to the other methods until a
     verdict closes it or `disconnect` was called.
@@ -234,7 +149,7 @@ class RemoteHost:
         wrong = self._out_of_order(conn, verb, size)
         if refusal is None and wrong is None:
             refusal = self._judge(conn, verb, argument, size, now)
-        reply = wrong or _PLAIN[verb]
+        reply = wrong or PLAIN[verb]
         if refusal is None and wrong is None:
             _advance(conn, verb, argument)
         verdict = self._verdict(conn, verb, refusal, reply, now)
@@ -387,10 +302,10 @@ class RemoteHost:
         if verdict.close:
             self.disconnect(conn, now)
         if verdict.reply is None:
-            return _broken(verdict, results, count, spent_s), None
+            return broken(verdict, results, count, spent_s), None
         if verdict.close:
             left_at = verdict.due_at(now, now)
-            return _closed(verdict.reply, results, count, left_at - now), verdict.reply
+            return closed(verdict.reply, results, count, left_at - now), verdict.reply
         return None, verdict.reply
 
     def _verb_by_verb(
@@ -405,14 +320,14 @@ class RemoteHost:
         for verb, argument, declared in steps:
             verdict = self.command(conn, verb, argument, now, size=declared)
             if verdict.reply is None:
-                return _broken(verdict, results, len(rcpts), left_at - now)
+                return broken(verdict, results, len(rcpts), left_at - now)
             left_at = verdict.due_at(now, left_at)
             if left_at >= reset_at:
                 self.disconnect(conn, reset_at)
-                return _broken(RESET, results, len(rcpts), reset_at - now)
+                return broken(RESET, results, len(rcpts), reset_at - now)
             if verdict.close:
                 # What was not answered has the last answer: 421 is about the whole channel.
-                return _closed(verdict.reply, results, len(rcpts), left_at - now)
+                return closed(verdict.reply, results, len(rcpts), left_at - now)
             if verb == "MAIL":
                 refused = verdict.reply if verdict.reply.code >= 400 else None
             elif verb == "RCPT":
@@ -439,13 +354,13 @@ class RemoteHost:
         """Answer the message of a transaction whose recipients were answered."""
         verdict = self.end_of_data(conn, size, left_at)
         if verdict.reply is None:
-            return _broken(verdict, results, len(results), left_at - now)
+            return broken(verdict, results, len(results), left_at - now)
         done_at = verdict.due_at(left_at, left_at)
         if done_at >= reset_at:
             # Taking a message and never saying so is what a host does that dies; this one says no
             # earlier than it takes: what it has not acknowledged it has not got.
             self.disconnect(conn, reset_at)
-            return _broken(RESET, results, len(results), reset_at - now)
+            return broken(RESET, results, len(results), reset_at - now)
         final = tuple([verdict.reply if one is None or one.code < 400 else one for one in results])
         return TransactionVerdict(done_at - now, final, not verdict.close)
 
@@ -470,7 +385,7 @@ class RemoteHost:
             if conn.sender is None:
                 return MAIL_FIRST
             return None if conn.rcpts else NO_RECIPIENTS
-        return None if verb in _PLAIN else UNKNOWN
+        return None if verb in PLAIN else UNKNOWN
 
     def _away(self, now: float) -> Refusal | None:
         """Return how the host is away, or None; remembers for how long it surely is not."""
@@ -558,101 +473,3 @@ def _advance(conn: Conn, verb: str, argument: str) -> None:
         conn.greeted = conn.greeted or verb != "RSET"
         conn.sender = None
         conn.rcpts = []
-
-
-def _broken(
-    verdict: Verdict, results: list[Reply | None], count: int, spent_s: float
-) -> TransactionVerdict:
-    """Return what a client knows when no reply comes: refusals count, the rest is open."""
-    known = [None if one is None or one.code < 400 else one for one in results]
-    known += [None] * (count - len(known))
-    return TransactionVerdict(spent_s if verdict.close else math.inf, tuple(known), False)
-
-
-def _closed(
-    reply: Reply, results: list[Reply | None], count: int, spent_s: float
-) -> TransactionVerdict:
-    """Return what a client knows when a reply closes the channel before the message was sent."""
-    known = [reply if one is None or one.code < 400 else one for one in results]
-    known += [reply] * (count - len(known))
-    return TransactionVerdict(spent_s, tuple(known), False)
-
-
-def build_host(
-    behaviours: Sequence[Mapping[str, object]],
-    *,
-    rng: random.Random,
-    source: str = "scenario",
-    key: str = "behaviours",
-) -> RemoteHost:
-    """Return a host in its first state.
-
-    Args:
-        behaviours: As `sim.scenario.Destination.behaviours`.
-        rng: Seeds the host's streams; not kept.
-        source: The scenario's file, for errors.
-        key: Where in the file the behaviours are, for errors.
-
-    Raises:
-        ConfigError: unknown kind, unknown parameter, or a value that makes no sense.
-    """
-    maker = Maker(rng)
-    return RemoteHost(maker.make(behaviours, source=source, key=key), maker)
-
-
-def build_hosts(
-    scenario: "Scenario", *, replication: int = 0, source: str = "scenario"
-) -> dict[str, RemoteHost]:
-    """Return every host of a scenario by its address; the same for the sink and the model.
-
-    Raises:
-        ConfigError: a behaviour of a destination is wrong.
-    """
-    from sim.scenario import addresses
-
-    composer = Composer(scenario, replication=replication)
-    hosts: dict[str, RemoteHost] = {}
-    for each in addresses(scenario):
-        rng = random_stream(scenario.seed, f"remote {each.address}", replication)
-        number = int(each.address.rpartition(".")[2]) - 1
-        key = f"destinations.{each.destination}"
-        maker = Maker(rng)
-        plan = _made(composer.plan(each.destination, number), maker, source=source, key=key)
-        hosts[each.address] = host = RemoteHost(plan[0][1], maker)
-        if len(plan) > 1:
-            host.plan(plan[1:])
-    return hosts
-
-
-def build_name_servers(
-    scenario: "Scenario", *, replication: int = 0, source: str = "scenario"
-) -> list[NameServer]:
-    """Return the name server of every destination, in the scenario's order.
-
-    Raises:
-        ConfigError: a behaviour of a destination is wrong.
-    """
-    composer = Composer(scenario, replication=replication)
-    servers: list[NameServer] = []
-    for number in range(len(scenario.destinations)):
-        rng = random_stream(scenario.seed, f"name server {number}", replication)
-        key = f"destinations.{number}"
-        maker = Maker(rng)
-        plan = _made(composer.plan(number, None), maker, source=source, key=key)
-        servers.append(NameServer.of(plan, maker))
-    return servers
-
-
-def _made(
-    plan: Sequence[tuple[float, Sequence[Mapping[str, object]]]],
-    maker: Maker,
-    *,
-    source: str,
-    key: str,
-) -> list[tuple[float, list[Behaviour]]]:
-    """Make the behaviours of a plan."""
-    result: list[tuple[float, list[Behaviour]]] = []
-    for turn, (at, tables) in enumerate(plan):
-        here = f"{key}.changes.{turn - 1}.behaviours" if turn else f"{key}.behaviours"
-        result.append((at, maker.make(tables, source=source, key=here)))
-    return result

@@ -26,7 +26,8 @@ from mta.core.reply import Reply
 from mta.inbound_chunks import ChunkedSession
 from mta.inbound_data import ChunkReader, MessageReader, count_hops
 from mta.inbound_door import PLAIN, Door, Listener
-from mta.inbound_session import Phase, reply_to_fault
+from mta.inbound_phase import Phase
+from mta.inbound_session import reply_to_fault
 from mta.inbound_xclient import XclientSession
 from mta.xclient import ATTRIBUTES as XCLIENT
 

@@ -7,8 +7,9 @@ can't be read ends the session (`mta.inbound_session`).
 
 from mta.core.reply import Reply
 from mta.inbound_data import DRAIN_MAX, ChunkReader, MessageReader
+from mta.inbound_phase import Phase
 from mta.inbound_secure import SecureSession
-from mta.inbound_session import BDAT, Phase, reply_to_fault
+from mta.inbound_session import BDAT, reply_to_fault
 
 
 class ChunkedSession(SecureSession):

@@ -14,7 +14,9 @@ from aiosmtpd.smtp import syntax
 from mta.core import sasl
 from mta.core.reply import Reply
 from mta.inbound_door import Verdict
-from mta.inbound_session import OUT_OF_STEP, Phase, Session, quote_for_log
+from mta.inbound_log import quote_for_log
+from mta.inbound_phase import Phase
+from mta.inbound_session import OUT_OF_STEP, Session
 from mta.tlswire import TlsWire
 
 TLS_UNAVAILABLE: Final = Reply(454, "4.7.0", "TLS not available now, try again later")

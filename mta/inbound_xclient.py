@@ -6,7 +6,8 @@ connected: counts, rules, Received and log.
 """
 
 from mta.core.reply import Reply
-from mta.inbound_session import Phase, Session
+from mta.inbound_phase import Phase
+from mta.inbound_session import Session
 from mta.xclient import parse_xclient
 
 _NOT_ALLOWED = Reply(550, "5.7.0", "Insufficient authorization")

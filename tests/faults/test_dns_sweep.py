@@ -32,7 +32,7 @@ def of_dns(point: Point) -> bool:
 async def test_one_fault_bounces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever fails once, the message is delivered in the end, and no report is written."""
     monkeypatch.setattr("mta.acceptor.PAUSE_S", 0.01)
-    monkeypatch.setattr("mta.inbound_session.LINGER_S", 0.05)
+    monkeypatch.setattr("mta.inbound_connection.LINGER_S", 0.05)
     monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
     monkeypatch.setattr("mta.server.gc.collect", lambda: 0)
     port = free_port(HOST)

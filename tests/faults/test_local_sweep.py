@@ -92,7 +92,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mta.queue.writer.PROBE_MAX_S", 0.01)
     monkeypatch.setattr("mta.queue.sqlite.SPACE_AGE_S", 0.0)
     monkeypatch.setattr("mta.acceptor.PAUSE_S", 0.01)
-    monkeypatch.setattr("mta.inbound_session.LINGER_S", 0.05)
+    monkeypatch.setattr("mta.inbound_connection.LINGER_S", 0.05)
     monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
     monkeypatch.setattr("mta.server.gc.collect", lambda: 0)
 

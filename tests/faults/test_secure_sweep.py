@@ -24,7 +24,7 @@ LOGIN = b64encode(b"\0alice\0secret").decode()
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
     monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
-    monkeypatch.setattr("mta.inbound_session.LINGER_S", 0.05)
+    monkeypatch.setattr("mta.inbound_connection.LINGER_S", 0.05)
     monkeypatch.setattr("mta.passwords.CHECK_S", 0.0)
     monkeypatch.setattr("mta.queue.writer.PROBE_FIRST_S", 0.002)
     monkeypatch.setattr("mta.queue.writer.PROBE_MAX_S", 0.01)

@@ -105,7 +105,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr("mta.queue.writer.PROBE_MAX_S", 0.01)
     monkeypatch.setattr("mta.restorer.AGAIN_S", 0.02)
     monkeypatch.setattr("mta.queue.sqlite.SPACE_AGE_S", 0.0)
-    monkeypatch.setattr("mta.inbound_session.LINGER_S", 0.05)
+    monkeypatch.setattr("mta.inbound_connection.LINGER_S", 0.05)
     monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
     monkeypatch.setattr("mta.server.gc.collect", lambda: 0)
     port = free_port(HOST)

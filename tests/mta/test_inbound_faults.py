@@ -10,7 +10,8 @@ import pytest
 from mta.core.ids import MsgId
 from mta.core.reply import Reply
 from mta.inbound import Inbound
-from mta.inbound_session import LINGER_BYTES, Session
+from mta.inbound_connection import LINGER_BYTES
+from mta.inbound_session import Session
 from mta.queue.base import QueueUnavailableError
 from tests.support.door import FakeDoor
 from tests.support.wire import Client

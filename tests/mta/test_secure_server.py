@@ -30,7 +30,7 @@ def hashed() -> str:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
     monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
-    monkeypatch.setattr("mta.inbound_session.LINGER_S", 0.05)
+    monkeypatch.setattr("mta.inbound_connection.LINGER_S", 0.05)
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

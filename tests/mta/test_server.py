@@ -25,7 +25,7 @@ DEAD = "b@[127.0.0.7]"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
     monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
-    monkeypatch.setattr("mta.inbound_session.LINGER_S", 0.05)
+    monkeypatch.setattr("mta.inbound_connection.LINGER_S", 0.05)
     monkeypatch.setattr("mta.restorer.AGAIN_S", 0.01)
 
 

@@ -15,52 +15,43 @@ reads the certificate and the users again.
 
 import asyncio
 import gc
-import os
-import platform
 import signal
-import sqlite3
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mta import readings
 from mta.authentication import Authenticator
-from mta.control import ControlServer, ControlSocketBusyError
-from mta.core import records
+from mta.control import ControlServer
 from mta.core.engine import Engine
 from mta.core.ids import SessionId
-from mta.core.metrics import METRICS, Metrics
+from mta.core.metrics import Metrics
 from mta.core.pressure import MemoryLevel
 from mta.core.routing import own_by_port
-from mta.core.settings import ConfigError, flatten
 from mta.door import ServerDoor
 from mta.driver import Driver
 from mta.effects import Effects
 from mta.exposition import Exposition
-from mta.footprint import estimate_bytes
 from mta.listeners import (
     Listeners,
     interface_addresses,
     listening,
-    parse_address,
-    unusable,
 )
-from mta.log import Log
 from mta.memory import MemoryWatch
+from mta.opening import open_control, open_log, open_metrics, open_queue, open_record
 from mta.operations import Operations
 from mta.profile import EffectProbe, Profile
-from mta.queue.base import QueueUnavailableError
-from mta.queue.database import QueueCorruptError
-from mta.queue.sqlite import QueueLockedError, SqliteQueue
+from mta.queue.sqlite import SqliteQueue
+from mta.serverstats import stats_of
 from mta.trace import StimulusTrace, Tracer
 
 if TYPE_CHECKING:
     from mta.addressing import Addressing
     from mta.certificates import Certificates
     from mta.config import Config
+    from mta.log import Log
     from mta.outtls import OutboundTls
     from mta.passwords import Passwords
     from mta.queue.batch import Commit
@@ -103,16 +94,16 @@ class MtaServer:
         self.driver: Driver
         self.memory: MemoryWatch
         self.door: ServerDoor
-        self._record: StimulusTrace | None = None
-        self._control: ControlServer | None = None
+        self.record: StimulusTrace | None = None
+        self.control: ControlServer | None = None
         self._exposition: Exposition | None = None
-        self._resolver: Resolver
-        self._outbound_tls: OutboundTls
+        self.resolver: Resolver
+        self.outbound_tls: OutboundTls
         self._addressing: Addressing | None = None
         self._certificates: Certificates | None = None
         self._passwords: Passwords | None = None
         self._authenticator: Authenticator | None = None
-        self._started_at = self.effects.now()
+        self.started_at = self.effects.now()
         self._failure = ""
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -162,7 +153,7 @@ class MtaServer:
         """Open the log anew, read certificates, users and passwords again; what can't be read is in the log."""
         if hasattr(self, "log"):
             self.log.reopen()
-            outbound = getattr(self, "_outbound_tls", None)
+            outbound = getattr(self, "outbound_tls", None)
             for part in (self._certificates, self._passwords, outbound):
                 with suppress(ValueError):
                     if part is not None:
@@ -188,7 +179,7 @@ class MtaServer:
         self._open_log()
         await self._open_queue()
         # Session ids: the high half is the second of the start, so that logs of two runs differ.
-        sessions = (int(self._started_at) & 0xFFFFFFFF) << 32
+        sessions = (int(self.started_at) & 0xFFFFFFFF) << 32
         now = effects.now()
         rules = config.relay_rules()
         own = self._own_by_port()
@@ -214,7 +205,7 @@ class MtaServer:
             log=self.log,
             tracer=self.tracer,
         )
-        self._resolver, self._outbound_tls = found.resolver, found.outbound_tls
+        self.resolver, self.outbound_tls = found.resolver, found.outbound_tls
         self._addressing = found.addressing
         self._certificates, self._passwords = found.certificates, found.passwords
         if found.passwords is not None:
@@ -230,13 +221,13 @@ class MtaServer:
             config,
             effects=effects,
             queue=self.queue,
-            resolver=self._resolver,
+            resolver=self.resolver,
             log=self.log,
             tracer=self.tracer,
-            record=self._record,
+            record=self.record,
             profile=self.profile,
             addressing=found.addressing,
-            tls=self._outbound_tls,
+            tls=self.outbound_tls,
         )
         self.door = ServerDoor(
             config,
@@ -260,7 +251,7 @@ class MtaServer:
         await self._open_control()
         await self._open_door()
         self.memory.start()
-        if self._record is not None:
+        if self.record is not None:
             self._sample()
         # What was made so far lives as long as the server: the collector need not look at it again.
         gc.collect()
@@ -297,99 +288,49 @@ class MtaServer:
             ValueError: there is none, or it can't be used; what was read before still counts. One line.
         """
         if what == "relay":
-            return self._outbound_tls.update()
+            return self.outbound_tls.update()
         part = self._certificates if what == "tls" else self._passwords
         if part is None:
             raise ValueError(f"the configuration has no [{what}]")
         return part.update()
 
     def _open_log(self) -> None:
-        config = self.config
-        try:
-            self.log = Log(
-                self.effects,
-                config.log.file,
-                host=config.hostname,
-                pid=os.getpid(),
-                verbose=config.log.verbose,
-            )
-        except OSError as error:
-            raise unusable(self.source, "log.file", config.log.file, error) from None
+        config, source = self.config, self.source
+        self.log = open_log(config, source, self.effects)
         self.tracer = Tracer(self.log)
-        readings.trace(config, self.source, self.tracer)
-        if config.log.stimuli is not None:
-            try:
-                self._record = StimulusTrace(self.effects, config.log.stimuli, self._header())
-            except OSError as error:
-                raise unusable(self.source, "log.stimuli", config.log.stimuli, error) from None
-
-    def _header(self) -> records.Record:
-        settings = flatten(self.config)
-        return records.header(
-            clock="epoch",
-            started_at=self._started_at,
+        readings.trace(config, source, self.tracer)
+        self.record = open_record(
+            config,
+            source,
+            self.effects,
+            started_at=self.started_at,
             seed=self.seed,
-            representation=self.config.envelope,
-            limits={k: v for k, v in settings.items() if k.startswith("limits.")},
-            config={k: _plain(v) for k, v in settings.items() if not k.startswith("limits.")},
-            versions=_versions(),
-            host={
-                "cores": os.cpu_count() or 1,
-                "kernel": platform.release(),
-                "own": {str(port): list(own) for port, own in self._own_by_port().items()},
-            },
+            own=self._own_by_port,
         )
 
     async def _open_queue(self) -> None:
-        directory = self.config.queue.directory
         self.queue = SqliteQueue(
-            directory,
+            self.config.queue.directory,
             effects=self.effects,
             limits=self.config.limits.queue,
             note=self.log.warn,
             on_commit=self._committed,
             on_death=self._fail,
         )
-        try:
-            await self.queue.open()
-        except QueueLockedError as error:
-            problem = f"in use by another server, process {error.pid or 'unknown'}"
-            raise ConfigError(self.source, "queue.directory", str(directory), problem) from None
-        except QueueCorruptError as error:
-            raise ConfigError(
-                self.source, "queue.directory", str(directory), f"damaged: {error.problem}"
-            ) from None
-        except (sqlite3.Error, QueueUnavailableError) as error:
-            raise ConfigError(
-                self.source, "queue.directory", str(directory), f"can't be used: {error}"
-            ) from None
-        except OSError as error:
-            raise unusable(self.source, "queue.directory", directory, error) from None
+        await open_queue(self.queue, self.config, self.source)
 
     async def _open_control(self) -> None:
-        control = self.config.control
-        self._control = ControlServer(
-            control.socket,
+        self.control = ControlServer(
+            self.config.control.socket,
             Operations(self),
             self.effects,
             log=self.log.info,
             trace=lambda text: self.tracer.line("control", text),
         )
-        try:
-            await self._control.start()
-        except ControlSocketBusyError as error:
-            raise ConfigError(
-                self.source, "control.socket", str(control.socket), str(error)
-            ) from None
-        except OSError as error:
-            raise unusable(self.source, "control.socket", control.socket, error) from None
-        if control.metrics:
-            address, port = parse_address(self.source, "control.metrics", control.metrics)
+        await open_control(self.control, self.config, self.source)
+        if self.config.control.metrics:
             self._exposition = Exposition(self._scraped, self.effects)
-            try:
-                await self._exposition.start(address, port)
-            except OSError as error:
-                raise unusable(self.source, "control.metrics", control.metrics, error) from None
+            await open_metrics(self._exposition, self.config, self.source)
 
     async def _open_door(self) -> None:
         self.listeners = Listeners(
@@ -436,8 +377,8 @@ class MtaServer:
                 f" seconds={commit.seconds:.6f}"
                 + (f" problem={commit.problem}" if commit.problem else ""),
             )
-        if self._record is not None:
-            self._record.measured(
+        if self.record is not None:
+            self.record.measured(
                 "commit",
                 self.effects.now(),
                 batch=len(commit.items),
@@ -449,8 +390,8 @@ class MtaServer:
         self.door.memory = level
         self.driver.recent.closed = level > MemoryLevel.OK
         if level >= MemoryLevel.SOFT:
-            self._resolver.flush()
-            self._outbound_tls.flush()
+            self.resolver.flush()
+            self.outbound_tls.flush()
 
     def _shrink(self) -> None:
         """Let go of what can be read again."""
@@ -460,84 +401,21 @@ class MtaServer:
 
     def _sample(self) -> None:
         """Write gauges into the trace, five times a second."""
-        if self._record is None:
+        if self.record is None:
             return
-        self._record.gauges(self.stats(), self.effects.now())
+        self.record.gauges(self.stats(), self.effects.now())
         asyncio.get_running_loop().call_later(SAMPLE_S, self._sample)
 
     def limits_changed(self) -> None:
         """Give changed limits to the parts that keep a copy of them; all others read the same object."""
         limits = self.config.limits
-        self._resolver.set_limits(max_mx=limits.mta.max_mx, max_addresses=limits.mta.max_addresses)
+        self.resolver.set_limits(max_mx=limits.mta.max_mx, max_addresses=limits.mta.max_addresses)
         self.driver.limits_changed()
         self.door.limits_changed()
 
     def stats(self) -> Mapping[str, int | float]:
         """Return all counters and gauges by the names of `mta.core.metrics`, and the uptime in seconds."""
-        metrics, driver = self.metrics, self.driver
-        outbound, resolver = driver.outbound.stats, self._resolver.stats
-        memory = self.memory.pressure
-        tls = self._outbound_tls.stats
-        values = {
-            **self.engine.gauges(),
-            **self.engine.counters(),
-            "control.session": len(self._control) if self._control else 0,
-            "smtp.bytes": self.door.bytes_in_memory,
-            "smtp.proxy.waiting": (
-                self.listeners.proxies_waiting if hasattr(self, "listeners") else 0
-            ),
-            "queue.message": self.queue.messages,
-            "queue.envelope": self.queue.envelopes,
-            "queue.bytes": self.queue.size_bytes,
-            "queue.waiting": self.queue.waiting,
-            "queue.evpcache.size": driver.recent.envelopes,
-            "queue.evpcache.bytes": driver.recent.bytes,
-            "queue.evpcache.load.hit": driver.loads_hit,
-            "queue.evpcache.load.missed": driver.loads_missed,
-            "bounce.message": driver.bouncer.messages,
-            "bounce.envelope": driver.bouncer.envelopes,
-            "smtp.session.local": driver.bouncer.submitted,
-            "scheduler.delivery.loop": driver.loops,
-            "mta.session.opened": outbound.opened,
-            "mta.session.failed": outbound.failed,
-            "mta.message": outbound.transactions,
-            "mta.ambiguous": outbound.ambiguous,
-            "mta.tls": tls.established,
-            "mta.tls.resumed": tls.resumed,
-            "mta.tls.failed": tls.failed,
-            "mta.tls.downgraded": tls.downgraded,
-            "mta.tls.refused": tls.refused,
-            "mta.tls.session": len(self._outbound_tls),
-            **self._outbound_tls.policy_stats(),
-            "dns.pending": self._resolver.pending,
-            "dns.cache.size": len(self._resolver),
-            "dns.cache.hit": resolver.hits,
-            "dns.cache.missed": resolver.misses,
-            "dns.failed": resolver.failures,
-            "memory.usage": memory.measure.usage,
-            "memory.limit": memory.measure.limit,
-            "memory.low": memory.bytes_of(MemoryLevel.LOW),
-            "memory.soft": memory.bytes_of(MemoryLevel.SOFT),
-            "memory.hard": memory.bytes_of(MemoryLevel.HARD),
-            "memory.pressure": int(memory.level),
-            "memory.shrink": self.memory.shrinks,
-            "memory.pss": self.memory.shares.pss,
-            "memory.commands": self.memory.shares.commands,
-            "memory.commands.rss": self.memory.shares.commands_rss,
-            "memory.commands.pss": self.memory.shares.commands_pss,
-            "memory.envelopes": estimate_bytes(self.engine.store),
-            "log.lost": self.log.lost,
-            "trace.lost": self._record.lost if self._record else 0,
-        }
-        for name, value in values.items():
-            if name in METRICS:
-                metrics.set(name, value)
-        listeners = self.listeners.stats() if hasattr(self, "listeners") else {}
-        return {
-            **metrics.snapshot(),
-            **listeners,
-            "uptime": round(self.effects.now() - self._started_at, 3),
-        }
+        return stats_of(self)
 
     def _scraped(self) -> Mapping[str, int | float]:
         """Return `stats` to somebody who will come again: memory by process is worth reading."""
@@ -571,13 +449,13 @@ class MtaServer:
             await self.memory.close()
         if hasattr(self, "driver"):
             await self.driver.stop()
-            await self._resolver.close()
+            await self.resolver.close()
         if self._addressing is not None:
             self._addressing.close()
         if self._authenticator is not None:
             self._authenticator.close()
-        if self._control is not None:
-            await self._control.close()
+        if self.control is not None:
+            await self.control.close()
         if self._exposition is not None:
             await self._exposition.close()
         if hasattr(self, "queue"):
@@ -585,24 +463,10 @@ class MtaServer:
         # Only now: a message that became durable in the last moment has been answered.
         if hasattr(self, "listeners"):
             self.listeners.cut_off()
-        if self._record is not None:
-            record, self._record = self._record, None
+        if self.record is not None:
+            record, self.record = self.record, None
             record.close()
         if hasattr(self, "log"):
             if self.smtp_address[1]:
                 self.log.info("mta stopped")
             self.log.close()
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, (int, float, str, bool, list, type(None))) else str(value)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
-    for name in ("mta-testbed", "aiosmtpd", "dnspython", "uvloop"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "unknown"
-    return versions

@@ -232,7 +232,7 @@ async def test_a_limit_that_changed_counts_for_the_next_command(shown):
     shown.set_limit("limits.mta.max_mx=3")
     shown.set_limit("limits.mta.session_timeout_s=3")
     assert 0 == server.driver.recent.envelopes
-    assert 3 == server._resolver._max_mx
+    assert 3 == server.resolver._max_mx
     assert server.driver.outbound.timeouts.banner == 3.0
     with pytest.raises(ConfigError):
         shown.set_limit("limits.smtp.max_rcpt=0")

@@ -66,6 +66,17 @@ class EventLoop:
                 return
             now += left
 
+    def lose(self) -> list[tuple[Callable[[Any], None], Any]]:
+        """The process is gone: return the jobs that waited, none of which will be done.
+
+        Its calls that the clock still has are the caller's to forget.
+        """
+        lost = list(self._waiting)
+        self._waiting.clear()
+        self._woken = False
+        self.done_at = min(self.done_at, self._kernel.now)
+        return lost
+
     @property
     def busy_s(self) -> float:
         """Seconds of work so far, what is charged but not done yet included."""

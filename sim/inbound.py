@@ -7,11 +7,11 @@ Open loop: a message is due whatever the server does, and waits for a client whe
 from array import array
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mta.core.admission import NO_STORAGE, Pressure, on_connect, on_message
+from mta.core.admission import NO_STORAGE, SHUTTING_DOWN, Pressure, on_connect, on_message
 from mta.core.envelopes.base import Recipient, Transaction, local_key
 from mta.core.ids import EvpId
 from mta.core.limits import Limits
@@ -24,12 +24,14 @@ from sim.scenario import Load
 from sim.workload import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 RULE: Final = "local"
 """Name of the rule that a local address finds."""
 RETRY_WAIT_S: Final = 1.0
 """Between two attempts of a client that hears 421; loadtests/_hooks.py."""
+NOBODY: Final = Reply(421, "", "Connection refused")
+"""No reply of ours: there is no process that could give one. What a client makes of it is the same."""
 AHEAD_S: Final = 0.1
 """How far ahead messages are given to clients that are free."""
 
@@ -167,6 +169,8 @@ class Inbound:
         self._tries: dict[int, int] = {}
         self._paused = False
         self._disk_is_full = False
+        self._shut: Reply | None = None
+        """What everybody hears while the server stops or is down."""
         self.limits_changed()
         self.accepted = 0
         """Messages that were answered with 250."""
@@ -175,6 +179,8 @@ class Inbound:
         """Messages that were refused with 4xx or 5xx for good, as far as the client is concerned."""
         self.turned_away = 0
         """Times that a client heard 421, whether it came again or not."""
+        self.broken = 0
+        """Times that a client found no server, or lost it before it had its answer."""
         self.ended_at: float | None = None
         """When the last message was settled; None until then."""
         self.latency_s = array("d")
@@ -199,8 +205,9 @@ class Inbound:
         self._few_envelopes = queue.max_envelopes // 2
         self._few_bytes = queue.max_bytes // 2
         self._few_waiting = queue.max_waiting // 2
-        if self._paused or self._disk_is_full:
-            self._few_connections = -1  # everybody is asked about
+        if self._paused or self._disk_is_full or self._shut is not None:
+            # Everybody is asked about; a process that ended leaves clients who still count as going.
+            self._few_connections = -(1 << 30)
 
     def pause(self, paused: bool) -> None:
         """Take no new connection, or take them again; those that are open go on (mta/door.py)."""
@@ -211,6 +218,38 @@ class Inbound:
         """Take no message, or take them again."""
         self._disk_is_full = full
         self.limits_changed()
+
+    # The end of the process, and the next one
+
+    def stop(self) -> None:
+        """Send everybody away who is not in the middle of a message."""
+        self._shut = SHUTTING_DOWN
+        self.limits_changed()
+
+    def lose(self, numbers: "Iterable[int]") -> None:
+        """The process is gone: every connection is reset, and nobody listens.
+
+        Args:
+            numbers: messages that were in its hands and not answered.
+        """
+        self._shut = NOBODY
+        self._paused = False
+        self.limits_changed()
+        self._closing = deque([(at, 0) for at, _ in self._closing])
+        self._connections = 0
+        for number in numbers:
+            self._cut_off(number)
+
+    def open(self) -> None:
+        """A new process listens; every client has to connect anew."""
+        self._shut = None
+        # Who closed a connection meanwhile had one to the process before.
+        self._connections = self._opened = 0
+        self.limits_changed()
+
+    def number_of(self, job: "Callable[[Any], None]", argument: Any) -> int | None:
+        """Return the message that a job of the loop would have taken in; None if it is no such job."""
+        return int(argument) if job == self._receive else None
 
     @property
     def connections(self) -> int:
@@ -331,6 +370,9 @@ class Inbound:
             and queue.waiting < self._few_waiting
         ):
             refusal, count = self._asked(count, size, opens)
+            if refusal is NOBODY:
+                self._cut_off(number)
+                return
             if refusal is not None:
                 loop.done_at += seconds
                 if refusal.code == 421:
@@ -350,6 +392,8 @@ class Inbound:
     def _asked(self, count: int, size: int, opens: bool) -> tuple[Reply | None, int]:
         """Ask the admission rules; return the refusal, if any, and the recipients that are let in."""
         limits, queue = self._limits, self._queue
+        if self._shut is not None:
+            return self._shut, 0
         self._reap()
         pressure = Pressure(
             self._connections,
@@ -380,6 +424,14 @@ class Inbound:
     def _turn_away(self, number: int) -> None:
         """The client heard 421: it comes again a little later, a few times."""
         self.turned_away += 1
+        self._try_again(number)
+
+    def _cut_off(self, number: int) -> None:
+        """The client found nobody, or lost its connection: it does the same."""
+        self.broken += 1
+        self._try_again(number)
+
+    def _try_again(self, number: int) -> None:
         tries = self._tries.pop(number, 1)
         if tries < self._tries_max:
             self._tries[number] = tries + 1

@@ -6,15 +6,25 @@ because SimPy can't cancel what is scheduled: a model of mail would fill with 5-
 """
 
 import itertools
-from collections.abc import Callable
-from heapq import heappop, heappush
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Collection
+from functools import partial
+from heapq import heapify, heappop, heappush
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import simpy
 from simpy.core import StopSimulation
 from simpy.events import NORMAL
 
 Backend: TypeAlias = Literal["simpy", "heapq"]
+
+
+class Forgotten(NamedTuple):
+    """A call that will not be made."""
+
+    at: float
+    """When it would have been."""
+    function: Callable[[Any], None]
+    argument: Any
 
 
 class Kernel(Protocol):
@@ -31,6 +41,13 @@ class Kernel(Protocol):
         """Let the call that is being made go on at a later instant, if no other is due until then or at it.
 
         What would have been scheduled for that instant can then be done at once. Returns whether the clock was moved.
+        """
+        ...
+
+    def forget(self, owners: Collection[object]) -> list[Forgotten]:
+        """Make none of the calls of methods of some objects that are scheduled now; return them in their order.
+
+        A call of `EventLoop.do` belongs to whose job it is. Takes as long as there are calls: it is for the end of a process.
         """
         ...
 
@@ -81,6 +98,14 @@ class SimpyKernel:
         self.now = at
         return True
 
+    def forget(self, owners: Collection[object]) -> list[Forgotten]:
+        """See `Kernel.forget`."""
+        queue = self._queue
+        kept, gone = _split(queue, owners, lambda entry: entry[3][0], lambda entry: entry[:3])
+        queue[:] = kept
+        heapify(queue)
+        return [Forgotten(at, call[0], call[1]) for at, _, _, call in gone]
+
     def _make(self, call: Any) -> None:
         function, argument, self.now = call
         function(argument)
@@ -117,6 +142,13 @@ class HeapKernel:
         self.now = at
         return True
 
+    def forget(self, owners: Collection[object]) -> list[Forgotten]:
+        """See `Kernel.forget`."""
+        kept, gone = _split(self._heap, owners, lambda entry: entry[2], lambda entry: entry[:2])
+        self._heap[:] = kept
+        heapify(self._heap)
+        return [Forgotten(at, function, argument) for at, _, function, argument in gone]
+
     def run(self) -> None:
         """See `Kernel.run`."""
         heap = self._heap
@@ -127,6 +159,24 @@ class HeapKernel:
     def stop(self) -> None:
         """See `Kernel.stop`."""
         self._stopped = True
+
+
+def _split(
+    entries: list[Any],
+    owners: Collection[object],
+    function_of: Callable[[Any], Any],
+    order: Callable[[Any], Any],
+) -> tuple[list[Any], list[Any]]:
+    """Return what stays and what goes, the latter in its order."""
+    dead = set(map(id, owners))
+    kept: list[Any] = []
+    gone: list[Any] = []
+    for entry in entries:
+        function = function_of(entry)
+        while isinstance(function, partial):
+            function = function.args[0]
+        (gone if id(getattr(function, "__self__", None)) in dead else kept).append(entry)
+    return kept, sorted(gone, key=order)
 
 
 def make_kernel(backend: Backend) -> Kernel:

@@ -93,6 +93,18 @@ class LocalMail:
             seconds = self._timeout_s
         kernel.schedule(loop.done_at - kernel.now + seconds, self._end, (envelope, number, in_time))
 
+    def lose(self) -> None:
+        """The process is gone: what it was delivering is delivered again."""
+        self.running = 0
+
+    def delivered(self, job: Callable[[Any], None], argument: Any) -> EvpId | None:
+        """Return the envelope that a job would have told the core is delivered; None if it is no such job."""
+        if job != self._finish:
+            return None
+        envelope, number, in_time = argument
+        well = in_time and not self._failures[number] and not self._fatal[number]
+        return envelope if well else None
+
     def _end(self, ended: tuple[EvpId, int, bool]) -> None:
         self._loop.do(self._finish, ended)
 

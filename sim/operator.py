@@ -1,6 +1,7 @@
 """The model's operator: does at its instant what the timeline says, as `mta/operations.py` does for ``mtactl``."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from mta.core.stimuli import (
     Agent,
@@ -12,7 +13,11 @@ from mta.core.stimuli import (
 )
 from sim.driver import Driver
 from sim.kernel import Kernel
+from sim.restarts import RestartDriver
 from sim.timeline import Change, Event
+
+AGAIN_S: Final = 0.1
+"""How long an operator waits who finds the server starting; testbed/observe.py."""
 
 
 class Operator:
@@ -30,7 +35,15 @@ class Operator:
             self._kernel.schedule(change.event.at_s, self._due, change)
 
     def _due(self, change: Change) -> None:
-        self._driver.loop.do(self._act, change)
+        driver = self._driver
+        if isinstance(driver, RestartDriver) and driver.is_away:
+            # Nobody listens yet; mtactl would be called again.
+            self._kernel.schedule(AGAIN_S, self._due, change)
+        elif change.event.restart:
+            assert isinstance(driver, RestartDriver), "made for a timeline without restarts"
+            driver.restart(change.event)
+        else:
+            driver.loop.do(self._act, change)
 
     def _act(self, change: Change) -> None:
         driver, event = self._driver, change.event

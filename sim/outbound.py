@@ -12,7 +12,7 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from mta.core.address import mailbox_key
 from mta.core.ids import EvpId, SessionId
@@ -372,6 +372,45 @@ class Outbound:
         host.connections.discard(connection)
         if conn is not None and not conn.closed:
             host.remote.disconnect(conn, host.at(self._kernel.now))
+
+    # The end of the process
+
+    def taken(
+        self, function: Callable[[Any], None], argument: Any, early_s: float
+    ) -> Sequence[EvpId]:
+        """Return the envelopes that a host has taken, if a call would have told us so.
+
+        Args:
+            function: what would have been called, by the clock or by the loop.
+            argument: with what.
+            early_s: how long before, seconds; what left the host by then has arrived, whoever reads it.
+        """
+        if function is not self._answered and function != self._finish:
+            return ()
+        _, verdict, evpids, patient = argument
+        if not patient or early_s > self._costs.network_s / 2:
+            return ()
+        return [
+            evpid
+            for evpid, reply in zip(evpids, verdict.results, strict=True)
+            if reply is not None and reply.code < 400
+        ]
+
+    def lose(self) -> None:
+        """The process is gone: its kernel resets every connection, and hosts notice.
+
+        Calls that the clock still has are the caller's to forget; hosts are watched from now on.
+        """
+        for session in sorted(self.connections):
+            connection = self.connections[session]
+            connection.state = State.OVER
+            host, conn = connection.host, connection.conn
+            host.connections.discard(connection)
+            if conn is not None and not conn.closed:
+                host.remote.disconnect(conn, host.at(self._kernel.now))
+        self.connections.clear()
+        for host in self.hosts.values():
+            self._watch(host)
 
     # Hosts that go away
 

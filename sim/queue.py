@@ -32,6 +32,7 @@ class GroupCommit:
         "commits",
         "longest_batch",
         "on_commit",
+        "settled",
         "slower",
         "waiting_bytes",
     )
@@ -65,11 +66,37 @@ class GroupCommit:
         self.longest_batch = 0
         self.on_commit: Callable[[int, int, float], None] | None = None
         """Told of each commit: submissions, removals and deferrals, seconds."""
+        self.settled: Callable[[list[Any], int], None] | None = None
+        """Told what each commit has made durable, before anybody hears of it: submissions, and how many of what lagged."""
 
     @property
     def waiting(self) -> int:
         """Submissions that wait for a commit."""
         return len(self._waiting)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is being written."""
+        return not (self._busy or self._waiting or self._lagging)
+
+    def lose(self) -> list[Any]:
+        """The process is gone: return the submissions that waited, none of which is durable.
+
+        Its calls that the clock still has are the caller's to forget.
+        """
+        lost, self._waiting = self._waiting, []
+        self._lagging = 0
+        self._lag_armed = self._busy = False
+        self.waiting_bytes = 0
+        return lost
+
+    def outlives(self, left_s: float) -> bool:
+        """Return whether a commit is durable though its process is killed so long before its end.
+
+        It is once it is in its fsync: what was written is the kernel's, and a process that dies takes none of it along. Before
+        that its rows are in the process, or in a log without the mark that makes them count.
+        """
+        return left_s <= self._commit_s * self.slower
 
     def put(self, submission: Any, after: float, *, last: bool = False) -> None:
         """Make something durable; the writer is rung ``after`` seconds from now.
@@ -129,6 +156,8 @@ class GroupCommit:
         self.commits += 1
         if self.on_commit is not None:
             self.on_commit(len(batch), lagging, seconds)
+        if self.settled is not None:
+            self.settled(batch, lagging)
         if batch:
             if len(batch) > self.longest_batch:
                 self.longest_batch = len(batch)

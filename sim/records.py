@@ -28,6 +28,8 @@ from mta.core.stimuli import (
     ConnectionFailed,
     ConnectionReady,
     DomainResolved,
+    DrainRequested,
+    EnvelopeRestored,
     LimitChanged,
     LocalDeliveryDone,
     MessageSubmitted,
@@ -57,12 +59,14 @@ _KINDS: Final[Mapping[type, int]] = {
             AgentPaused,
             AgentResumed,
             ScheduleRequested,
+            EnvelopeRestored,
+            DrainRequested,
         )
     )
 }
 
 _OPERATORS: Final = _KINDS[LimitChanged]
-"""From here on it is what an operator says, which is seldom."""
+"""From here on it is what an operator says, and what a start restores, which is seldom."""
 
 
 class Fingerprint:

@@ -73,6 +73,10 @@ class Resolver:
         self.hits = 0
         self.misses = 0
 
+    def lose(self) -> None:
+        """The process is gone, and its cache with it."""
+        self._cache.clear()
+
     def cached(self, domain: str) -> Resolution | None:
         """Return the answer if it is known, with the rest of its TTL."""
         kept = self._cache.get(domain)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,22 @@ SERIES: Final = (
     "connections",
 )
 """The arrays of a result beside ``t``."""
+
+
+class Restart(NamedTuple):
+    """One end of the process and its next start, in seconds after the start of the load."""
+
+    at_s: float
+    """When the timeline wanted it."""
+    how: str
+    gone_s: float
+    """When the process was gone."""
+    opened_s: float
+    """When its door was open again; NaN if the run ended before."""
+    restored_s: float
+    """When the core knew the whole queue again; NaN if the run ended before."""
+    envelopes: int
+    """How many there were on the disk at the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,8 @@ class SimResult:
     census: tuple[tuple[Census, int], ...] = ()
     """What was there at each sample, and messages accepted so far, if that was asked for: `sim.compare` counts memory
     again from it."""
+    restarts: tuple[Restart, ...] = ()
+    """Each end of the process and its next start."""
     layout: str = ""
     """Whose bytes ``rss_bytes`` and ``live_bytes`` are; empty for those of our representation."""
 
@@ -131,9 +149,18 @@ class SimResult:
             "busy_share": round(self.busy_share, 6),
             "delivery_latency_s": self.quantiles(),
             "local": self.local.summary() if self.local is not None else None,
+            "restarts": [told(each) for each in self.restarts],
             "stimuli": self.stimuli,
             "fingerprint": self.fingerprint,
         }
+
+
+def told(restart: Restart) -> dict[str, Any]:
+    """Return a restart for JSON: what has not happened is None."""
+    return {
+        key: None if value != value else round(value, 6) if isinstance(value, float) else value
+        for key, value in restart._asdict().items()
+    }
 
 
 COUNTS: Final = {
@@ -152,5 +179,9 @@ COUNTS: Final = {
     "connections_opened": "outbound connections tried",
     "connections_failed": "outbound connections that did not become ready",
     "commits": "group commits",
+    "broken": "times that a client found no server, or lost it before it had its answer",
+    "duplicates": "envelopes delivered once more because the end of a process hid the time before",
+    "duplicates_client": "envelopes delivered once more because a client that had no answer sent again",
+    "unacknowledged": "envelopes delivered of messages whose clients never had an answer",
 }
 """Names in `SimResult.counts` and what they count."""

@@ -6,17 +6,21 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from mta.core import records
 from mta.core.engine import Engine
 from mta.core.ids import SessionId
+from mta.core.instructions import Instruction
+from mta.core.limitchange import limit_rows
 from mta.core.settings import flatten
+from mta.core.stimuli import Stimulus
 from sim.census import census_of, local_standing
 from sim.costs import Costs
 from sim.cpu import EventLoop
@@ -28,11 +32,15 @@ from sim.operator import Operator
 from sim.records import Fingerprint, TraceWriter
 from sim.remote import RemoteHost, build_hosts, build_name_servers
 from sim.resolver import Resolver
+from sim.restarts import RestartDriver
 from sim.result import COUNTS, SAMPLE_S, SERIES, SimResult
 from sim.scenario import Scenario, domains_of, mx_records, sender_domain
 from sim.settings import ModelConfig, delivery_timeout, model_config
 from sim.timeline import changes_of
 from sim.workload import Schedule, draw
+
+DRAIN_S: Final = 30.0
+"""Longest wait of an orderly stop, unless the scenario's server says otherwise; mta/config.py."""
 
 __all__ = ["COUNTS", "SAMPLE_S", "SERIES", "Model", "SimResult", "simulate"]
 
@@ -68,18 +76,21 @@ class Model:
         self.seed = config.seed or scenario.seed or 1
         self.kernel: Kernel = make_kernel(backend)
         name = f"{self.seed}" if not replication else f"{self.seed}/{replication}"
-        self.engine = Engine(
-            # All decide alike, and what `fixed` takes is reckoned: the model need not really have it.
-            representation="slim" if config.envelope == "fixed" else config.envelope,
-            limits=config.limits,
-            retry=config.retry,
-            concurrency=config.concurrency,
-            stream=lambda concern: Random(f"{name}/{concern}"),
-            now=start,
-            first_session=SessionId(0),
-            warn_after_s=config.bounce.warn_interval_s,
-            rules=config.relay_rules(),
-        )
+
+        def make_engine(now: float) -> Engine:
+            """Return the core of a process; as for real, it has the seed of the one before."""
+            return Engine(
+                # All decide alike, and what `fixed` takes is reckoned: the model need not really have it.
+                representation="slim" if config.envelope == "fixed" else config.envelope,
+                limits=config.limits,
+                retry=config.retry,
+                concurrency=config.concurrency,
+                stream=lambda concern: Random(f"{name}/{concern}"),
+                now=now,
+                first_session=SessionId(0),
+                warn_after_s=config.bounce.warn_interval_s,
+                rules=config.relay_rules(),
+            )
 
         def resolver(_: EventLoop) -> Resolver:
             return Resolver(
@@ -92,27 +103,36 @@ class Model:
                 max_mx=config.limits.mta.max_mx,
             )
 
-        self.driver = Driver(
-            self.kernel,
-            self.engine,
-            self.costs,
-            config.limits,
-            load=scenario.load,
-            schedule=schedule,
-            hosts=build_hosts(scenario, replication=replication, source=source)
+        parts: dict[str, Any] = {
+            "load": scenario.load,
+            "schedule": schedule,
+            "hosts": build_hosts(scenario, replication=replication, source=source)
             if hosts is None
             else dict(hosts),
-            resolver=resolver,
-            groups=scenario.local,
-            delivery_timeout_s=delivery_timeout(scenario.server, source=source),
-            start=start,
-        )
+            "resolver": resolver,
+            "groups": scenario.local,
+            "delivery_timeout_s": delivery_timeout(scenario.server, source=source),
+            "start": start,
+        }
+        core = self.kernel, make_engine(start), self.costs, config.limits
         timeline = changes_of(scenario.timeline, config.limits, source=source)
+        self._mortal: RestartDriver | None = None
+        """The driver, if its process ends before the run does."""
+        if any(change.event.restart for change in timeline):
+            self._mortal = RestartDriver(
+                *core,
+                make_engine=make_engine,
+                configured={row["key"]: row["value"] for row in limit_rows(config.limits)},
+                drain_s=float(scenario.server.get("drain_s", DRAIN_S)),
+                **parts,
+            )
+        self.driver = self._mortal or Driver(*core, **parts)
         self.operator = Operator(self.kernel, self.driver, timeline)
         self.layout = layout
         self.census: list[tuple[Census, int]] | None = None
         """What was there at each sample, and messages accepted by then; None if nobody asks."""
         self.memory = Memory(costs.memory_of(config.envelope))
+        self._starts = 0
         self.start_at = start
         self.replication = replication
         self.writer: TraceWriter | None = None
@@ -123,13 +143,23 @@ class Model:
         self._samples: list[tuple[int, ...]] = []
         self._horizon_s = math.inf
 
-    def header(self) -> records.Record:
-        """Return the first line of the run's trace."""
+    @property
+    def engine(self) -> Engine:
+        """The core; of the process that there is now, or was last."""
+        return self.driver.engine
+
+    def trace(self, stimulus: Stimulus, now: float, instructions: list[Instruction]) -> None:
+        """Write a stimulus to the trace of the process that heard it."""
+        assert self.writer is not None
+        self.writer.observe(stimulus, now, instructions)
+
+    def header(self, started_at: float | None = None) -> records.Record:
+        """Return the first line of the run's trace, or of that of a process that was started later."""
         settings = flatten(self.config)
         limits = {key: value for key, value in settings.items() if key.startswith("limits.")}
         return records.header(
             clock="simulated",
-            started_at=self.start_at,
+            started_at=self.start_at if started_at is None else started_at,
             seed=self.seed,
             representation=self.config.envelope,
             limits=limits,
@@ -154,8 +184,13 @@ class Model:
 
     def _sample(self, _: None) -> None:
         driver, kernel = self.driver, self.kernel
-        scheduler = self.engine.scheduler
+        scheduler, mortal = self.engine.scheduler, self._mortal
         queued = len(scheduler.store)
+        deferred = scheduler.counts.tempfail
+        if mortal is not None:
+            deferred += mortal.past["tempfail"]
+            if mortal.is_down:
+                queued = len(mortal.spool)
         inbound = driver.inbound
         rss_bytes, live_bytes = self._bytes()
         self._t.append(kernel.now)
@@ -168,7 +203,7 @@ class Model:
                 live_bytes,
                 inbound.accepted_envelopes,
                 driver.delivered,
-                scheduler.counts.tempfail,
+                deferred,
                 len(driver.outbound.connections),
             )
         )
@@ -193,6 +228,15 @@ class Model:
     def _bytes(self) -> tuple[int, int]:
         """Return resident memory now, and what of it is the queue."""
         driver, memory, fill = self.driver, self.memory, self.driver.fill
+        mortal, before = self._mortal, 0
+        if mortal is not None:
+            if mortal.is_down:
+                return 0, 0
+            before = mortal.accepted_before
+            if len(mortal.restarts) != self._starts:
+                # What the process before had and kept went with it.
+                self._starts = len(mortal.restarts)
+                self.memory = memory = Memory(self.costs.memory_of(self.config.envelope))
         if self.census is not None:
             self.census.append((census_of(driver), driver.inbound.accepted))
         if self.layout is not None:
@@ -207,7 +251,7 @@ class Model:
         rss_bytes = memory.rss_bytes(
             envelopes=envelopes,
             body_bytes=fill.size_bytes,
-            messages=driver.inbound.accepted,
+            messages=driver.inbound.accepted - before,
             in_flight=in_flight,
             local=local,
         )
@@ -215,7 +259,7 @@ class Model:
 
     def result(self, fingerprint: Fingerprint | None = None) -> SimResult:
         """Return what the run came to."""
-        driver, counted = self.driver, self.engine.scheduler.counts
+        driver, counted, mortal = self.driver, self.engine.scheduler.counts, self._mortal
         columns = np.array(self._samples, dtype=np.int64).T
         inbound, outbound = driver.inbound, driver.outbound
         drained = inbound.ended_at is not None and not driver.messages
@@ -230,12 +274,23 @@ class Model:
             "bounced": counted.bounced,
             "failed": driver.failed,
             "expired": counted.expired,
-            "queued": len(self.engine.store),
+            "queued": len(self.engine.store) if mortal is None else len(mortal.spool),
             "transactions": outbound.transactions,
             "connections_opened": outbound.opened,
             "connections_failed": outbound.failed,
             "commits": driver.queue.commits,
+            "broken": inbound.broken,
+            "duplicates": 0 if mortal is None else mortal.duplicates,
+            "duplicates_client": 0 if mortal is None else mortal.duplicates_client,
+            "unacknowledged": 0 if mortal is None else mortal.unacknowledged,
         }
+        if mortal is not None:
+            for key, name in (
+                ("deferred", "tempfail"),
+                ("bounced", "bounced"),
+                ("expired", "expired"),
+            ):
+                counts[key] += mortal.past[name]
         assert counts.keys() == COUNTS.keys()
         return SimResult(
             scenario=self.scenario.name,
@@ -257,6 +312,7 @@ class Model:
             if driver.ledger is None
             else driver.ledger.result(now=self.kernel.now, attempts=driver.local.started),
             census=tuple(self.census or ()),
+            restarts=() if mortal is None else tuple(mortal.restarts),
             layout=self.layout.name if self.layout is not None else "",
         )
 
@@ -331,8 +387,10 @@ def simulate(
         observers.append(print_.observe)
     if trace is not None:
         model.writer = TraceWriter(trace, model.header())
-        observers.append(model.writer.observe)
+        observers.append(model.trace)
         model.driver.queue.on_commit = _commit_records(model)
+        if isinstance(model.driver, RestartDriver):
+            model.driver.born = partial(_next_trace, model, trace)
     model.driver.observer = _all(observers)
     try:
         model.run()
@@ -340,6 +398,20 @@ def simulate(
         if model.writer is not None:
             model.writer.close()
     return model.result(print_)
+
+
+def _next_trace(model: Model, first: Path) -> None:
+    """Begin the trace of the next process: a trace is what one core heard."""
+    assert model.writer is not None
+    assert isinstance(model.driver, RestartDriver)
+    model.writer.close()
+    number = len(model.driver.restarts) + 1
+    model.writer = TraceWriter(later_trace(first, number), model.header(model.driver.now))
+
+
+def later_trace(first: Path, number: int) -> Path:
+    """Return where the trace of the n-th process of a run is, from 1: ``trace.jsonl``, ``trace-2.jsonl``."""
+    return first if number == 1 else first.with_name(f"{first.stem}-{number}{first.suffix}")
 
 
 def _commit_records(model: Model) -> Callable[[int, int, float], None]:
@@ -383,6 +455,7 @@ def _slowed(costs: Costs) -> Costs:
         "local_s",
         "fork_s",
         "local_done_s",
+        "restore_s",
     )
     return replace(costs, idle_share=0.0, **{name: getattr(costs, name) * factor for name in names})
 

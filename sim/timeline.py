@@ -1,4 +1,4 @@
-"""What happens to the server while the load goes on: what its operator does, and what its disk does.
+"""What happens to the server while the load goes on: what its operator does, what its disk does, and when its process ends.
 
 A scenario lists it (``[[timeline]]``), each entry at an instant of the load. The model tells its core at that instant
 (`sim.operator`), the bench says it on the control socket of the real server (`testbed.operator`): the same limits by the
@@ -21,8 +21,16 @@ EVENTS_MAX: Final = 1000
 SLOWER_MAX: Final = 1e6
 """Times that a disk may be slower."""
 
+DOWN_MIN_S: Final = 0.1
+DOWN_MAX_S: Final = 3600.0
+"""Seconds for which a server may be down."""
+
 Part: TypeAlias = Literal["smtp", "mta", "mda"]
 """What ``mtactl pause`` can stop as a whole."""
+
+
+SIGNALS: Final = {"kill": "SIGKILL", "stop": "SIGTERM"}
+"""By which a server ends."""
 
 
 @dataclass(slots=True)
@@ -44,18 +52,28 @@ class Event:
     and what was accepted stays."""
     slower: float = 10.0
     """How many times as long a commit takes on a slow disk."""
+    restart: Literal["", "kill", "stop"] = ""
+    """The server's process ends and is started again on the same queue: ``kill`` by SIGKILL, ``stop`` by SIGTERM, which lets
+    it finish what it is doing. An entry of its own, and no other may come before it is started again."""
+    down_s: float = 1.0
+    """From its end until it is started again. Until it has read its queue it takes some time more."""
 
     def problems(self) -> Iterator[Problem]:
         """Yield what has the right type and makes no sense; see `mta.core.settings`."""
         yield from in_range(("at_s", self.at_s, 0, 1e9), ("slower", self.slower, 1, SLOWER_MAX))
+        yield from in_range(("down_s", self.down_s, DOWN_MIN_S, DOWN_MAX_S))
         for key, value in leaves(self.set):
             if not isinstance(value, bool | int | float | str):
                 yield "set", key, "must have a single value"
         for part in self.pause:
             if part in self.resume:
                 yield "resume", part, "is paused at the same instant"
-        if not (self.set or self.pause or self.resume or self.schedule or self.disk):
-            yield "at_s", self.at_s, "is the instant of nothing: set, pause, resume, schedule, disk"
+        others = self.set or self.pause or self.resume or self.schedule or self.disk
+        if not (others or self.restart):
+            problem = "is the instant of nothing: set, pause, resume, schedule, disk, restart"
+            yield "at_s", self.at_s, problem
+        if others and self.restart:
+            yield "restart", self.restart, "must be an entry of its own"
 
     def words(self) -> list[str]:
         """Return what is done, each as ``mtactl`` would be told; for logs and plots."""
@@ -66,6 +84,8 @@ class Event:
             said.append("schedule all")
         if self.disk:
             said.append(f"disk {self.disk}" + (f" {self.slower:g}x" if self.disk == "slow" else ""))
+        if self.restart:
+            said.append(f"{SIGNALS[self.restart]}, {self.down_s:g} s down")
         return said
 
 
@@ -95,12 +115,21 @@ def changes_of(events: Sequence[Event], limits: Limits, *, source: str) -> list[
         source: the scenario's file, for errors.
 
     Raises:
-        ConfigError: a limit that there is not, that needs a restart, or a value that makes no sense then.
+        ConfigError: a limit that there is not, that needs a restart, or a value that makes no sense then; an entry while
+            the server is down.
     """
     now = copy.deepcopy(limits)
     checked = []
+    up_s = 0.0
     numbered = sorted(enumerate(events), key=lambda each: each[1].at_s)
     for number, event in numbered:
+        if event.at_s < up_s:
+            raise ConfigError(
+                source, f"timeline.{number}.at_s", event.at_s, "the server is down then"
+            )
+        if event.restart:
+            up_s = event.at_s + event.down_s
+            now = copy.deepcopy(limits)  # What was set goes with the process.
         found = []
         for name, value in leaves(event.set):
             try:

@@ -16,6 +16,7 @@ from testbed.children import RunError, UsageError
 Ask: TypeAlias = Callable[..., object]
 """Sends a verb with its fields to the control socket."""
 
+NO_RESTART: Final = "a server that ends is for the model (sim run)"
 NO_DISK: Final = "a disk that is slow or full is for the model (sim run)"
 
 
@@ -30,6 +31,10 @@ def checked(scenario: Scenario) -> list[Change]:
         return []
     limits = model_config(scenario.server, source=scenario.name).limits
     for number, event in enumerate(scenario.timeline):
+        if event.restart:
+            raise UsageError(
+                f"{scenario.name}: timeline.{number}.restart = {event.restart!r}: {NO_RESTART}"
+            )
         if event.disk:
             raise UsageError(f"{scenario.name}: timeline.{number}.disk = {event.disk!r}: {NO_DISK}")
     return changes_of(scenario.timeline, limits, source=scenario.name)

@@ -1,5 +1,6 @@
 """A run in which everything happens, and somebody who keeps its own books of it."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from mta.core.instructions import (
@@ -15,12 +16,14 @@ from mta.core.settings import build
 from mta.core.stimuli import (
     ConnectionClosed,
     ConnectionFailed,
+    EnvelopeRestored,
     LocalDeliveryDone,
     MessageSubmitted,
     Stimulus,
     TransactionDone,
 )
 from sim.costs import Costs
+from sim.restarts import RestartDriver
 from sim.result import SimResult
 from sim.runner import Model
 from sim.scenario import Scenario, to_dict
@@ -35,7 +38,12 @@ CAPS: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
-def rough(messages: int, *, caps: dict[str, Any] | None = None) -> Scenario:
+def rough(
+    messages: int,
+    *,
+    caps: dict[str, Any] | None = None,
+    timeline: Sequence[dict[str, Any]] = (),
+) -> Scenario:
     """Return a scenario in which everything happens: refusals, outages, silence, greylisting, local mail, full queues."""
     known = merged(CAPS, caps or {})
     near = {"kind": "latency", "law": "lognormal", "median_s": 0.02, "sigma": 0.8}
@@ -71,6 +79,7 @@ def rough(messages: int, *, caps: dict[str, Any] | None = None) -> Scenario:
     table["destinations"].append(
         {"name": "grey", "domain": "grey.test", "hosts": 2, "domains": 5, "behaviours": grey}
     )
+    table["timeline"] = list(timeline)
     return build(Scenario, table, source="rough")
 
 
@@ -85,6 +94,8 @@ class Auditor:
         self._model = model
         self._every = validate_every
         model.driver.observer = self.observe
+        if isinstance(model.driver, RestartDriver):
+            model.driver.died = self.died
         self.events = 0
         self.wrong = 0
         """Events after which the books do not balance."""
@@ -110,20 +121,36 @@ class Auditor:
     def _end(self, what: str, key: Any, now: float) -> None:
         self.sojourns[what] += now - self._since[what].pop(key)
 
+    def died(self, now: float) -> None:
+        """The process is gone: whatever stayed with it stays no longer, and its numbers are 0 from here on."""
+        self._pass(now)
+        for what, since in self._since.items():
+            for key in list(since):
+                self._end(what, key, now)
+        self._host_of.clear()
+        self._users.clear()
+        self._numbers = (0, 0, 0, 0)
+
+    def _pass(self, now: float) -> None:
+        """Let time go by with the numbers of before."""
+        elapsed = now - self._last_s
+        for name, number in zip(self.areas, self._numbers, strict=True):
+            self.areas[name] += elapsed * number
+        self._last_s = now
+
     def observe(self, stimulus: Stimulus, now: float, instructions: list[Instruction]) -> None:
         """Take one event in."""
         engine = self._model.engine
         self.events += 1
         self.late += now < self._last_s
-        elapsed = now - self._last_s
-        for name, number in zip(self.areas, self._numbers, strict=True):
-            self.areas[name] += elapsed * number
-        self._last_s = now
+        self._pass(now)
         kind: type = type(stimulus)
         told: Any = stimulus
         if kind is MessageSubmitted:
             for number in range(1, len(told.recipients) + 1):
                 self._begin("queue", told.msgid << 32 | number, now)
+        elif kind is EnvelopeRestored:
+            self._begin("queue", told.evpid, now)
         elif kind is TransactionDone:
             self._end("transactions", told.session, now)
         elif kind is ConnectionClosed or kind is ConnectionFailed:
@@ -180,12 +207,15 @@ class Auditor:
 
 
 def audited(
-    messages: int, *, caps: dict[str, Any] | None = None
+    messages: int,
+    *,
+    caps: dict[str, Any] | None = None,
+    timeline: Sequence[dict[str, Any]] = (),
 ) -> tuple[Auditor, SimResult, Model]:
     """Run the rough scenario with an auditor."""
     seen: list[tuple[Auditor, Model]] = []
     result = run(
-        rough(messages, caps=caps),
+        rough(messages, caps=caps, timeline=timeline),
         costs=SLOW,
         prepare=lambda model: seen.append((Auditor(model), model)),
     )

@@ -128,7 +128,7 @@ def test_waiting_mail_is_tried_when_the_operator_says_so():
     ("entry", "line"),
     [
         ("at_s = -1.0\nschedule = true", "x.toml: timeline.0.at_s = -1.0: must be from 0 to 1000000000.0"),
-        ("at_s = 1.0", "x.toml: timeline.0.at_s = 1.0: is the instant of nothing: set, pause, resume, schedule, disk"),
+        ("at_s = 1.0", "x.toml: timeline.0.at_s = 1.0: is the instant of nothing: set, pause, resume, schedule, disk, restart"),
         ('at_s = 1.0\npause = ["mta"]\nresume = ["mta"]', 'x.toml: timeline.0.resume = "mta": is paused at the same instant'),
         ('at_s = 1.0\npause = ["queue"]', 'x.toml: timeline.0.pause.0 = "queue": must be one of "smtp", "mta", "mda"'),
         ("at_s = 1.0\nset = { limits = { mta = [1] } }", 'x.toml: timeline.0.set = "limits.mta": must have a single value'),

@@ -23,7 +23,7 @@ from mta.stspolicies import AGAIN_S
 from mta.tlsplan import NOT_ALLOWED, TESTED
 from tests.mta.test_outbound import LOOPS, LoopFactory, Recorder, run
 from tests.mta.test_outtls import SHORT, deliver
-from tests.mta.test_resolver import Bench, bench
+from tests.support.nameserver import Bench, bench
 from tests.support.tlsmx import NAME, TlsMx, authority
 
 DOMAIN = "example.org"

@@ -27,8 +27,8 @@ from mta.smtpclient import TOO_MUCH_DATA
 from mta.smtphello import NO_STARTTLS, REFUSED_STARTTLS, Login
 from mta.smtpstates import Timeouts
 from mta.tlspipe import TlsPipe
-from tests.mta.test_outbound import LOOPS, LoopFactory, Recorder, one_message, run
 from tests.support.faults import FaultyEffects, Plan
+from tests.support.scriptedmx import LOOPS, LoopFactory, Recorder, one_message, run
 from tests.support.tlsmx import NAME, TlsMx, authority
 
 SHORT = Timeouts(hello=0.3, banner=5.0)

@@ -21,9 +21,9 @@ from mta.outtls import OutboundTls
 from mta.smtphello import NO_STARTTLS
 from mta.stspolicies import AGAIN_S
 from mta.tlsplan import NOT_ALLOWED, TESTED
-from tests.mta.test_outbound import LOOPS, LoopFactory, Recorder, run
 from tests.mta.test_outtls import SHORT, deliver
 from tests.support.nameserver import Bench, bench
+from tests.support.scriptedmx import LOOPS, LoopFactory, Recorder, run
 from tests.support.tlsmx import NAME, TlsMx, authority
 
 DOMAIN = "example.org"

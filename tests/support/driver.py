@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from mta.effects import Effects
 from mta.outconnection import SessionRow
 from mta.queue.sqlite import SqliteQueue
 from mta.trace import Tracer
+from tests.support.faults import Plan
 
 EPOCH = 1_700_000_000.0
 OK = (Outcome.OK, "250 2.0.0 Ok")
@@ -349,3 +351,20 @@ async def rig(
     finally:
         loop.set_exception_handler(None)
         await queue.close()
+
+
+def failing_reads(
+    error: Callable[[], BaseException] = lambda: sqlite3.OperationalError("disk I/O error"),
+) -> Plan:
+    """Return a plan by which the queue can't be read any more."""
+    return Plan(1, error=error, for_good=True, matches=lambda p: p.site == "read")
+
+
+def failing_commits() -> Plan:
+    """Return a plan by which nothing can be written to the queue any more."""
+    return Plan(
+        1,
+        error=lambda: sqlite3.OperationalError("database or disk is full"),
+        for_good=True,
+        matches=lambda p: p.site in ("commit", "probe.commit", "probe"),
+    )

@@ -1,6 +1,8 @@
 """Tables that behave, for tests of expansion."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mta.core.address import Path, parse_path
 from mta.core.aliases import ParseError, parse_aliases, parse_entries
@@ -90,6 +92,12 @@ RULES = (
     RuleConfig("relay", ["*"], "relay"),
 )
 """Local users at example.test, virtual ones at virtual.test and v2.test, the rest elsewhere."""
+LOCAL, VIRTUAL, RELAY = RULES
+
+
+def local(**changes: Any) -> list[RuleConfig]:
+    """Return the rules, with a first one that is a little different."""
+    return [dataclasses.replace(LOCAL, **changes), VIRTUAL, RELAY]
 
 
 def expand(

@@ -15,7 +15,7 @@ from mta.core.settings import ConfigError
 from testbed.children import RunError, UsageError
 from testbed.comparecommand import compare_command, run_comparison
 from testbed.ending import catch_signals, fail, interrupted
-from testbed.gatecommand import check_gates, failed_gates, gates_of
+from testbed.gatecommand import check_gates, failed_gates, gates_of, help_if_asked
 from testbed.peercommand import peers_app
 from testbed.policycommand import policies_command
 from testbed.results import print_result, render_result
@@ -39,6 +39,8 @@ FailIf = Annotated[
     typer.Option(
         "--fail-if",
         metavar="CONDITION",
+        is_eager=True,
+        callback=help_if_asked,
         help="Exit with 1 if it holds, as 'p99_accepted>800ms'; several may follow. `help` lists quantities; `unhealthy`:"
         " what the scenario expects does not hold.",
     ),

@@ -1,22 +1,31 @@
 """`testbed compare`, `testbed peers` and the sweep of `testbed run`: several runs, one page."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from mta.core.settings import ConfigError
-from testbed.children import RunError
+from testbed.children import RunError, UsageError
 from testbed.ending import catch_signals, fail, interrupted
-from testbed.gatecommand import check_gates, failed_gates, gates_of
+from testbed.gatecommand import check_gates, failed_gates, gates_of, help_if_asked
 from testbed.results import print_result, render_result
+
+if TYPE_CHECKING:
+    from testbed.rundir import Run
 
 FailIf = Annotated[
     list[str] | None,
-    typer.Option("--fail-if", metavar="CONDITION", help="As of `testbed run`; about every run."),
+    typer.Option(
+        "--fail-if",
+        metavar="CONDITION",
+        is_eager=True,
+        callback=help_if_asked,
+        help="As of `testbed run`; about every run.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result instead of tables.")]
 Out = Annotated[
@@ -27,6 +36,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of every scenario."),
 ]
+
+
+NO_RESULTS: Final = "has no results: none of its servers came to its end"
 
 
 def compare_command(
@@ -43,13 +55,13 @@ def compare_command(
     """Put runs beside each other: a table, figures and a page. Runs of the same scenario, settings and server are repeats."""
     from testbed.comparing import RESULT, cells_of, compared
     from testbed.run import new_directory
-    from testbed.rundir import Run, find, write_json
+    from testbed.rundir import write_json
     from testbed.summary import host, versions
 
     gates = gates_of(fail_if, None)
     try:
         check_gates(gates, None)
-        found = [Run(part) for name in names for part in _parts(find(name, runs))]
+        found, skipped = _found(names, runs)
         result = compared(
             cells_of(found),
             title="Runs side by side",
@@ -57,7 +69,7 @@ def compare_command(
             command=shlex.join(["testbed", "compare", *names]),
             host=host(),
             versions=versions(),
-            skipped=[],
+            skipped=skipped,
             failed=[],
             vary="",
         )
@@ -65,10 +77,35 @@ def compare_command(
         write_json(directory / RESULT, result)
         render_result(directory)
         print_result(directory, as_json=as_json)
+        for line in skipped if as_json else ():
+            typer.echo(f"testbed: left out: {line}", err=True)
         if failed_gates(gates, _gated(result)):
             raise typer.Exit(1)
     except (ConfigError, RunError) as error:
         fail(error)
+
+
+def _found(names: Sequence[str], runs: Path) -> tuple[list["Run"], list[str]]:
+    """Return the runs that are meant, and which parts of a comparison have no results.
+
+    Raises:
+        UsageError: a name means no run, or one without results.
+    """
+    from testbed.rundir import Run, find
+
+    found: list[Run] = []
+    skipped: list[str] = []
+    for name in names:
+        directory = find(name, runs)
+        for part in _parts(directory):
+            run = Run(part)
+            if run.representations:
+                found.append(run)
+            elif part == directory:
+                raise UsageError(f"{name}: {NO_RESULTS}")
+            else:
+                skipped.append(f"{part}: {NO_RESULTS}")
+    return found, skipped
 
 
 def _parts(directory: Path) -> list[Path]:

@@ -21,15 +21,21 @@ from testbed.quantities import describe
 HELP = "help"
 
 
+def help_if_asked(values: list[str] | None) -> list[str] | None:
+    """List the quantities and end with 0 if that is what is asked: before anything else of the command line is missed."""
+    if values and HELP in values:
+        _help()
+        raise typer.Exit(0)
+    return values
+
+
 def gates_of(options: Sequence[str] | None, more: Sequence[str] | None) -> list[str]:
     """Return the conditions of a command line; or print what there is, and end with 0."""
     if more and not options:
         # What is no option of a condition is a slip of the pen.
         raise typer.BadParameter(f"Got unexpected extra argument ({more[0]})")
     gates = [*(options or ()), *(more or ())]
-    if HELP in gates:
-        _help()
-        raise typer.Exit(0)
+    help_if_asked(gates)
     return gates
 
 

@@ -69,12 +69,25 @@ def judge(condition: Condition, summary: Mapping[str, Any]) -> Iterator[Verdict]
         yield Verdict(condition.text, server, holds, shown(value, dimension))
 
 
-def expectations(expects: Sequence[str], summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return for ``summary.json`` which of a scenario's expectations hold, for each server."""
+def expectations(
+    expects: Sequence[str], summary: Mapping[str, Any], doubtful: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Return for ``summary.json`` which of a scenario's expectations hold, for each server.
+
+    Args:
+        expects: conditions.
+        summary: with the part of each server.
+        doubtful: by server, why its run can't tell that they hold (`testbed.untested`); what does not hold, does not.
+    """
     found: list[dict[str, Any]] = []
     for text in expects:
         condition = parse(text)
-        found += [verdict._asdict() for verdict in judge(condition, summary)]
+        for verdict in judge(condition, summary):
+            why = (doubtful or {}).get(verdict.server)
+            if why and verdict.holds:
+                value = f"can't tell: {why} ({verdict.value})"
+                verdict = verdict._replace(holds=None, value=value)
+            found.append(verdict._asdict())
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sim.scenario import Scenario, load, to_toml
+from sim.settings import server_config
 from sim.workload import draw
 from testbed import ledger as accounts
 from testbed import operator, report, rundir
@@ -71,12 +72,12 @@ def execute(options: Options, display: Display) -> Run:
     if not is_ours:
         _check_peer(options.target, scenario)
     else:
+        server_config(scenario.server, options.scenario, options.overrides)
         operator.checked(scenario)
     name = scenario.name if is_ours else f"{scenario.name}-{options.target}"
     directory = new_directory(options.out, name)
     display.say(f"{scenario.name}: {scenario.title or 'a run'}; in {directory}")
-    scenario_file = directory / "scenario.toml"
-    scenario_file.write_text(to_toml(scenario), encoding="utf-8")
+    (directory / "scenario.toml").write_text(to_toml(scenario), encoding="utf-8")
     begun = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_of(options),
@@ -84,21 +85,13 @@ def execute(options: Options, display: Display) -> Run:
         "host": host(),
     }
     write_json(directory / "begun.json", begun)
-    envelopes = draw(scenario).envelopes
-    ledgers: dict[str, Any] = {}
-    for name in scenario.representations if is_ours else [options.target]:
-        with display.part(name, envelopes) as part:
-            ledger = observe(
-                scenario,
-                scenario_file,
-                name,
-                directory / name,
-                part=part,
-                keep_queue=options.keep_queue,
-                settle=options.settle,
-            )
-            ledgers[name] = accounts.to_json(ledger)
-            write_json(directory / "ledger.json", ledgers)
+    try:
+        _observe_all(scenario, options, directory, display)
+    except UsageError:
+        if options.out is None and not Run(directory).representations:
+            # Nothing was measured, and the one line says why: a directory would only look like a run.
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     found = Run(directory)
     if options.footprint and is_ours:
         _measure_stores(found, scenario, options.footprint, display)
@@ -124,6 +117,25 @@ def execute(options: Options, display: Display) -> Run:
     if not options.is_part:
         rundir.link_latest(directory)
     return found
+
+
+def _observe_all(scenario: Scenario, options: Options, directory: Path, display: Display) -> None:
+    """Run every server, one after the other."""
+    envelopes = draw(scenario).envelopes
+    ledgers: dict[str, Any] = {}
+    for name in scenario.representations if options.target == OURS else [options.target]:
+        with display.part(name, envelopes) as part:
+            ledger = observe(
+                scenario,
+                directory / "scenario.toml",
+                name,
+                directory / name,
+                part=part,
+                keep_queue=options.keep_queue,
+                settle=options.settle,
+            )
+            ledgers[name] = accounts.to_json(ledger)
+            write_json(directory / "ledger.json", ledgers)
 
 
 def _check_peer(name: str, scenario: Scenario) -> None:

@@ -26,6 +26,7 @@ from sim.scenario import Scenario, to_dict
 from testbed.fit import Floats, line, rising
 from testbed.gates import expectations
 from testbed.rundir import Notes, Run, Samples
+from testbed.untested import untested
 
 SCHEMA: Final = 1
 """Of summary.json. It grows when a key changes its meaning or goes away."""
@@ -93,8 +94,12 @@ def summarise(
     parts: dict[str, Any] = {}
     failures: list[str] = []
     warnings: list[str] = []
+    doubtful: dict[str, str] = {}
     for name in run.representations:
         notes, samples = run.notes(name), run.samples(name)
+        doubtful[name] = (
+            untested(scenario.timeline, notes, samples) if notes.target == "ours" else ""
+        )
         parts[name] = {
             **{key: ledgers[name][key] for key in SUMMED},
             **counted(ledgers[name], notes),
@@ -115,7 +120,7 @@ def summarise(
         "seed": scenario.seed,
         "scenario": to_dict(scenario),
     }
-    summary["expected"] = expectations(scenario.expects, summary)
+    summary["expected"] = expectations(scenario.expects, summary, doubtful)
     warnings += [
         f"{each['server']}: not as expected: {each['condition']}: {each['value']}"
         for each in summary["expected"]

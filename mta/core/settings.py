@@ -22,6 +22,8 @@ SHOWN_MAX = 80
 """Characters of a value that an error shows."""
 
 _OVERRIDE = "--set"
+_ALIKE = 0.7
+"""How much alike names in other tables are for a hint; 1 is the same."""
 
 
 class _Absent:
@@ -222,10 +224,15 @@ class _Builder:
 
     def _hint(self, name: str, fields: Mapping[str, object]) -> str:
         """Return what the operator may have meant: a sibling, or the same name elsewhere."""
-        near = difflib.get_close_matches(name, fields, n=1)
+        everywhere: dict[str, str] = {}
+        for path in _schema(self._cls, ""):
+            everywhere.setdefault(path.rpartition(".")[2], path)
+        near = [everywhere[name]] if name in everywhere else []
+        near = near or difflib.get_close_matches(name, fields, n=1)
         if not near:
-            everywhere = {path.rpartition(".")[2]: path for path in _schema(self._cls, "")}
-            near = [everywhere[last] for last in difflib.get_close_matches(name, everywhere, n=1)]
+            # Far from here it has to be nearly the same: `nope` is no slip for `expansion.limits.nodes`.
+            alike = difflib.get_close_matches(name, everywhere, n=1, cutoff=_ALIKE)
+            near = [everywhere[last] for last in alike]
         return f" (did you mean {near[0]}?)" if near else ""
 
     def _value(self, hint: Any, value: object, key: str) -> object:

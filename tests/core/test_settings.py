@@ -184,6 +184,20 @@ def test_the_example_of_a_typing_mistake():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("nope", ""),  # expansion.limits.nodes is neither near nor alike
+        ("max_conn_per_host", " (did you mean limits.mta.max_conn_per_host?)"),  # not …_per_client
+        ("max_conn_per_clients", " (did you mean max_conn_per_client?)"),
+    ],
+)
+def test_a_hint_does_not_lead_astray(name, hint):
+    """The same name elsewhere comes first, then a sibling that is alike; from elsewhere it has to be nearly the same."""
+    line = f"mta.toml: limits.smtp.{name} = 3: unknown key{hint}"
+    assert line == wrong({"limits": {"smtp": {name: 3}}}, cls=Config)
+
+
 def test_a_file_that_is_no_table_is_an_error():
     """Even the outermost value is checked."""
     with pytest.raises(ConfigError, match=r"^mta.toml: \[1\]: must be a table$"):

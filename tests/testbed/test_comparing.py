@@ -118,6 +118,33 @@ def test_the_command(tmp_path: Path, two: list[Run]) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_without_results_is_said_to_have_none(tmp_path: Path, two: list[Run]) -> None:
+    """Named: one line, status 2. Part of a comparison: left out, and said to be."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "scenario.toml").write_text((two[0].directory / "scenario.toml").read_text())
+    names = [str(each.directory) for each in two]
+    status, stdout, stderr = run("compare", *names, str(empty), "--out", str(tmp_path / "x"))
+    assert (2, "") == (status, stdout)
+    assert f"testbed: {empty}: has no results: none of its servers came to its end\n" == stderr
+    assert not (tmp_path / "x").exists()
+
+    several = tmp_path / "several"
+    several.mkdir()
+    result = compared(cells_of(two))
+    result["scenarios"][0]["cells"][0]["runs"].append(str(empty))
+    (several / RESULT).write_text(json.dumps(result))
+    for each in [*two, Run(empty)]:
+        each.directory.rename(several / each.directory.name)
+    status, stdout, _ = run("compare", str(several), "--out", str(tmp_path / "some"))
+    assert 0 == status
+    assert "left out" in stdout
+    status, stdout, stderr = run("compare", str(several), "--out", str(tmp_path / "s2"), "--json")
+    assert (0, 1) == (status, len(stderr.splitlines()))
+    assert "has no results" in stderr
+    assert 1 == len(json.loads(stdout)["skipped"])
+
+
 def test_what_is_no_run(tmp_path: Path) -> None:
     """One line, status 2."""
     status, _, stderr = run("compare", "nope", "--runs", str(tmp_path))

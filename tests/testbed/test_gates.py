@@ -156,6 +156,14 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert 2 == CliRunner().invoke(app, ["run", "backlog", "lost > 0"]).exit_code
 
 
+@pytest.mark.parametrize("command", ["run", "show", "compare"])
+def test_the_quantities_need_no_run(command: str) -> None:
+    """`testbed run --fail-if help`, as the message about an unknown one says: nothing else has to be named."""
+    result = CliRunner().invoke(app, [command, "--fail-if", "help"])
+    assert 0 == result.exit_code
+    assert "p99_accepted" in result.stdout
+
+
 def test_show_gates_a_run_that_is_there(tmp_path: Path) -> None:
     """`testbed show RUN --fail-if`: the same for a run of yesterday."""
     made = make_run(tmp_path / "run", {"slim": 400.0}, lost=3, delivered=17_797)

@@ -261,14 +261,15 @@ def test_an_interrupted_run_leaves_nothing(
 def test_settings_that_the_server_can_not_use(
     scenario: Path, tmp_path: Path, nothing_left: None
 ) -> None:
-    """The scenario has a typo in the server's table: its line, status 2."""
-    wrong = "server.limits.mta.max_con=3"
-    with bench("run", str(scenario), "--set", wrong, "--out", "out", cwd=tmp_path) as process:
-        _, stderr = process.communicate(timeout=60)
+    """The scenario has a typo in the server's table: its line, status 2, and no directory that looks like a run."""
+    for wrong in ("server.limits.mta.max_con=3", "server.relay.prot=3"):
+        with bench("run", str(scenario), "--set", wrong, cwd=tmp_path) as process:
+            _, stderr = process.communicate(timeout=60)
 
-    assert 2 == process.returncode
-    assert "limits.mta.max_con" in stderr.splitlines()[-1]
-    assert [] == outside(tmp_path)
+        assert 2 == process.returncode
+        assert wrong.partition(".")[2].partition("=")[0] in stderr.splitlines()[-1]
+        assert [] == list(tmp_path.glob("runs/*"))
+        assert [] == outside(tmp_path)
 
 
 def _wait_for_server(process: subprocess.Popen[str], directory: Path) -> psutil.Process:

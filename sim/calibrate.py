@@ -11,7 +11,7 @@ Nothing here extrapolates: what the runs did not do keeps its default, and the c
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,21 +27,25 @@ from sim.leastsquares import near_prior
 from sim.measure import Measured, measure
 from sim.memory import fit_together
 from sim.remote import build_hosts
+from sim.result import later_trace
 from sim.scenario import Scenario
 from sim.scenario import load as load_scenario
 
 Floats = npt.NDArray[np.float64]
 
+RESTORED_MIN: Final = 1000
+"""A server that is started with fewer envelopes reads them in less time than its log shows."""
 SAMPLES_MIN: Final = 10
 """Fewer measurements of a kind say nothing."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """The files of one server of a run, read."""
+    """The files of one server of a run, read: of one process of it, if it was restarted."""
 
     directory: Path
     run: Path
+    trace: Path
     representation: str
     measured: Measured
     samples: dict[str, Floats]
@@ -74,7 +78,7 @@ def calibrate(*runs: Path, defaults: Costs | None = None) -> Costs:
         )
     ]
     costs, errors, explained = cpufit.fit(basis, windows, notes)
-    costs = replace(costs, stderr=errors)
+    costs = _starts(replace(costs, stderr=errors), parts, notes)
     every = [_one(part, costs) for part in parts]
     numbers: dict[str, Any] = {
         name: float(np.median([getattr(each, name) for each in every]))
@@ -137,15 +141,51 @@ def _memory(costs: Costs, parts: Sequence[_Part], notes: list[str]) -> dict[str,
 def _parts(run: Path) -> list[_Part]:
     """Read the servers of a run."""
     if (run / "trace.jsonl").is_file():
-        return [_read(run, run)]
+        return list(_lives(run, run))
     found = sorted(path.parent for path in run.glob("*/trace.jsonl"))
     if not found:
         raise ConfigError(str(run), problem="has no trace.jsonl: nothing to calibrate with")
-    return [_read(each, run) for each in found]
+    return [part for each in found for part in _lives(each, run)]
 
 
-def _read(directory: Path, run: Path) -> _Part:
-    trace = directory / "trace.jsonl"
+def _lives(directory: Path, run: Path) -> Iterator[_Part]:
+    """Yield what each process of a server did: one, unless it was restarted."""
+    restarts, start = _restarts(directory)
+    begin = -math.inf
+    for number, each in enumerate((*restarts, None), 1):
+        trace = later_trace(directory / "trace.jsonl", number)
+        end = math.inf if each is None else start + float(each["gone_s"])
+        if trace.is_file():
+            yield _read(directory, run, trace, (begin, end))
+        if each is not None:
+            # While it reads its queue it does what no regression knows of.
+            begin = start + float(each["restored_s"])
+
+
+def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
+    """Return what the bench noted of restarts, and the instant that it counts from; nothing if it did not.
+
+    Raises:
+        ConfigError: the notes are there and make no sense.
+    """
+    path = directory / "run.json"
+    try:
+        notes = json.loads(path.read_bytes())
+        restarts = list(notes.get("restarts", ()))
+        return restarts, float(notes["load_start"]) if restarts else 0.0
+    except FileNotFoundError:
+        return [], 0.0
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(str(path), problem=f"can't be used: {error}") from None
+
+
+def _read(
+    directory: Path,
+    run: Path,
+    trace: Path,
+    between: tuple[float, float],
+) -> _Part:
+    """Read one process of a server; ``between``: the instants of which its samples say something."""
     try:
         header, measured = measure(trace)
     except OSError as error:
@@ -154,13 +194,20 @@ def _read(directory: Path, run: Path) -> _Part:
         raise ConfigError(str(trace), problem=str(error)) from None
     notes: list[str] = []
     samples = _samples(directory / "samples.csv", notes)
+    if samples:
+        chosen = (samples["t"] >= between[0]) & (samples["t"] < between[1])
+        samples = {name: column[chosen] for name, column in samples.items()}
+        if between[0] > -math.inf:
+            # It was given its queue at once: how memory grows with a queue is seen in the first.
+            del samples["rss_bytes"]
     scenario = _scenario(directory, notes)
-    return _Part(directory, run, str(header["representation"]), measured, samples, scenario, notes)
+    name = str(header["representation"])
+    return _Part(directory, run, trace, name, measured, samples, scenario, notes)
 
 
 def _digests(part: _Part, prefix: str) -> list[tuple[str, str]]:
     """Return name and digest of each file of a server that was learnt from."""
-    paths = [part.directory / name for name in ("trace.jsonl", "samples.csv", "load.jsonl")]
+    paths = [part.trace, part.directory / "samples.csv", part.directory / "load.jsonl"]
     return [
         (prefix + path.relative_to(part.run).as_posix(), sha256_of(path))
         for path in paths
@@ -233,6 +280,32 @@ def _scenario(directory: Path, notes: list[str]) -> Scenario | None:
             return load_scenario(path)
     notes.append("no scenario.toml: remote hosts count as if they answered at once")
     return None
+
+
+# ---- starts
+
+
+def _starts(costs: Costs, parts: Sequence[_Part], notes: list[str]) -> Costs:
+    """Return the costs with what a restart took: until the door was open, and for each envelope of the queue."""
+    every = [
+        each
+        for directory in dict.fromkeys(part.directory for part in parts)
+        for each in _restarts(directory)[0]
+    ]
+    if not every:
+        return costs
+    costs = replace(
+        costs, start_s=float(np.median([each["opened_s"] - each["started_s"] for each in every]))
+    )
+    reads = [
+        each["read_s"] / each["envelopes"]
+        for each in every
+        if each["envelopes"] >= RESTORED_MIN and each["read_s"]
+    ]
+    if not reads:
+        notes.append("no restart had much to read: restore_s is a default")
+        return costs
+    return replace(costs, restore_s=float(np.median(reads)))
 
 
 # ---- the disk

@@ -28,10 +28,8 @@ from mta.core.instructions import (
 from mta.core.limitchange import LimitValue, put_limit
 from mta.core.limits import Limits
 from mta.core.stimuli import DrainRequested
-from sim.costs import Costs
 from sim.driver import Driver
 from sim.inbound import Message
-from sim.kernel import Kernel
 from sim.outbound import State
 from sim.result import Restart
 from sim.spool import Flagged, Put, Spool, Taken
@@ -53,31 +51,24 @@ _End: TypeAlias = tuple[Callable[[Any], None], Any, float]
 class RestartDriver(Driver):
     """A `Driver` with a disk under it."""
 
-    def __init__(
+    def prepare(
         self,
-        kernel: Kernel,
-        engine: Engine,
-        costs: Costs,
         limits: Limits,
         *,
         make_engine: Callable[[float], Engine],
         configured: Mapping[str, LimitValue],
         drain_s: float,
-        **others: Any,
     ) -> None:
-        """Get ready.
+        """Get ready, before anything else.
+
+        Why no constructor? It would have to hand all that a `Driver` wants through, which mypyc gets wrong.
 
         Args:
-            kernel: the clock.
-            engine: the first core.
-            costs: what everything costs.
             limits: the server's; a start gives them the values that are configured.
             make_engine: returns the core of a process that is started at an instant of its clock.
             configured: every limit by its key.
             drain_s: longest wait of an orderly stop for what is running.
-            others: see `Driver`.
         """
-        super().__init__(kernel, engine, costs, limits, **others)
         self.spool = Spool(limits.scheduler)
         self.queue.settled = self._settled
         self.is_down = False

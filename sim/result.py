@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -161,6 +162,11 @@ def told(restart: Restart) -> dict[str, Any]:
         key: None if value != value else round(value, 6) if isinstance(value, float) else value
         for key, value in restart._asdict().items()
     }
+
+
+def later_trace(first: Path, number: int) -> Path:
+    """Return where the trace of the n-th process of a run is, from 1: ``trace.jsonl``, ``trace-2.jsonl``."""
+    return first if number == 1 else first.with_name(f"{first.stem}-{number}{first.suffix}")
 
 
 COUNTS: Final = {

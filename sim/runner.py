@@ -33,7 +33,7 @@ from sim.records import Fingerprint, TraceWriter
 from sim.remote import RemoteHost, build_hosts, build_name_servers
 from sim.resolver import Resolver
 from sim.restarts import RestartDriver
-from sim.result import COUNTS, SAMPLE_S, SERIES, SimResult
+from sim.result import COUNTS, SAMPLE_S, SERIES, SimResult, later_trace
 from sim.scenario import Scenario, domains_of, mx_records, sender_domain
 from sim.settings import ModelConfig, delivery_timeout, model_config
 from sim.timeline import changes_of
@@ -119,12 +119,12 @@ class Model:
         self._mortal: RestartDriver | None = None
         """The driver, if its process ends before the run does."""
         if any(change.event.restart for change in timeline):
-            self._mortal = RestartDriver(
-                *core,
+            self._mortal = RestartDriver(*core, **parts)
+            self._mortal.prepare(
+                config.limits,
                 make_engine=make_engine,
                 configured={row["key"]: row["value"] for row in limit_rows(config.limits)},
                 drain_s=float(scenario.server.get("drain_s", DRAIN_S)),
-                **parts,
             )
         self.driver = self._mortal or Driver(*core, **parts)
         self.operator = Operator(self.kernel, self.driver, timeline)
@@ -407,11 +407,6 @@ def _next_trace(model: Model, first: Path) -> None:
     model.writer.close()
     number = len(model.driver.restarts) + 1
     model.writer = TraceWriter(later_trace(first, number), model.header(model.driver.now))
-
-
-def later_trace(first: Path, number: int) -> Path:
-    """Return where the trace of the n-th process of a run is, from 1: ``trace.jsonl``, ``trace-2.jsonl``."""
-    return first if number == 1 else first.with_name(f"{first.stem}-{number}{first.suffix}")
 
 
 def _commit_records(model: Model) -> Callable[[int, int, float], None]:

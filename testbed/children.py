@@ -115,6 +115,13 @@ class Child:
         except subprocess.TimeoutExpired:
             return None
 
+    def kill(self) -> int:
+        """End it with SIGKILL, as a crash does, and return its exit status. Idempotent."""
+        process = self._process
+        if process.poll() is None:
+            process.kill()
+        return process.wait()
+
     def end(self, grace_s: float = GRACE_S) -> int:
         """End it and return its exit status. Idempotent."""
         process = self._process

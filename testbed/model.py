@@ -14,6 +14,7 @@ import numpy as np
 from sim.calibrate import calibrate
 from sim.costs import Costs, save
 from sim.replay import arrivals
+from sim.result import told
 from sim.runner import SERIES, simulate
 from testbed.rundir import Run, Samples, write_samples
 
@@ -45,12 +46,19 @@ def predict(run: Run, representation: str, costs: Costs) -> dict[str, Any]:
     columns: dict[str, Floats] = {
         name: np.asarray(getattr(result, name), dtype=float) for name in ("t", *SERIES)
     }
+    for restart in result.restarts:
+        # As in the run: nobody answers.
+        down = (columns["t"] > restart.gone_s) & ~(columns["t"] >= restart.opened_s)
+        for name in SERIES:
+            columns[name][down] = np.nan
     write_samples(directory / "model.csv", columns)
     return {
         # Of the samples, as in the run: the largest between two samples is nobody's measurement.
-        "peak_queue": int(columns["queued"].max(initial=0)),
-        "peak_rss_bytes": int(columns["rss_bytes"].max(initial=0)),
+        "peak_queue": int(np.nanmax(columns["queued"], initial=0)),
+        "peak_rss_bytes": int(np.nanmax(columns["rss_bytes"], initial=0)),
         "drain_time_s": result.drain_time_s,
+        "restarts": [told(each) for each in result.restarts],
+        "counts": dict(result.counts),
     }
 
 
@@ -79,6 +87,8 @@ def compare(
             "peak_queue": predicted["peak_queue"],
             "drain_time_s": predicted["drain_time_s"],
             "peak_rss_bytes": predicted["peak_rss_bytes"],
+            "restarts": predicted.get("restarts", []),
+            "counts": predicted.get("counts", {}),
         }
     worst = {
         key: max((each[key] for each in found.values() if each[key] is not None), default=None)
@@ -106,7 +116,9 @@ def area_between(measured: Samples, model: Samples) -> float | None:
     t, queued = measured["t"], np.nan_to_num(measured["scheduler.envelope"], nan=0.0)
     if len(t) < 2:
         return None
-    # A model that ends sooner is empty from then on.
-    predicted = np.interp(t, model["t"], model["queued"], right=float(model["queued"][-1]))
+    # A model that ends sooner is empty from then on; one that is down says nothing.
+    known = np.isfinite(model["queued"])
+    at, length = model["t"][known], model["queued"][known]
+    predicted = np.interp(t, at, length, right=float(length[-1]))
     total = float(np.trapezoid(queued, t))
     return round(float(np.trapezoid(np.abs(predicted - queued), t)) / total, 4) if total else None

@@ -22,8 +22,9 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from mta.core.metrics import DRAINING
 from sim.scenario import Scenario, domains_of
@@ -74,6 +75,9 @@ connection for a route in 5 s, which is two of them."""
 
 SETTLE_S: Final = 4.0
 """Longest wait for gauges to come back to 0 after the drain, beyond the keep-alive of idle connections."""
+
+TRIES_MAX: Final = 100
+"""Most attempts that the load generator makes for a message; loadtests/_settings.py."""
 
 LOCAL_RECORD: Final = "local.jsonl"
 """What the server's own users got, in the form of the world's records."""
@@ -143,6 +147,7 @@ class _Observation:
         self._accepted = 0
         self._delivered_before = 0.0
         self._operator: Operator | None = None
+        self._is_restarted = any(event.restart for event in scenario.timeline)
 
     def run(self, keep_queue: bool, *, settle: bool) -> Ledger:
         """Do it all."""
@@ -181,7 +186,9 @@ class _Observation:
             sampler.phase = "load"
             load_start = self._start_load(server, world)
             if isinstance(server, OurServer) and scenario.timeline:
-                self._operator = Operator(checked(scenario), server.operate)
+                self._operator = Operator(
+                    checked(scenario), server.operate, partial(self._restart, server, sampler)
+                )
                 self._operator.begin(load_start)
             self._watch_load(server, world, sampler)
             load_end = time.time()
@@ -208,6 +215,7 @@ class _Observation:
             stats=stats,
             leaks=leaks,
             operated=self._operator.done if self._operator is not None else [],
+            restarts=self._operator.restarts if self._operator is not None else [],
             target=self._representation if self._is_peer else OURS,
         )
         write_json(directory / "run.json", asdict(notes))
@@ -289,6 +297,8 @@ class _Observation:
                 *("--scenario", str(self._file.resolve()), "--run-id", self._run_id),
                 *("--record", str(self._record.resolve())),
                 *("--lag-max", f"{self._scenario.load.lag_max_s:g}"),
+                *("--tries", str(min(self._scenario.load.tries, TRIES_MAX))),
+                *(("--expect", "4xx,lost") if self._is_restarted else ()),
             ],
             log=self._directory / "load.log",
             cwd=self._directory,
@@ -391,6 +401,21 @@ class _Observation:
         server.check()
         if self._operator is not None:
             self._operator.act()
+
+    def _restart(
+        self, server: OurServer, sampler: Sampler, how: Literal["kill", "stop"], down_s: float
+    ) -> dict[str, Any]:
+        """Let the server end and start again; return what `OurServer.restart` says."""
+        self._part.show("restart")
+        before = self._delivered(sampler.latest)
+        found = server.restart(how, down_s)
+        # The next process counts from 0.
+        self._delivered_before = -before
+        wanted = sampler.samples + 2
+        deadline = time.monotonic() + 10.0
+        while sampler.samples < wanted and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return found
 
     def _next_sample(self, server: Target, sampler: Sampler) -> None:
         """Wait until the gauges are of now."""

@@ -6,17 +6,19 @@ timeline that was not followed is another experiment.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from sim.scenario import Scenario
 from sim.settings import model_config
 from sim.timeline import Change, changes_of
 from testbed.children import RunError, UsageError
 
+Restart: TypeAlias = Callable[[Literal["kill", "stop"], float], dict[str, Any]]
+"""Lets the server end and start again; see `testbed.targets.ours.OurServer.restart`."""
+
 Ask: TypeAlias = Callable[..., object]
 """Sends a verb with its fields to the control socket."""
 
-NO_RESTART: Final = "a server that ends is for the model (sim run)"
 NO_DISK: Final = "a disk that is slow or full is for the model (sim run)"
 
 
@@ -31,10 +33,6 @@ def checked(scenario: Scenario) -> list[Change]:
         return []
     limits = model_config(scenario.server, source=scenario.name).limits
     for number, event in enumerate(scenario.timeline):
-        if event.restart:
-            raise UsageError(
-                f"{scenario.name}: timeline.{number}.restart = {event.restart!r}: {NO_RESTART}"
-            )
         if event.disk:
             raise UsageError(f"{scenario.name}: timeline.{number}.disk = {event.disk!r}: {NO_DISK}")
     return changes_of(scenario.timeline, limits, source=scenario.name)
@@ -43,13 +41,24 @@ def checked(scenario: Scenario) -> list[Change]:
 class Operator:
     """Follows a timeline from the start of the load on."""
 
-    def __init__(self, timeline: Sequence[Change], ask: Ask) -> None:
-        """Get ready; nothing is said before `begin`."""
+    def __init__(
+        self, timeline: Sequence[Change], ask: Ask, restart: Restart | None = None
+    ) -> None:
+        """Get ready; nothing is said before `begin`.
+
+        Args:
+            timeline: what to do.
+            ask: sends it.
+            restart: lets the server end and start again; wanted if the timeline says so.
+        """
         self._left = list(timeline)
         self._ask = ask
+        self._restart = restart
         self._start: float | None = None
         self.done: list[dict[str, Any]] = []
         """What was said: seconds of load, the instant it was wanted at, and the words of ``mtactl``."""
+        self.restarts: list[dict[str, Any]] = []
+        """Each end of the server and its next start: ``at_s``, ``how``, ``down_s``, and what `Restart` returned, in seconds of load."""
 
     def begin(self, load_start: float) -> None:
         """Count from here, in seconds since the epoch."""
@@ -66,6 +75,9 @@ class Operator:
             if time.time() < self._start + change.event.at_s:
                 return
             del self._left[0]
+            if change.event.restart:
+                self._let_it_restart(change, self._start)
+                continue
             for verb, fields in _requests(change):
                 try:
                     self._ask(verb, **fields)
@@ -77,6 +89,25 @@ class Operator:
             now = round(time.time() - self._start, 3)
             for words in change.event.words():
                 self.done.append({"t": now, "at_s": change.event.at_s, "said": words})
+
+    def _let_it_restart(self, change: Change, start: float) -> None:
+        event = change.event
+        assert self._restart is not None, event
+        assert event.restart, event
+        began = round(time.time() - start, 3)
+        found = self._restart(event.restart, event.down_s)
+        instants = ("asked", "gone", "started", "opened", "restored")
+        self.restarts.append(
+            {
+                "at_s": event.at_s,
+                "how": event.restart,
+                "down_s": event.down_s,
+                **{f"{name}_s": round(found[name] - start, 3) for name in instants},
+                **{name: value for name, value in found.items() if name not in instants},
+            }
+        )
+        for words in event.words():
+            self.done.append({"t": began, "at_s": event.at_s, "said": words})
 
 
 def _requests(change: Change) -> Iterator[tuple[str, dict[str, str]]]:

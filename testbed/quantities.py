@@ -87,6 +87,7 @@ _COSTS: Final = (
     Quantity("messages_per_s", "messages_per_s", "rate", "messages from the first due instant to the last arrival", "more"),
     Quantity("accepted_per_s", "accepted_per_s", "rate", "messages while the load lasted", "more"),
     Quantity("drain_time", "drain_time_s", "time", "from the start of the load until the queue was empty", "less"),
+    Quantity("recovery", "recovery_s", "time", "from the end of the server's process until the next one had read its queue, at worst", "less"),
     Quantity("watched", "watched_s", "time", "from the start of the load until nobody looked any more"),
     Quantity("peak_queue_at", "peak_queue_at_s", "time", "when the queue was longest"),
     Quantity("cpu", "cpu_s", "time", "processor time of the server under load", "less"),
@@ -116,7 +117,7 @@ QUANTITIES: Final = {each.name: each for each in (*_COUNTS, *_LATENCIES, *_COSTS
 PART_KEYS: Final = frozenset(
     {each.path.partition(".")[0] for each in QUANTITIES.values()} | {
         "bytes_per_envelope_stderr", "bytes_per_envelope_uss_stderr", "bytes_per_envelope_pss_stderr", "fit", "leaks",
-        "store_body_bytes_per_envelope", "store_envelopes", "destinations", "commits", "agents",
+        "store_body_bytes_per_envelope", "store_envelopes", "destinations", "commits", "agents", "restarts",
     }
 )  # fmt: skip
 """First words of paths into the part of one server."""

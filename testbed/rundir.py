@@ -55,6 +55,8 @@ class Notes:
     """Gauges that should have been 0 after the drain and were not."""
     operated: list[dict[str, Any]] = field(default_factory=list)
     """What the operator did, of the scenario's timeline: ``t``, ``at_s``, ``said``."""
+    restarts: list[dict[str, Any]] = field(default_factory=list)
+    """Each end of the server's process and its next start; see `testbed.operator.Operator.restarts`."""
     target: str = "ours"
     """Which server; ``representation`` is its name, if it is not ours."""
 
@@ -126,7 +128,7 @@ def write_samples(path: Path, columns: Mapping[str, Floats]) -> None:
         writer.writerow(columns)
         writer.writerows(
             [
-                f"{value:.10g}" if name != "t" else f"{value:.3f}"
+                "" if math.isnan(value) else f"{value:.10g}" if name != "t" else f"{value:.3f}"
                 for name, value in zip(columns, row, strict=True)
             ]
             for row in zip(*columns.values(), strict=True)

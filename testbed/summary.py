@@ -11,11 +11,12 @@ For other servers it is the slope of PSS, summed over their processes, on what t
   this scenario (`testbed.footprint`).
 """
 
+import itertools
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 
 from sim.scenario import Scenario, to_dict
+from sim.timeline import SIGNALS
 from testbed.fit import Floats, line, rising
 from testbed.gates import expectations
 from testbed.rundir import Notes, Run, Samples
@@ -166,12 +168,14 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
     base_uss = _median_before(samples, "uss_bytes")
     # Servers that do not tell envelopes do not keep them either: theirs is the memory of processes.
     tells = "scheduler.envelope" in load
-    grows = rising(queued) if tells else slice(0, 0)
+    # What a process kept went with it: only the first one's memory is a matter of its queue alone.
+    whole = load["t"] < notes.restarts[0]["gone_s"] if notes.restarts else load["t"] < np.inf
+    grows = rising(queued[whole]) if tells else slice(0, 0)
     fitted = line(queued[grows], rss[grows])
     private = line(queued[grows], load["uss_bytes"][grows])
     shared = line(queued[grows], load["pss_bytes"][grows])
     peak_at = int(np.nanargmax(queued)) if len(queued) else 0
-    cpu = _grown(samples, "cpu_s") or 0.0
+    cpu = _grown(samples, "cpu_s", _starts(notes)) or 0.0
     messages = max(int(ledger["messages_accepted"]), 1)
     drain_time = drained_at(t, queued) if notes.drained else None
     attempts_deferred = _counted(samples, notes, "scheduler.delivery.tempfail")
@@ -211,10 +215,10 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "watched_s": round(float(t[-1]), 2),
         "cpu_s": round(cpu, 2),
         "cpu_ms_per_message": round(cpu / messages * 1000, 3),
-        "children_cpu_s": _grown(samples, "children_cpu_s") or 0.0,
+        "children_cpu_s": _grown(samples, "children_cpu_s", _starts(notes)) or 0.0,
         "load_cpu_s": _grown(samples, "load_cpu_s") or 0.0,
         "world_cpu_s": _grown(samples, "world_cpu_s") or 0.0,
-        "foreign_cpu_share": foreign_share(load),
+        "foreign_cpu_share": foreign_share(load, _starts(notes)),
         "peak_fds": int(np.nanmax(load["fds"])),
         "peak_threads": int(np.nanmax(load["threads"])),
         "loop_lag_p99_s": _round(_p99(load["gauges_s"]), 4),
@@ -225,10 +229,29 @@ def measured(samples: Samples, notes: Notes, ledger: Mapping[str, Any]) -> dict[
         "attempts_deferred": attempts_deferred,
         "deferred_per_recipient": _ratio(attempts_deferred, int(ledger["accepted"])),
         "commits_per_message": _ratio(commits, messages),
-        "ambiguous": _told(notes, "mta.ambiguous"),
+        "ambiguous": _counted(samples, notes, "mta.ambiguous")
+        if notes.restarts
+        else _told(notes, "mta.ambiguous"),
+        "restarts": notes.restarts,
+        "recovery_s": _recovery(notes),
         "generator_lag_p99_s": (notes.load.get("generator_lag_s") or {}).get("p99"),
         "leaks": notes.leaks,
     }
+
+
+def _starts(notes: Notes) -> list[float]:
+    return [each["started_s"] for each in notes.restarts]
+
+
+def _kills(notes: Notes) -> int:
+    return sum(each["how"] == "kill" for each in notes.restarts)
+
+
+def _recovery(notes: Notes) -> float | None:
+    """Return the longest time from an end of the process until the next one had read its queue; None if it never ended."""
+    return max(
+        (round(each["restored_s"] - each["gone_s"], 3) for each in notes.restarts), default=None
+    )
 
 
 def _agents(load: Samples, queued: Floats, grows: slice) -> dict[str, Any]:
@@ -259,8 +282,10 @@ def drained_at(t: Floats, queued: Floats) -> float | None:
     return round(float(t[last] + t[last + 1]) / 2, 3)
 
 
-def foreign_share(load: Samples) -> float | None:
+def foreign_share(load: Samples, starts: Sequence[float] = ()) -> float | None:
     """Return how much of the machine's processors programs took that have nothing to do with the run; None if unknown.
+
+    ``starts``: when the server's process was started again.
 
     What the kernel does for loopback traffic is in it too, so some per cent are nobody else's.
     """
@@ -268,8 +293,8 @@ def foreign_share(load: Samples) -> float | None:
         return None
     wall = float(load["t"][-1] - load["t"][0]) * (os.cpu_count() or 1)
     # Runs of before there were commands have no column for them.
-    names = ("cpu_s", "children_cpu_s", "load_cpu_s", "world_cpu_s")
-    ours = sum(_grown(load, name) or 0.0 for name in names)
+    ours = sum(_grown(load, name, starts) or 0.0 for name in ("cpu_s", "children_cpu_s"))
+    ours += sum(_grown(load, name) or 0.0 for name in ("load_cpu_s", "world_cpu_s"))
     busy = float(load["machine_cpu_s"][-1] - load["machine_cpu_s"][0])
     return round(max(0.0, busy - ours) / wall, 3) if wall > 0 else None
 
@@ -287,7 +312,8 @@ def problems(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -
             first = ", ".join(examples.get(key, [])[:3])
             found.append(f"{ledger[key]} {what}" + (f" ({first})" if first else ""))
     # A connection that breaks between the dot and its reply leaves a relay no choice (RFC 1047, RFC 5321 4.5.4.2).
-    if ledger["duplicates"] and not part["ambiguous"]:
+    # And who is killed has not written down what was delivered last.
+    if ledger["duplicates"] and not part["ambiguous"] and not _kills(notes):
         found.append(f"{ledger['duplicates']} duplicates, and no connection was lost after the dot")
     if notes.server_status != 0:
         found.append(f"the server ended with status {notes.server_status}")
@@ -307,9 +333,19 @@ def problems(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -
 def doubts(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
     """Return what a reader should know before believing a run, each in one line."""
     found = []
+    for each in notes.restarts:
+        signal = SIGNALS[each["how"]]
+        found.append(
+            f"{signal} at {each['gone_s']:.1f} s with {each['envelopes']:,} envelopes in the queue; its door was open again"
+            f" at {each['opened_s']:.1f} s, the queue read at {each['restored_s']:.1f} s"
+        )
     if ledger["duplicates"] and part["ambiguous"]:
         found.append(
             f"{ledger['duplicates']} duplicates; {part['ambiguous']} connections were lost after the dot"
+        )
+    elif ledger["duplicates"] and _kills(notes):
+        found.append(
+            f"{ledger['duplicates']} duplicates: delivered again, because SIGKILL came before it was written down"
         )
     if ledger["duplicates_client"]:
         found.append(f"the load itself sent {ledger['duplicates_client']} recipients again")
@@ -350,19 +386,32 @@ def _median_before(samples: Samples, name: str) -> float:
     return float(np.median(before[-3:])) if len(before) else float(samples[name][0])
 
 
-def _grown(samples: Samples, name: str) -> float | None:
+def _grown(samples: Samples, name: str, starts: Sequence[float] = ()) -> float | None:
     """Return by how much a counter grew since the load began; what the warm-up did is no part of the run.
 
     It starts from the last sample before the load: the first one after it has counted some of the load already. None
     if nothing is known of it; where a process was gone before the last sample, its last word counts.
+
+    Args:
+        samples: of the whole run.
+        name: the counter's.
+        starts: when the process was started again, and counted from 0: what the one before did after its last sample is in
+            no sum.
     """
     if name not in samples:
         return None
     known = np.isfinite(samples[name])
-    values, before = samples[name][known], samples["t"][known] < 0
+    values, t = samples[name][known], samples["t"][known]
     if not len(values):
         return None
-    return round(float(np.max(values) - values[max(int(np.count_nonzero(before)) - 1, 0)]), 2)
+    base = float(values[max(int(np.count_nonzero(t < 0)) - 1, 0)])
+    total = 0.0
+    for begin, end in itertools.pairwise((-math.inf, *starts, math.inf)):
+        life = values[(t >= begin) & (t < end)]
+        if len(life):
+            total += float(np.max(life)) - base
+        base = 0.0
+    return round(total, 2)
 
 
 def _p99(values: Floats) -> float | None:
@@ -378,7 +427,7 @@ def _told(notes: Notes, name: str) -> int | None:
 
 def _counted(samples: Samples, notes: Notes, name: str) -> int | None:
     """Return what the samples count since the load began, or else what the server told at its end."""
-    grown = _grown(samples, name)
+    grown = _grown(samples, name, _starts(notes))
     return _told(notes, name) if grown is None else int(grown)
 
 

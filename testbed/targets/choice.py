@@ -87,6 +87,7 @@ def make_target(
         relay_port=world.smtp_port,
         nameserver=world.dns,
         ca_file=world.ca_file if has_tls else None,
+        comes_back=any(event.restart for event in scenario.timeline),
     )
 
 

@@ -2,16 +2,17 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from testbed.children import Child, RunError, last_line, python, source_environment
 from testbed.sampler import Usage, usage_of
@@ -20,12 +21,22 @@ from testbed.targets.base import STRACE, Owed
 READY_S: Final = 30.0
 """Longest wait until the server takes mail; it has an empty queue."""
 
+RESTORE_S: Final = 300.0
+"""Longest wait until it has read a queue that is not empty."""
+
+STOP_S: Final = 45.0
+"""Longest wait for its end after SIGTERM: ``drain_s`` and more."""
+
+PORTS: Final = 10_000
+"""How many ports below those of outgoing connections are tried."""
+
 ANSWER_S: Final = 10.0
 """Longest wait for an answer on the control socket."""
 
 ANSWER_MAX: Final = 256 * 1024 * 1024
 """Bytes of an answer; a queue of a million envelopes takes about as much."""
 
+_RESTORED: Final = re.compile(rb"queue: restored (\d+) envelopes in ([0-9.]+) s")
 _ACCEPTED: Final = re.compile(r"\b([0-9a-f]{8}) Message accepted")
 _DELIVERY: Final = re.compile(
     r" m[td]a delivery evpid=([0-9a-f]{8})[0-9a-f]{8} from=<[^>]*> to=<([^>]*)>"
@@ -51,6 +62,7 @@ class OurServer:
         relay_port: int,
         nameserver: str,
         ca_file: Path | None = None,
+        comes_back: bool = False,
     ) -> None:
         """Write the configuration into a directory of its own; `start` does the rest.
 
@@ -62,6 +74,7 @@ class OurServer:
             relay_port: where the world's hosts listen.
             nameserver: ``address:port`` of the world's.
             ca_file: of the authority that vouches for the world's hosts, unless the scenario names one; None if none has TLS.
+            comes_back: it will be restarted, and needs a port that nobody takes meanwhile.
         """
         self.directory = directory
         self.config = directory / "mta.toml"
@@ -77,11 +90,12 @@ class OurServer:
         # The sampler asks on a thread of its own.
         self._asking = threading.Lock()
         self._address = ("", 0)
+        self._starts = 0
         own: dict[str, Any] = {
             "hostname": "relay.testbed.test",
             "envelope": representation,
             "seed": seed or 1,
-            "smtp": {"listen": "127.0.0.1:0"},
+            "smtp": {"listen": f"127.0.0.1:{_steady_port() if comes_back else 0}"},
             "relay": {"port": relay_port, "allow": "loopback"},
             "dns": {"nameserver": nameserver},
             # Relative: the server runs in this directory, and it may be moved afterwards.
@@ -94,8 +108,8 @@ class OurServer:
             inside = ca_file.parent == directory
             named = {"relay": {"ca_file": ca_file.name if inside else str(ca_file)}}
             overrides = merged(named, overrides)
-        settings = merged(overrides, own)
-        self.config.write_text(to_toml(settings), encoding="utf-8")
+        self._settings = merged(overrides, own)
+        self.config.write_text(to_toml(self._settings), encoding="utf-8")
 
     def start(self) -> None:
         """Start it and return when it takes mail.
@@ -105,27 +119,116 @@ class OurServer:
             UsageError: it can't use its configuration.
         """
         assert self._child is None, "started twice"
-        self._child = child = Child(
+        self._launch()
+        self._until_open(READY_S)
+        self._until_restored(READY_S)
+
+    def _launch(self) -> None:
+        """Start a process, the n-th with files of its own."""
+        self._starts += 1
+        suffix = f"-{self._starts}" if self._starts > 1 else ""
+        self._child = Child(
             "server",
             [*self._wrapper, *python("mta", "serve", "--config", self.config.name)],
-            log=self.directory / "server.out",
+            log=self.directory / f"server{suffix}.out",
             cwd=self.directory,
             environment=source_environment(),
         )
-        deadline = time.monotonic() + READY_S
+
+    def _until_open(self, patience_s: float) -> None:
+        """Wait until it has a door; the control socket answers before."""
+        self._until("not ready", patience_s, self._is_open)
+
+    def _is_open(self, status: Mapping[str, Any]) -> bool:
+        host, _, port = status["smtp_address"].rpartition(":")
+        if not int(port):
+            return False
+        self._address = (host, int(port))
+        return True
+
+    def _until_restored(self, patience_s: float) -> None:
+        """Wait until it has read its queue; it takes mail meanwhile."""
+        self._until("its queue not read", patience_s, lambda status: not status["restoring"])
+
+    def _until(
+        self, problem: str, patience_s: float, holds: Callable[[Mapping[str, Any]], bool]
+    ) -> None:
+        child = self._child
+        assert child is not None, "not started"
+        deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             child.check()
             with contextlib.suppress(OSError):
-                status = next(iter(self._ask("show status")))
-                host, _, port = status["smtp_address"].rpartition(":")
-                # The control socket answers before there is a door.
-                if not status["restoring"] and int(port):
-                    self._address = (host, int(port))
+                if holds(next(iter(self._ask("show status")))):
                     return
+            time.sleep(0.02)
+        said = last_line(self.log) or "no word from it"
+        raise RunError(f"server: {problem} within {patience_s:.0f} s: {said}")
+
+    def restart(self, how: Literal["kill", "stop"], down_s: float) -> dict[str, Any]:
+        """Let the process end, start another one on the same queue, doors and sockets; return when it has read its queue.
+
+        Args:
+            how: by SIGKILL or SIGTERM.
+            down_s: from its end until it is started again.
+
+        Returns:
+            Instants, seconds since the epoch: when it was ``asked`` to end, ``gone``, ``started``, ``opened`` (its door), ``restored``
+            (its queue); and ``envelopes`` that it found, ``read_s`` that it took to read them by its own account.
+
+        Raises:
+            RunError: it did not end well, though asked nicely; or the next one is not what it was.
+        """
+        child = self._child
+        assert child is not None, "not started"
+        self._hang_up()
+        asked = time.time()
+        status = child.kill() if how == "kill" else child.end(grace_s=STOP_S)
+        gone = time.time()
+        if how == "stop" and status != 0:
+            raise RunError(child.describe_end())
+        # The same port; and the trace of a process is its own.
+        number = self._starts + 1
+        trace = f"{self.trace.stem}-{number}{self.trace.suffix}"
+        again = {
+            "smtp": {"listen": f"{self._address[0]}:{self._address[1]}"},
+            "log": {"stimuli": trace},
+        }
+        self.config.write_text(to_toml(merged(self._settings, again)), encoding="utf-8")
+        said = self.log.stat().st_size
+        time.sleep(max(0.0, gone + down_s - time.time()))
+        started = time.time()
+        self._launch()
+        self._until_open(READY_S)
+        opened = time.time()
+        self._until_restored(RESTORE_S)
+        restored = time.time()
+        envelopes, read_s = self._what_was_read(said)
+        return {
+            "asked": asked,
+            "gone": gone,
+            "started": started,
+            "opened": opened,
+            "restored": restored,
+            "envelopes": envelopes,
+            "read_s": read_s,
+        }
+
+    def _what_was_read(self, since: int) -> tuple[int, float]:
+        """Return the envelopes that the log says were read at the start, and the seconds that it took."""
+        deadline = time.monotonic() + ANSWER_S
+        while True:
+            with self.log.open("rb") as file:
+                file.seek(since)
+                found = _RESTORED.search(file.read())
+            if found:
+                return int(found[1]), float(found[2])
+            # An empty queue is worth no line; one that is may still wait for its turn to be written.
+            if not next(iter(self._ask("show stats")))["queue.envelope"]:
+                return 0, 0.0
+            if time.monotonic() > deadline:
+                raise RunError(f"server: {self.log.name} does not say what was restored")
             time.sleep(0.05)
-        raise RunError(
-            f"server: not ready within {READY_S:.0f} s: {last_line(self.log) or 'no word from it'}"
-        )
 
     def trace_syncs(self) -> Path:
         """Let strace count its calls of fsync and the like; before `start`. Returns the file of its table."""
@@ -187,13 +290,16 @@ class OurServer:
 
     def stop(self) -> int:
         """End it with SIGTERM and return its exit status. Idempotent."""
+        self._hang_up()
+        status = self._child.end(grace_s=STOP_S) if self._child is not None else 0
+        shutil.rmtree(self._private, ignore_errors=True)
+        return status
+
+    def _hang_up(self) -> None:
         with self._asking:
             if self._control is not None:
                 self._control.close()
                 self._control = None
-        status = self._child.end(grace_s=45.0) if self._child is not None else 0
-        shutil.rmtree(self._private, ignore_errors=True)
-        return status
 
     def discard_queue(self) -> None:
         """Remove the queue's directory; only after `stop`."""
@@ -262,6 +368,30 @@ class _Control:
         """Hang up. Idempotent."""
         self._file.close()
         self._socket.close()
+
+
+def _steady_port() -> int:
+    """Return a free port of the loopback that no outgoing connection is given: one that is there again after a restart.
+
+    Raises:
+        RunError: there is none.
+    """
+    # ip(7): outgoing connections get ports from this range.
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    top = int(text.split()[0])
+    count = min(PORTS, max(top - 1024, 1))
+    for i in range(count):
+        # Runs at the same time begin at different places.
+        port = top - 1 - (os.getpid() * 37 + i) % count
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                probe.listen()
+            except OSError:
+                continue
+            return port
+    raise RunError("no port of the loopback is free below those of outgoing connections")
 
 
 def queue_id(reply: str) -> str:

@@ -35,6 +35,8 @@ Floats = npt.NDArray[np.float64]
 
 RESTORED_MIN: Final = 1000
 """A server that is started with fewer envelopes reads them in less time than its log shows."""
+READING_MIN: Final = 0.2
+"""Share of the time in which a queue was read that reading it took at least, whatever else is said to have taken it."""
 SAMPLES_MIN: Final = 10
 """Fewer measurements of a kind say nothing."""
 
@@ -51,6 +53,10 @@ class _Part:
     samples: dict[str, Floats]
     scenario: Scenario | None
     notes: list[str]
+    restart: dict[str, Any] | None = None
+    """What the bench noted of its start; None of the first process."""
+    load_start: float = 0.0
+    """What those notes count from."""
 
 
 def calibrate(*runs: Path, defaults: Costs | None = None) -> Costs:
@@ -151,15 +157,23 @@ def _parts(run: Path) -> list[_Part]:
 def _lives(directory: Path, run: Path) -> Iterator[_Part]:
     """Yield what each process of a server did: one, unless it was restarted."""
     restarts, start = _restarts(directory)
-    begin = -math.inf
-    for number, each in enumerate((*restarts, None), 1):
+    for number, began in enumerate((None, *restarts), 1):
         trace = later_trace(directory / "trace.jsonl", number)
-        end = math.inf if each is None else start + float(each["gone_s"])
-        if trace.is_file():
-            yield _read(directory, run, trace, (begin, end))
-        if each is not None:
+        if not trace.is_file():
+            continue
+        part = _read(directory, run, trace)
+        part.restart, part.load_start = began, start
+        if part.samples and restarts:
             # While it reads its queue it does what no regression knows of.
-            begin = start + float(each["restored_s"])
+            begin = start + began["restored_s"] if began else -math.inf
+            end = start + restarts[number - 1]["gone_s"] if number <= len(restarts) else math.inf
+            t = part.samples["t"]
+            chosen = (t >= begin) & (t < end)
+            part.samples = {name: column[chosen] for name, column in part.samples.items()}
+            if began:
+                # It was given its queue at once: how memory grows with a queue is seen in the first.
+                del part.samples["rss_bytes"]
+        yield part
 
 
 def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
@@ -179,13 +193,7 @@ def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
         raise ConfigError(str(path), problem=f"can't be used: {error}") from None
 
 
-def _read(
-    directory: Path,
-    run: Path,
-    trace: Path,
-    between: tuple[float, float],
-) -> _Part:
-    """Read one process of a server; ``between``: the instants of which its samples say something."""
+def _read(directory: Path, run: Path, trace: Path) -> _Part:
     try:
         header, measured = measure(trace)
     except OSError as error:
@@ -194,12 +202,6 @@ def _read(
         raise ConfigError(str(trace), problem=str(error)) from None
     notes: list[str] = []
     samples = _samples(directory / "samples.csv", notes)
-    if samples:
-        chosen = (samples["t"] >= between[0]) & (samples["t"] < between[1])
-        samples = {name: column[chosen] for name, column in samples.items()}
-        if between[0] > -math.inf:
-            # It was given its queue at once: how memory grows with a queue is seen in the first.
-            del samples["rss_bytes"]
     scenario = _scenario(directory, notes)
     name = str(header["representation"])
     return _Part(directory, run, trace, name, measured, samples, scenario, notes)
@@ -286,26 +288,39 @@ def _scenario(directory: Path, notes: list[str]) -> Scenario | None:
 
 
 def _starts(costs: Costs, parts: Sequence[_Part], notes: list[str]) -> Costs:
-    """Return the costs with what a restart took: until the door was open, and for each envelope of the queue."""
-    every = [
-        each
-        for directory in dict.fromkeys(part.directory for part in parts)
-        for each in _restarts(directory)[0]
-    ]
-    if not every:
-        return costs
-    costs = replace(
-        costs, start_s=float(np.median([each["opened_s"] - each["started_s"] for each in every]))
-    )
-    reads = [
-        each["read_s"] / each["envelopes"]
-        for each in every
-        if each["envelopes"] >= RESTORED_MIN and each["read_s"]
-    ]
-    if not reads:
-        notes.append("no restart had much to read: restore_s is a default")
-        return costs
-    return replace(costs, restore_s=float(np.median(reads)))
+    """Return the costs with what a restart took: until the door was open, and for each envelope of the queue.
+
+    Mail is taken and sent while the queue is read, in the same loop: what that took is known by then, and taken off.
+    """
+    opening, reading = [], []
+    for part in parts:
+        restart = part.restart
+        if restart is None:
+            continue
+        opening.append(restart["opened_s"] - restart["started_s"])
+        if restart["envelopes"] >= RESTORED_MIN and restart["read_s"]:
+            end = part.load_start + restart["restored_s"]
+            busy_s = _busy(costs, part.measured, end - restart["read_s"], end)
+            left_s = max(restart["read_s"] - busy_s, READING_MIN * restart["read_s"])
+            reading.append(left_s / restart["envelopes"])
+    if opening:
+        costs = replace(costs, start_s=float(np.median(opening)))
+        if not reading:
+            notes.append("no restart had much to read: restore_s is a default")
+    return replace(costs, restore_s=float(np.median(reading))) if reading else costs
+
+
+def _busy(costs: Costs, measured: Measured, begin: float, end: float) -> float:
+    """Return how long a loop was busy with mail between two instants, by what it costs."""
+    total = 0.0
+    for at, envelopes, size in measured.submitted:
+        if begin <= at < end:
+            total += costs.message_s + envelopes * costs.recipient_s + size * costs.byte_s
+    for at, envelopes in measured.finished:
+        if begin <= at < end:
+            total += costs.transaction_s + envelopes * costs.delivery_s
+    total += costs.connect_s * sum(begin <= at < end for at in measured.connects)
+    return total + costs.deferral_s * sum(begin <= at < end for at in measured.deferrals)
 
 
 # ---- the disk

@@ -117,7 +117,7 @@ class Costs:
     """The end of a local delivery: the core's part, its log line, its removal or deferral."""
     idle_share: float = 0.0
     """Part of the loop's time that goes to whoever watches it (metrics, gauges)."""
-    restore_s: float = 30e-6
+    restore_s: float = 15e-6
     """Each envelope that a server reads at its start: its row, and the core's part."""
     # Waiting for others, during which the loop is free.
     start_s: float = 0.5

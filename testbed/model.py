@@ -21,6 +21,9 @@ from testbed.rundir import Run, Samples, write_samples
 if TYPE_CHECKING:
     from testbed.fit import Floats
 
+TOLD: Final = ("accepted", "delivered", "duplicates", "duplicates_client", "unacknowledged")
+"""Counts of the model that a prediction keeps."""
+
 ERRORS: Final = ("peak_queue_error", "drain_time_error", "peak_rss_error")
 """Relative, 0 for none; the worst over representations is what a run is judged by."""
 
@@ -58,7 +61,11 @@ def predict(run: Run, representation: str, costs: Costs) -> dict[str, Any]:
         "peak_rss_bytes": int(np.nanmax(columns["rss_bytes"], initial=0)),
         "drain_time_s": result.drain_time_s,
         "restarts": [told(each) for each in result.restarts],
-        "counts": dict(result.counts),
+        # In recipients, as the ledger counts.
+        "counts": {
+            "refused": int(schedule.first[-1]) - result.counts["accepted"],
+            **{key: result.counts[key] for key in TOLD},
+        },
     }
 
 

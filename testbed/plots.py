@@ -66,6 +66,9 @@ def mark_timeline(axes: Axes, scenario: Scenario, theme: Theme, *, words: bool =
     """Draw a line at each instant at which the operator did something, with what it was, top to bottom in turn."""
     top = 0.98
     for event in sorted(scenario.timeline, key=lambda each: each.at_s):
+        if event.restart:
+            end = event.at_s + event.down_s
+            axes.axvspan(event.at_s, end, color=theme.ink, alpha=0.12, lw=0, zorder=0)
         axes.axvline(event.at_s, color=theme.ink, alpha=0.6, lw=0.9, ls=(0, (1, 2)), zorder=1)
         if words:
             said = [word.removeprefix("set limits.") for word in event.words()]
@@ -84,9 +87,10 @@ def mark_timeline(axes: Axes, scenario: Scenario, theme: Theme, *, words: bool =
             top -= 0.08 * len(said)
 
 
-def _during(samples: Samples, scenario: Scenario) -> Samples:
-    """Return what is worth drawing: a little before the load, and all that follows."""
-    return samples.at_or_after(-1.5)
+def _during(run: Run, name: str) -> Samples:
+    """Return what is worth drawing: a little before the load, and all that follows; nothing while the server was down."""
+    gaps = [(each["gone_s"], each["opened_s"]) for each in run.notes(name).restarts]
+    return run.samples(name).at_or_after(-1.5).without(gaps)
 
 
 def memory_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
@@ -98,7 +102,7 @@ def memory_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
             _shade_outages(axes, scenario, theme)
             mark_timeline(axes, scenario, theme, words=False)
         for name in run.representations:
-            samples = _during(run.samples(name), scenario)
+            samples = _during(run, name)
             base = summary["representations"][name]["base_rss_bytes"]
             colour = theme.colour(name)
             whole.plot(samples["t"], samples["rss_bytes"] / MIB, color=colour, label=name)
@@ -127,7 +131,7 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
     with rc(theme):
         figure, (every, lean) = make_panels(2, height=3.7)
         for name in representations:
-            load = run.samples(name).at_or_after(0.0)
+            load = run.first_process(name).at_or_after(0.0)
             queued, rss = load.queue, load["rss_bytes"]
             grows = rising(queued)
             x, y = queued[grows], rss[grows]
@@ -197,7 +201,7 @@ def queue_over_time(run: Run, theme: Theme = LIGHT) -> Figure:
         for axes, name in zip(panels, names, strict=False):
             _shade_outages(axes, scenario, theme, label=axes is panels[0])
             mark_timeline(axes, scenario, theme)
-            samples = _during(run.samples(name), scenario)
+            samples = _during(run, name)
             axes.plot(
                 samples["t"],
                 samples.queue,

@@ -15,6 +15,7 @@ from sim.pages import page as page
 from sim.pages import picture as picture
 from sim.pages import table as table
 from sim.scenario import Scenario
+from sim.timeline import SIGNALS
 from testbed import plots
 from testbed.peers import PEERS
 from testbed.rundir import Run
@@ -37,6 +38,7 @@ def html(run: Run) -> str:
         _savings(summary),
         _peers(summary),
         _model(run, summary),
+        _restarts(summary),
         _flow(run, summary),
         _ledger(run, summary),
         _reproduce(run, scenario, summary),
@@ -290,6 +292,97 @@ def _model(run: Run, summary: Mapping[str, Any]) -> str:
         _figure(run, "queue_over_time", "Envelopes that the scheduler knows, five times a second.")
     )
     return "\n".join(lines)
+
+
+def _restarts(summary: Mapping[str, Any]) -> str:
+    """Return what each end of the server's process came to, beside the model's; nothing if it never ended."""
+    parts = summary["representations"]
+    if not any(part.get("restarts") for part in parts.values()):
+        return ""
+    models = (summary["model"] or {}).get("representations", {})
+    rows, totals = [], []
+    for name, part in parts.items():
+        model = models.get(name, {})
+        predicted = model.get("restarts", [])
+        for i, each in enumerate(part["restarts"]):
+            other = predicted[i] if i < len(predicted) else {}
+            rows.append(
+                [
+                    f"<strong>{escape(name)}</strong>",
+                    f"{SIGNALS[each['how']]} at {each['gone_s']:.2f}",
+                    _beside(each["envelopes"], other.get("envelopes")),
+                    _beside(_after(each, "opened_s"), _after(other, "opened_s"), 2),
+                    _beside(_after(each, "restored_s"), _after(other, "restored_s"), 2),
+                    _beside(_reading_s(each), _reading_s(other), 2),
+                ]
+            )
+        counts = model.get("counts", {})
+        totals.append(
+            [
+                f"<strong>{escape(name)}</strong>",
+                *(
+                    _beside(part[key], counts.get(key))
+                    for key in (
+                        "accepted",
+                        "refused",
+                        "duplicates",
+                        "duplicates_client",
+                        "unacknowledged",
+                    )
+                ),
+                number(part["lost"]),
+            ]
+        )
+    return "\n".join(
+        [
+            "<h2>The end of the process, and the next one</h2>",
+            "<p>Run / model. The next process has the same queue, port and socket. Mail is taken again from the instant at which"
+            " its <em>door is open</em>; it reads its queue beside that, and tries what is due. Seconds count from the end of the"
+            " process, those that it was left down included.</p>",
+            table(
+                [
+                    "",
+                    "Ended",
+                    "Envelopes on disk",
+                    "Door open after, s",
+                    "Queue read after, s",
+                    "Reading it took, s",
+                ],
+                rows,
+                text_columns=2,
+            ),
+            "<p>What that did to mail, in recipients. <em>Duplicates</em> were taken by a host and not written down before the end;"
+            " <em>sent again</em> were kept and not answered, so that the client came again; <em>never acknowledged</em> the"
+            " same, of a client that gave up.</p>",
+            table(
+                [
+                    "",
+                    "Accepted",
+                    "Refused",
+                    "Duplicates",
+                    "Sent again",
+                    "Never acknowledged",
+                    "Lost",
+                ],
+                totals,
+            ),
+        ]
+    )
+
+
+def _after(restart: Mapping[str, Any], key: str) -> float | None:
+    """Return seconds from the end of the process to an instant; None if it never came."""
+    return None if restart.get(key) is None else float(restart[key] - restart["gone_s"])
+
+
+def _reading_s(restart: Mapping[str, Any]) -> float | None:
+    if restart.get("restored_s") is None:
+        return None
+    return float(restart["restored_s"] - restart["opened_s"])
+
+
+def _beside(real: float | None, model: float | None, digits: int = 0) -> str:
+    return f"{number(real, digits)} / {number(model, digits)}"
 
 
 def _flow(run: Run, summary: Mapping[str, Any]) -> str:

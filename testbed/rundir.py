@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -95,6 +95,27 @@ class Samples:
         """Return the samples from an instant on."""
         chosen = self["t"] >= seconds
         return Samples({name: column[chosen] for name, column in self._columns.items()})
+
+    def before(self, seconds: float) -> "Samples":
+        """Return the samples up to an instant."""
+        chosen = self["t"] < seconds
+        return Samples({name: column[chosen] for name, column in self._columns.items()})
+
+    def without(self, gaps: Sequence[tuple[float, float]]) -> "Samples":
+        """Return the samples with one that has no values in the place of all in each gap, so that a line through them breaks."""
+        found = self
+        for begin, end in gaps:
+            t = found["t"]
+            kept = (t < begin) | (t >= end)
+            at = int(np.count_nonzero(t < begin))
+            middle = (begin + end) / 2
+            found = Samples(
+                {
+                    name: np.insert(found[name][kept], at, middle if name == "t" else np.nan)
+                    for name in found.names
+                }
+            )
+        return found
 
 
 def read_samples(path: Path, *, start: float = 0.0) -> Samples:
@@ -196,6 +217,11 @@ class Run:
             raise UsageError(f"{path}: can't be read: {error.strerror}") from error
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def first_process(self, representation: str) -> Samples:
+        """Return what was measured until the server's process ended for the first time, if the timeline let it."""
+        samples, restarts = self.samples(representation), self.notes(representation).restarts
+        return samples.before(restarts[0]["gone_s"]) if restarts else samples
 
     def prediction(self, representation: str) -> Samples | None:
         """Return what the model says of the same; None if it was not asked."""

@@ -57,6 +57,32 @@ def test_what_the_server_refuses_ends_the_run():
         operator.act()
 
 
+def test_the_server_is_restarted_at_its_instant():
+    """Once, with what the timeline says; what became of it is kept in seconds of load. Nothing is said to the server for it."""
+    asked: list[tuple[str, float]] = []
+    start = 1_795_000_000.0
+
+    def restart(how: str, down_s: float) -> dict[str, Any]:
+        asked.append((how, down_s))
+        instants = {"asked": 1.0, "gone": 1.25, "started": 3.5, "opened": 4.0, "restored": 4.5}
+        found = {name: start + seconds for name, seconds in instants.items()}
+        return {**found, "envelopes": 17, "read_s": 0.5}
+
+    timeline = '[{ at_s = 1.0, restart = "kill", down_s = 2.25 }]'
+    operator = Operator(checked(scenario(timeline)), lambda verb, **_: pytest.fail(verb), restart)
+    operator.begin(start)
+    operator.act()
+    operator.act()
+    assert asked == [("kill", 2.25)]
+    assert [each["said"] for each in operator.done] == ["SIGKILL, 2.25 s down"]
+    assert operator.restarts == [
+        {
+            "at_s": 1.0, "how": "kill", "down_s": 2.25, "asked_s": 1.0, "gone_s": 1.25, "started_s": 3.5,
+            "opened_s": 4.0, "restored_s": 4.5, "envelopes": 17, "read_s": 0.5,
+        }
+    ]  # fmt: skip
+
+
 def test_what_can_not_be_done_for_real_is_said_before():
     """A disk that is full on demand, and limits that there are not: one line each."""
     with pytest.raises(

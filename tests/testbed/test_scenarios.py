@@ -36,6 +36,12 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
         'timeline=[{ at_s = 0.5, pause = ["mta"] }, { at_s = 1.0, set = { "limits.mta.max_conn_per_host" = 20 } }, '
         '{ at_s = 3.5, resume = ["mta"] }]',
     ),
+    "crash": (
+        "load.messages=150",
+        "server.retry.base_s=0.5",
+        'destinations.1.behaviours=[{ kind = "outage", from_s = 0.0, to_s = 1.5, mode = "refuse" }]',
+        'timeline=[{ at_s = 0.7, restart = "kill", down_s = 0.3 }]',
+    ),
     "big-messages": ("load.messages=6",),
     "many-recipients": ("load.messages=4",),
     "full-speed": ("load.messages=400",),

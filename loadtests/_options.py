@@ -1,7 +1,7 @@
 """The load's own options, and what all of them together ask for: checked before the first connection."""
 
 from argparse import Namespace
-from typing import Any
+from typing import Any, Final
 
 from locust.argument_parser import LocustArgumentParser
 
@@ -11,6 +11,9 @@ from loadtests._scrape import DEFAULT_URL
 from loadtests._settings import DEFAULT_HOST, Settings
 from mta.core.settings import ConfigError
 from sim.scenario import Scenario, load
+
+AS_SCENARIO: Final = "scenario"
+"""Choice of an option whose value is the scenario's; Locust's page shows it in the list."""
 
 
 def add_options(parser: LocustArgumentParser, **_: Any) -> None:
@@ -38,15 +41,15 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     )
     add(
         "--loop",
-        choices=["", "open", "closed"],
-        default="",
+        choices=[AS_SCENARIO, "open", "closed"],
+        default=AS_SCENARIO,
         help="open: each message has its instant, whatever the server does; closed: users think, send the same "
         "messages, and wait (default: the scenario's)",
     )
     add(
         "--shape",
-        choices=["", "steady", "ramp", "step", "spike", "soak", "burst", "day"],
-        default="",
+        choices=[AS_SCENARIO, "steady", "ramp", "step", "spike", "soak", "burst", "day"],
+        default=AS_SCENARIO,
         help="how the rate changes during the run (default: the scenario's)",
     )
     add(
@@ -137,8 +140,8 @@ def asked(options: Namespace, host: str | None) -> tuple[Scenario, Settings]:
 
 def _overrides(options: Namespace) -> list[str]:
     given = [each for each in options.scenario_set if each]
-    if options.loop:
+    if options.loop not in ("", AS_SCENARIO):
         given.append(f"load.loop={options.loop}")
-    if options.shape:
+    if options.shape not in ("", AS_SCENARIO):
         given.append(f"load.shape.kind={options.shape}")
     return given

@@ -124,7 +124,8 @@ def find_verb(words: Sequence[str]) -> tuple[Verb, list[str]]:
         before = " ".join(candidates[0].words.split()[:depth])
         if depth >= len(words):
             missing = ", ".join(choices)
-            raise CtlError(f"{before or 'mtactl'}: what? One of {missing}; see mtactl --help", 2)
+            where = f"{before}: " if before else ""
+            raise CtlError(f"{where}what? One of {missing}; see mtactl --help", 2)
         word = choose(words[depth], choices, before)
         candidates = [verb for verb in here if verb.words.split()[depth] == word]
     (verb,) = candidates

@@ -55,17 +55,19 @@ def table(
     *,
     text_columns: int = 1,
     classes: Mapping[int, str] | None = None,
+    dense: bool = False,
 ) -> str:
-    """Return a table; cells are HTML already. The first ``text_columns`` are text, the rest numbers."""
+    """Return a table; cells are HTML already. The first ``text_columns`` are text, the rest numbers; many columns are ``dense``."""
     of = {i: ("t" if i < text_columns else "n") for i in range(len(heads))} | dict(classes or {})
     head = "".join(f'<th class="{of[i]}">{escape(text)}</th>' for i, text in enumerate(heads))
     body = "\n".join(
         "<tr>" + "".join(f'<td class="{of[i]}">{cell}</td>' for i, cell in enumerate(row)) + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    kind = ' class="dense"' if dense else ""
+    return f'<div class="wide"><table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """Return a number with commas, or a dash."""
-    return NONE if value is None else f"{value:,.{digits}f}"
+    """Return a number with commas, or a dash; what rounds to nothing has no sign."""
+    return NONE if value is None else f"{round(value, digits) + 0.0:,.{digits}f}"

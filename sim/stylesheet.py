@@ -25,6 +25,8 @@ th { font-weight: 600; background: var(--soft); vertical-align: bottom; }
 .t { text-align: left; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; }
+.dense { font-size: .8rem; }
+.dense th, .dense td { padding: .3rem .4rem; }
 figure { margin: 1.2rem 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: .85rem; opacity: .8; }

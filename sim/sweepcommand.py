@@ -21,7 +21,7 @@ from sim.sweepresult import check_options, result_of
 from sim.sweeprun import RUN_S_MAX, Found, Progress, carry_out_plan, make_plan
 from sim.sweepstats import LATENCY, MEMORY
 from sim.sweepsubject import subject
-from sim.sweepwords import mib, seconds, setting_of, settings_lines
+from sim.sweepwords import listed, mib, seconds, setting_of, settings_lines
 
 SAY_EVERY_S: Final = 10.0
 """Seconds between lines of progress where there is no terminal."""
@@ -301,7 +301,7 @@ def _print(result: dict[str, Any], found: Found, folder: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    points = result["points"]
+    points = listed(result)
     shown = points if len(points) <= SHOWN_MAX else _few(result)
     title = f"{result['scenario']}: {len(points)} points, {result['replications']} runs of each, seed {result['seed']}"
     sheet = Table(title=title, title_justify="left")
@@ -338,7 +338,7 @@ def _few(result: dict[str, Any]) -> list[Any]:
     return [point for point in result["points"] if point["number"] in wanted]
 
 
-def mark(result: dict[str, Any], point: dict[str, Any]) -> str:
+def mark(result: Mapping[str, Any], point: Mapping[str, Any]) -> str:
     """Return what is to be said of a point in a word or two."""
     number = point["number"]
     if number == result["chosen"]:

@@ -9,7 +9,16 @@ from sim.pages import NONE, notes_list, page, picture, table
 from sim.sweepresult import MUST_BE_ZERO
 from sim.sweepstats import CONFIDENCE, LATENCY, MEMORY
 from sim.sweeptask import NUMBERS
-from sim.sweepwords import in_mib, in_seconds, mib, seconds, setting_of, settings_lines, signed
+from sim.sweepwords import (
+    in_mib,
+    in_seconds,
+    listed,
+    mib,
+    seconds,
+    setting_of,
+    settings_lines,
+    signed,
+)
 
 ROWS_MAX: Final = 300
 """Points in the table; beyond, the base and the front. ``sweep.json`` has all."""
@@ -76,7 +85,7 @@ def _figures(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _points(result: Mapping[str, Any]) -> str:
-    points = result["points"]
+    points = listed(result)
     shown = points
     left = ""
     if len(points) > ROWS_MAX:
@@ -85,7 +94,7 @@ def _points(result: Mapping[str, Any]) -> str:
         left = f"<p>{len(points) - len(shown):,} points that are not on the front are in sweep.json.</p>"
     heads = [
         "",
-        *(axis["short"].rpartition(".")[2] for axis in result["axes"]),
+        *(_breakable(axis["short"].rpartition(".")[2]) for axis in result["axes"]),
         "p95",
         "Peak memory",
         "Against now: p95",
@@ -94,7 +103,11 @@ def _points(result: Mapping[str, Any]) -> str:
     heads += [words for _, words in _MORE]
     rows = [_row(result, point) for point in shown]
     return "\n".join(
-        ["<h2>Every point</h2>", table(heads, rows, text_columns=1 + len(result["axes"])), left]
+        [
+            "<h2>Every point</h2>",
+            table(heads, rows, text_columns=1 + len(result["axes"]), dense=True),
+            left,
+        ]
     )
 
 
@@ -105,7 +118,10 @@ def _row(result: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
         words.append("<strong>recommended</strong>")
     elif number in result["front"]:
         words.append("front")
-    words += [f'<span class="bad">{escape(why)}</span>' for why in point["why_not"]]
+    # How often, `sweep.json` says.
+    words += [
+        f'<span class="bad">{escape(why.partition(" (")[0])}</span>' for why in point["why_not"]
+    ]
     if point["same_as"] is not None:
         words.append(
             f'<small class="model">same as {_short(result["points"][point["same_as"]])}</small>'
@@ -121,7 +137,12 @@ def _row(result: Mapping[str, Any], point: Mapping[str, Any]) -> list[str]:
     for name, _ in _MORE:
         mean = point["means"][name]["mean"]
         cells.append(NONE if mean is None else _figures_of(mean))
-    return cells
+    return [cell.replace(" ± ", "<br>± ") for cell in cells]
+
+
+def _breakable(name: str) -> str:
+    """Return a key that a narrow column may break behind an underscore."""
+    return name.replace("_", "_\N{ZERO WIDTH SPACE}")
 
 
 def _short(point: Mapping[str, Any]) -> str:

@@ -17,7 +17,8 @@ Point = Mapping[str, Any]
 def why(result: Mapping[str, Any], axes: Sequence[Axis]) -> Iterator[str]:
     """Yield why the recommended point is recommended, a sentence or two each."""
     points = result["points"]
-    left_out = [each for each in points if each["why_not"]]
+    rows = listed(result)
+    left_out = [each for each in rows if each["why_not"]]
     if result["chosen"] is None:
         yield "No point qualifies: none is recommended."
         for each in left_out[:5]:
@@ -58,8 +59,8 @@ def why(result: Mapping[str, Any], axes: Sequence[Axis]) -> Iterator[str]:
         counted = Counter(
             each.partition(" (")[0] for point in left_out for each in point["why_not"]
         )
-        listed = ", ".join(f"{reason}: {count}" for reason, count in counted.items())
-        yield f"{len(left_out)} of {len(points)} points do not qualify ({listed})."
+        told = ", ".join(f"{reason}: {count}" for reason, count in counted.items())
+        yield f"{len(left_out)} of {len(rows)} points do not qualify ({told})."
     if result["replications"] < 2:
         yield "There is one run of each point, so nothing says how far chance decided: --replications 5 does."
 
@@ -94,6 +95,17 @@ def setting_of(result: Mapping[str, Any], point: Point, key: str) -> str:
     """Return what a point has a key set to, the base included; empty if it can't be told."""
     found = point["settings"].get(key) if point["settings"] else result["now"].get(key)
     return str(found or "")
+
+
+def listed(result: Mapping[str, Any]) -> list[Point]:
+    """Return the points as a table lists them: what is set now is one row, also where the grid has it, too."""
+    now = {axis["key"]: str(result["now"].get(axis["key"], "")) for axis in result["axes"]}
+    needed = {*result["front"], result["chosen"]}
+    return [
+        each
+        for each in result["points"]
+        if each["number"] in needed or each["same_as"] != 0 or each["settings"] != now
+    ]
 
 
 def difference(of: Mapping[str, Any]) -> str:

@@ -504,7 +504,7 @@ def plus_minus(value: float | None, error: float | None) -> str:
 
 
 def _mib(value: float | None) -> str:
-    return NONE if value is None else f"{value / MIB:,.1f}"
+    return number(None if value is None else value / MIB, 1)
 
 
 def _ms(value: float | None) -> str:

@@ -2,12 +2,13 @@
 
 import itertools
 import json
+import subprocess
 
 import pytest
 
 from sim.scenario import load
 from sim.workload import draw
-from tests.loadtests.locusts import run, sorted_messages
+from tests.loadtests.locusts import ROOT, command, run, sorted_messages
 
 pytestmark = pytest.mark.system
 
@@ -59,3 +60,15 @@ def test_the_warm_up_of_a_run_is_in_no_statistics(serve, tmp_path):
     # The one that is due at the edge itself may be on either side of a microsecond's rounding.
     assert end["verbs"]["message"]["count"] == pytest.approx(late, abs=1)
     assert rows["message"]["num_requests"] == end["verbs"]["message"]["count"]
+
+
+def test_a_shape_that_there_is_not():
+    """The choices are words: the scenario's own shape has one, too."""
+    done = subprocess.run(
+        command("--headless", "--shape", "nope", settings=()),
+        cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = [each for each in done.stderr.splitlines() if "invalid choice" in each]
+    assert "'scenario'" in line
+    assert "''" not in line

@@ -152,7 +152,7 @@ def test_words_may_be_cut_short(typed, meant):
         ("sh s", "show: 's' may be stats or shape or sessions or status"),
         ("sh r", "show: 'r' may be relays or routes"),
         ("show", "show: what? One of queue, envelope, message"),
-        ("", "mtactl: what? One of show, monitor"),
+        ("", "what? One of show, monitor"),
         ("shoe", "no 'shoe'; there are show"),
         ("pause lda", "pause: no 'lda'; there are envelope, mta, mda, smtp"),
         ("res '' ", "resume: no \"''\""),

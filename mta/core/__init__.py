@@ -15,9 +15,9 @@ A map:
 - engine: the door; gives each stimulus to one of the two machines behind it
 - expiry: what is too old while somebody is paused
 - scheduler: pending, scheduled, in flight, held, suspended; expiry
-- agent: who may connect to whom, now; relaybook, destinations, waiting, places, rests, outcomes are its parts:
-  relays and when to look at them, where they lead, mail that waits there, caps and gaps and routes, what is left
-  alone, what became of each envelope
+- agent: who may connect to whom, now; relaybook, destinations, waiting, places, rests, outcomes, opener, surrender are its
+  parts: relays and when to look at them, where they lead, mail that waits there, caps and gaps and routes, what is left
+  alone, what became of each envelope, one more connection, a destination that is given up
 - relay, holdqueue, relayrules: its nouns; back-pressure; what the operator wants for which destination
 - local: who gets the next local delivery; policies for what is over the caps
 - rules, aliases, expansion, expanded, expansionlimits, lookup: whose mail it is

@@ -17,22 +17,21 @@ from mta.core.ids import EvpId, SessionId, msgid_of
 from mta.core.instructions import (
     Instruction,
     Note,
-    OpenConnection,
     StartTransaction,
 )
+from mta.core.opener import Opener
 from mta.core.outcomes import Outcomes
-from mta.core.places import Choice, Place, Places, places_of
-from mta.core.relay import Connector, Relay, Route, Session, SessionState, Task
+from mta.core.places import Place, Places, places_of
+from mta.core.relay import Relay, Session, SessionState, Task
 from mta.core.relaybook import RelayBook
 from mta.core.relayrules import RelayRules
 from mta.core.reply import Outcome
 from mta.core.rests import (
-    NETWORK_ERROR,
     route_failed,
     route_rejects,
     source_failed,
-    why_no_route,
 )
+from mta.core.surrender import Surrender
 from mta.core.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -82,7 +81,10 @@ class MtaAgent:
             own_by_port=own_by_port or {},
             rng=rng,
         )
-        self._next_session = int(first_session)
+        self._surrender = Surrender(scheduler, self.book, self._waiting, self.outcomes)
+        self._opener = Opener(
+            self.book, self.places, self._destinations, self._surrender, first_session=first_session
+        )
         self._paused_sessions: list[tuple[float, SessionId]] = []
         """(instant, session) of connections between two transactions."""
 
@@ -141,9 +143,11 @@ class MtaAgent:
         else:
             out.append(Note(f"smtp-out: Failed to resolve MX for [relay:{relay.domain}]: {status}"))
         if outcome is Outcome.TEMPFAIL:
-            self._fail_relay(relay, status, now + relay.limits.route_delay_base_s, now, out)
+            self._surrender.defer_all(
+                relay, status, now + relay.limits.route_delay_base_s, now, out
+            )
         else:
-            self._reject_all(relay, status)
+            self._surrender.reject_all(relay, status)
             self._forget_if_empty(relay, now)
 
     # Connections
@@ -229,7 +233,7 @@ class MtaAgent:
                 self.outcomes.tempfail(relay, handle, reason, now, out)
             self.hoststats.note(relay.domain, reason, now, now - session.busy_since)
         self.places.gone(session, now)
-        self._revive_or_rest(relay, reason, now, out)
+        self._surrender.revive_or_rest(relay, reason, now, out)
         # Why the others first? They have waited for this place longer than its last owner.
         self._unblock(session, now, out)
         self._pump(relay, now, out)
@@ -283,7 +287,7 @@ class MtaAgent:
 
     def _end_session(self, session: Session, now: float, out: list[Instruction]) -> None:
         self.places.close(session, out)
-        self._revive_or_rest(session.relay, session.relay.status, now, out)
+        self._surrender.revive_or_rest(session.relay, session.relay.status, now, out)
 
     # What a relay does next
 
@@ -300,7 +304,7 @@ class MtaAgent:
             while tasks:
                 if relay.idle:
                     self._start(relay, relay.idle.pop(), now, out)
-                elif relay.connecting >= len(tasks) or not self._connect(relay, now, out):
+                elif relay.connecting >= len(tasks) or not self._opener.connect(relay, now, out):
                     break
             if not relay.held or not self._waiting.release(relay, now, out):
                 return
@@ -331,105 +335,6 @@ class MtaAgent:
         else:
             evpids = tuple([evpid_of(handle) for handle in handles])
         out.append(StartTransaction(session.id, task.msgid, evpids))
-
-    def _connect(self, relay: Relay, now: float, out: list[Instruction]) -> bool:
-        """Open one connection if everything allows it; return whether one was opened."""
-        if relay.resolved_until <= now:
-            if not relay.asked:
-                self._destinations.ask(relay, out)
-            return False
-        if len(relay.sessions) >= max(1, relay.policy.window):
-            return False
-        if relay.retry_at is not None and now < relay.retry_at:
-            return False
-        if relay.in_line:
-            # It waits for a place, and will be asked when there is one: nothing has changed since.
-            return False
-        places = self.places
-        if places.is_at_cap(relay):
-            return False
-        full = places.full_for(relay)
-        if full is not None:
-            places.stand_in_line(relay, full, out)
-            return False
-        wait_until = places.relay_gap_ends_at(relay)
-        if now < wait_until:
-            self.book.pause(relay, wait_until)
-            return False
-        choice = places.choose(relay, now)
-        if choice.route is None or choice.connector is None or choice.target is None:
-            self._cannot_connect(relay, choice, now, out)
-            return False
-        self._open(relay, choice.route, choice.connector, choice.target.host, now, out)
-        return True
-
-    def _open(
-        self,
-        relay: Relay,
-        route: Route,
-        connector: Connector,
-        host: str,
-        now: float,
-        out: list[Instruction],
-    ) -> None:
-        self._next_session += 1
-        session = Session(SessionId(self._next_session), relay, route, connector, host)
-        if route.disabled:
-            route.disabled = False
-            out.append(Note(f"smtp-out: Enabling route {route}"))
-        self.places.open(session, now)
-        out.append(OpenConnection(session.id, relay.domain, route.source, route.address, host))
-
-    def _cannot_connect(
-        self, relay: Relay, choice: Choice, now: float, out: list[Instruction]
-    ) -> None:
-        """No host can be connected to now: wait for a place or a gap, or give the destination up."""
-        earliest = choice.earliest
-        for place in choice.full:
-            self.places.stand_in_line(relay, place, out)
-        if earliest is None:
-            return
-        rest = self.places.rest_ends_at(relay)
-        if now < rest and not relay.sessions:
-            # Every host has failed: the destination is dead until the first of them has rested.
-            self._fail_relay(relay, why_no_route(self.places, relay, now), rest, now, out)
-        elif not choice.full:
-            self.book.pause(relay, earliest)
-        elif relay.look_at <= now or earliest < relay.look_at:
-            # Why not a pause? A place may come free before the gap ends.
-            relay.look_at = earliest
-            self.book.look_again(relay, earliest)
-
-    def _revive_or_rest(
-        self, relay: Relay, status: str, now: float, out: list[Instruction]
-    ) -> None:
-        """A destination whose connections all fail after the greeting is given up for a while."""
-        if not relay.policy.dead:
-            return
-        if relay.busy or relay.idle:
-            relay.policy.revive(busy=relay.busy)
-            return
-        until = now + relay.limits.route_delay_base_s
-        self._fail_relay(relay, status or NETWORK_ERROR, until, now, out)
-
-    # Failure of a destination as a whole
-
-    def _fail_relay(
-        self, relay: Relay, status: str, until: float, now: float, out: list[Instruction]
-    ) -> None:
-        """Defer everything that waits for a destination, and leave it alone until an instant."""
-        relay.dead_until = until
-        relay.dead_status = status
-        relay.policy.revive()
-        relay.resolved_until = min(relay.resolved_until, until)
-        self.book.look_again(relay, until)
-        for handle in self._waiting.empty(relay):
-            self.outcomes.defer(relay, handle, status, now, out)
-
-    def _reject_all(self, relay: Relay, status: str) -> None:
-        """Fail everything that waits for a destination for good: it does not exist."""
-        for handle in self._waiting.empty(relay):
-            self.scheduler.permfailed(handle, status)
 
     # Book-keeping of connections
 

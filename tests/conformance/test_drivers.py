@@ -168,7 +168,7 @@ def header_of(it: Rig, representation: str) -> records.Record:
 def sessions_from(header: records.Record) -> Retrace:
     """Return a core as the rig's: its sessions are numbered from 0x100."""
     again = Retrace(header)
-    again.engine.agent._next_session = 0x100
+    again.engine.agent._opener.last_session = 0x100
     return again
 
 
@@ -247,7 +247,7 @@ def model_driver(it: Rig) -> tuple[Model, list[Played]]:
         start=EPOCH,
         backend="heapq",
     )
-    model.engine.agent._next_session = 0x100
+    model.engine.agent._opener.last_session = 0x100
     played: list[Played] = []
     driver = model.driver
     for kind in driver._carry_out:

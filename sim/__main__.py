@@ -55,6 +55,22 @@ _ROWS = (
 )
 """Rows of a table of results: key and unit."""
 
+_RESTART_ROWS = (
+    ("gone_s", "s, the end of the process"),
+    ("opened_s", "s, its door is open again"),
+    ("restored_s", "s, its queue is read"),
+    ("envelopes", "envelopes on the disk"),
+)
+"""The same of each restart."""
+
+_HARM_ROWS = (
+    ("broken", "times that a client lost its server"),
+    ("duplicates", "envelopes, delivered once more"),
+    ("duplicates_client", "envelopes, sent once more"),
+    ("unacknowledged", "envelopes, kept and never answered"),
+)
+"""What all restarts did to mail."""
+
 _LOCAL_ROWS = (
     ("burst_drain_s", "s, first acceptance to last fate"),
     ("oldest_age_s", "s in the queue"),
@@ -226,6 +242,8 @@ def _progress(total: int) -> Iterator[Any]:
 def _flat(summary: dict[str, Any]) -> dict[str, Any]:
     flat = {**summary, **summary["delivery_latency_s"]}
     local = summary["local"]
+    for number, restart in enumerate(summary["restarts"], 1):
+        flat.update({f"restart {number} {key}": restart[key] for key, _ in _RESTART_ROWS})
     if local is not None:
         flat.update({key: local[key] for key, _ in _LOCAL_ROWS})
         for group, found in local["groups"].items():
@@ -236,6 +254,10 @@ def _flat(summary: dict[str, Any]) -> dict[str, Any]:
 def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return key and unit of each row of the table of a run."""
     rows = list(_ROWS)
+    if summary["restarts"]:
+        for number in range(1, len(summary["restarts"]) + 1):
+            rows.extend((f"restart {number} {key}", unit) for key, unit in _RESTART_ROWS)
+        rows.extend(_HARM_ROWS)
     if summary["local"] is not None:
         rows.extend(_LOCAL_ROWS)
         for group in summary["local"]["groups"]:

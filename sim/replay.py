@@ -10,16 +10,16 @@ Retries are never replayed: the model makes its own, because a limit that change
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from mta.core import records
 from mta.core.envelopes import REPRESENTATIONS
-from mta.core.ids import msgid_of
+from mta.core.ids import EvpId, MsgId, msgid_of
 from mta.core.instructions import (
     DeferEnvelope,
     OpenConnection,
@@ -30,16 +30,20 @@ from mta.core.instructions import (
 )
 from mta.core.records import TraceError
 from mta.core.settings import ConfigError, changed
-from mta.core.stimuli import MessageSubmitted
+from mta.core.stimuli import EnvelopeRestored, MessageSubmitted
 from sim.calibrate import calibrate
 from sim.costs import Costs, MemoryCosts
 from sim.records import Retrace, config_of, tree_of
 from sim.replaylocal import LocalStory, of_model, rows_of
+from sim.result import later_trace
 from sim.runner import SAMPLE_S, SimResult, simulate
 from sim.scenario import Scenario
 from sim.scenario import load as load_scenario
 from sim.settings import IGNORED, ModelConfig, model_config
 from sim.workload import Schedule, draw
+
+if TYPE_CHECKING:
+    from mta.core.envelopes.base import EnvelopeStore
 
 RUNS: Final = Path("runs")
 """Where the bench keeps its runs."""
@@ -148,6 +152,16 @@ def replay(
         else None,
         "notes": notes,
     }
+
+
+def traces_of(directory: Path) -> Iterator[Path]:
+    """Yield the traces of a server: one for each of its processes, the first whether it is there or not."""
+    number = 1
+    path = later_trace(directory / "trace.jsonl", number)
+    while number == 1 or path.is_file():
+        yield path
+        number += 1
+        path = later_trace(directory / "trace.jsonl", number)
 
 
 def _server(run: Path, representation: str) -> tuple[Path, Path]:
@@ -272,7 +286,6 @@ def recorded(
     Raises:
         ConfigError: the trace is missing or damaged.
     """
-    path = directory / "trace.jsonl"
     counts = dict.fromkeys(("accepted", "delivered", "deferred", "bounced"), 0)
     latency: list[float] = []
     began: dict[int, float] = {}
@@ -280,48 +293,66 @@ def recorded(
     emptied_at: float | None = None
     transactions = opened = 0
     local = LocalStory(groups)
+    delivered: set[EvpId] = set()
+    lost: set[MsgId] = set()
+    """Messages that no trace has the beginning of."""
+    paths = list(traces_of(directory))
+    path, ends = paths[0], len(paths) > 1
+    due = load_start
+    store: EnvelopeStore
     try:
-        with path.open("rb") as file:
-            trace = records.parse(file, source=str(path))
-            core = Retrace(trace.header)
-            store = core.engine.store
-            due = load_start
-            for record in trace.records:
-                at = record["t"]
-                while due <= at and (series or at >= load_start):
-                    series.append(len(store))
-                    due += SAMPLE_S
-                step = core.step(record)
-                if step is None:
-                    continue
-                t, stimulus, instructions = step
-                if type(stimulus) is MessageSubmitted and t >= load_start:
-                    local.submitted(stimulus, t)
-                    began[stimulus.msgid] = (sent or {}).get(stimulus.msgid, t)
-                    if stimulus.transaction.sender:
-                        counts["accepted"] += len(stimulus.recipients)
-                for instruction in instructions:
-                    if groups:
-                        local.told(instruction, t)
-                    match instruction:
-                        case RemoveEnvelope(evpid, Removal.DELIVERED, _) if (
-                            msgid_of(evpid) in began
-                        ):
-                            counts["delivered"] += 1
-                            latency.append(t - began[msgid_of(evpid)])
-                        case DeferEnvelope():
-                            # Without a status it was sent back untried: a full hold queue.
-                            counts["deferred"] += bool(instruction.status)
-                        case SendBounce(msgid, kind, reported):
-                            counts["bounced"] += 1
-                            if kind.is_success and msgid in began:
-                                counts["delivered"] += len(reported)
-                                latency.extend([t - began[msgid]] * len(reported))
-                        case StartTransaction():
-                            transactions += 1
-                        case OpenConnection():
-                            opened += 1
-                emptied_at = None if len(store) else emptied_at or t
+        for path in paths:
+            with path.open("rb") as file:
+                trace = records.parse(file, source=str(path))
+                core = Retrace(trace.header)
+                store = core.engine.store
+                for record in trace.records:
+                    at = record["t"]
+                    while due <= at and (series or at >= load_start):
+                        series.append(len(store))
+                        due += SAMPLE_S
+                    step = core.step(record)
+                    if step is None:
+                        continue
+                    t, stimulus, instructions = step
+                    if type(stimulus) is MessageSubmitted and t >= load_start:
+                        local.submitted(stimulus, t)
+                        began[stimulus.msgid] = (sent or {}).get(stimulus.msgid, t)
+                        if stimulus.transaction.sender:
+                            counts["accepted"] += len(stimulus.recipients)
+                    elif type(stimulus) is EnvelopeRestored and stimulus.created_at >= load_start:
+                        # A process that was killed took the end of its trace along.
+                        msgid = msgid_of(stimulus.evpid)
+                        if msgid not in began or msgid in lost:
+                            lost.add(msgid)
+                            began[msgid] = (sent or {}).get(msgid, stimulus.created_at)
+                            counts["accepted"] += bool(stimulus.transaction.sender)
+                    for instruction in instructions:
+                        if groups:
+                            local.told(instruction, t)
+                        match instruction:
+                            case RemoveEnvelope(evpid, Removal.DELIVERED, _) if (
+                                msgid_of(evpid) in began
+                            ):
+                                if ends:
+                                    if evpid in delivered:
+                                        continue  # once more, after a restart
+                                    delivered.add(evpid)
+                                counts["delivered"] += 1
+                                latency.append(t - began[msgid_of(evpid)])
+                            case DeferEnvelope():
+                                # Without a status it was sent back untried: a full hold queue.
+                                counts["deferred"] += bool(instruction.status)
+                            case SendBounce(msgid, kind, reported):
+                                counts["bounced"] += 1
+                                if kind.is_success and msgid in began:
+                                    counts["delivered"] += len(reported)
+                                    latency.extend([t - began[msgid]] * len(reported))
+                            case StartTransaction():
+                                transactions += 1
+                            case OpenConnection():
+                                opened += 1
+                    emptied_at = None if len(store) else emptied_at or t
     except OSError as error:
         raise ConfigError(str(path), problem=f"can't be read: {error.strerror}") from None
     except (TraceError, AssertionError) as error:

@@ -6,7 +6,6 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from random import Random
@@ -147,6 +146,32 @@ class Model:
     def engine(self) -> Engine:
         """The core; of the process that there is now, or was last."""
         return self.driver.engine
+
+    def trace_into(self, first: Path) -> None:
+        """Write what each process measures to a trace of its own, beginning with this one; `trace` takes what it hears.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        driver = self.driver
+        self.writer = TraceWriter(first, self.header())
+
+        def committed(batch: int, lagging: int, seconds: float) -> None:
+            assert self.writer is not None
+            self.writer.measured(
+                "commit", driver.now, batch=batch, lagging=lagging, seconds=round(seconds, 6)
+            )
+
+        def born() -> None:
+            assert self.writer is not None
+            assert self._mortal is not None
+            self.writer.close()
+            number = len(self._mortal.restarts) + 1
+            self.writer = TraceWriter(later_trace(first, number), self.header(driver.now))
+
+        driver.queue.on_commit = committed
+        if self._mortal is not None:
+            self._mortal.born = born
 
     def trace(self, stimulus: Stimulus, now: float, instructions: list[Instruction]) -> None:
         """Write a stimulus to the trace of the process that heard it."""
@@ -386,11 +411,8 @@ def simulate(
     if print_ is not None:
         observers.append(print_.observe)
     if trace is not None:
-        model.writer = TraceWriter(trace, model.header())
+        model.trace_into(trace)
         observers.append(model.trace)
-        model.driver.queue.on_commit = _commit_records(model)
-        if isinstance(model.driver, RestartDriver):
-            model.driver.born = partial(_next_trace, model, trace)
     model.driver.observer = _all(observers)
     try:
         model.run()
@@ -398,25 +420,6 @@ def simulate(
         if model.writer is not None:
             model.writer.close()
     return model.result(print_)
-
-
-def _next_trace(model: Model, first: Path) -> None:
-    """Begin the trace of the next process: a trace is what one core heard."""
-    assert model.writer is not None
-    assert isinstance(model.driver, RestartDriver)
-    model.writer.close()
-    number = len(model.driver.restarts) + 1
-    model.writer = TraceWriter(later_trace(first, number), model.header(model.driver.now))
-
-
-def _commit_records(model: Model) -> Callable[[int, int, float], None]:
-    def write(batch: int, lagging: int, seconds: float) -> None:
-        assert model.writer is not None
-        model.writer.measured(
-            "commit", model.driver.now, batch=batch, lagging=lagging, seconds=round(seconds, 6)
-        )
-
-    return write
 
 
 def _all(observers: Sequence[Observer]) -> Observer | None:

@@ -6,6 +6,7 @@ in-sample: they show whether the mechanism is right, not how well another limit 
 Reports say so.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,8 @@ from sim.costs import Costs, save
 from sim.replay import arrivals
 from sim.result import told
 from sim.runner import SERIES, simulate
+from sim.scenario import Scenario
+from sim.workload import Schedule
 from testbed.rundir import Run, Samples, write_samples
 
 if TYPE_CHECKING:
@@ -23,6 +26,12 @@ if TYPE_CHECKING:
 
 TOLD: Final = ("accepted", "delivered", "duplicates", "duplicates_client", "unacknowledged")
 """Counts of the model that a prediction keeps."""
+
+REPEATED: Final = ("duplicates", "duplicates_client", "unacknowledged")
+NEAR: Final = 9
+"""Instants about that of a kill at which the model is asked what it repeats."""
+NEAR_S: Final = 0.1
+"""Seconds that these are spread over."""
 
 ERRORS: Final = ("peak_queue_error", "drain_time_error", "peak_rss_error")
 """Relative, 0 for none; the worst over representations is what a run is judged by."""
@@ -62,11 +71,41 @@ def predict(run: Run, representation: str, costs: Costs) -> dict[str, Any]:
         "drain_time_s": result.drain_time_s,
         "restarts": [told(each) for each in result.restarts],
         # In recipients, as the ledger counts.
+        "near": _near(run.scenario, representation, costs, schedule) if result.restarts else {},
         "counts": {
             "refused": int(schedule.first[-1]) - result.counts["accepted"],
             **{key: result.counts[key] for key in TOLD},
         },
     }
+
+
+def _near(
+    scenario: Scenario, representation: str, costs: Costs, schedule: Schedule
+) -> dict[str, tuple[int, int]]:
+    """Return the least and the most of what a kill at about those instants repeats.
+
+    It is a matter of milliseconds who is in the middle of what, and the bench meets an instant to some hundredths of a second.
+    """
+    found: dict[str, list[int]] = {name: [] for name in REPEATED}
+    if not any(event.restart == "kill" for event in scenario.timeline):
+        return {}
+    for number in range(NEAR):
+        later_s = (number - NEAR // 2) * NEAR_S / NEAR
+        moved = copy.deepcopy(scenario)
+        for event in moved.timeline:
+            if event.restart == "kill":
+                event.at_s = max(0.0, event.at_s + later_s)
+        result = simulate(
+            moved,
+            representation=representation,
+            costs=costs,
+            schedule=schedule,
+            fingerprint=False,
+            backend="heapq",
+        )
+        for name, values in found.items():
+            values.append(result.counts[name])
+    return {name: (min(values), max(values)) for name, values in found.items()}
 
 
 def compare(
@@ -96,6 +135,7 @@ def compare(
             "peak_rss_bytes": predicted["peak_rss_bytes"],
             "restarts": predicted.get("restarts", []),
             "counts": predicted.get("counts", {}),
+            "near": predicted.get("near", {}),
         }
     worst = {
         key: max((each[key] for each in found.values() if each[key] is not None), default=None)

@@ -316,19 +316,14 @@ def _restarts(summary: Mapping[str, Any]) -> str:
                     _beside(_reading_s(each), _reading_s(other), 2),
                 ]
             )
-        counts = model.get("counts", {})
+        counts, near = model.get("counts", {}), model.get("near", {})
         totals.append(
             [
                 f"<strong>{escape(name)}</strong>",
+                *(_beside(part[key], counts.get(key)) for key in ("accepted", "refused")),
                 *(
-                    _beside(part[key], counts.get(key))
-                    for key in (
-                        "accepted",
-                        "refused",
-                        "duplicates",
-                        "duplicates_client",
-                        "unacknowledged",
-                    )
+                    f"{number(part[key])} / {_range(near.get(key), counts.get(key))}"
+                    for key in ("duplicates", "duplicates_client", "unacknowledged")
                 ),
                 number(part["lost"]),
             ]
@@ -353,7 +348,8 @@ def _restarts(summary: Mapping[str, Any]) -> str:
             ),
             "<p>What that did to mail, in recipients. <em>Duplicates</em> were taken by a host and not written down before the end;"
             " <em>sent again</em> were kept and not answered, so that the client came again; <em>never acknowledged</em> the"
-            " same, of a client that gave up.</p>",
+            " same, of a client that gave up. The model says how many there would be at the instants of the same tenth of a second: it is a"
+            " matter of milliseconds who is in the middle of what.</p>",
             table(
                 [
                     "",
@@ -379,6 +375,13 @@ def _reading_s(restart: Mapping[str, Any]) -> float | None:
     if restart.get("restored_s") is None:
         return None
     return float(restart["restored_s"] - restart["opened_s"])
+
+
+def _range(near: Sequence[int] | None, single: int | None) -> str:
+    """Return the least and the most, or the one number that there is."""
+    if not near or near[0] == near[1]:
+        return number(near[0] if near else single)
+    return f"{number(near[0])} to {number(near[1])}"
 
 
 def _beside(real: float | None, model: float | None, digits: int = 0) -> str:

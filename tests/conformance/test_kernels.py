@@ -1,5 +1,6 @@
 """SimPy and a plain heap are the same clock."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -121,4 +122,40 @@ def test_a_call_goes_on_later_if_nothing_comes_between(backend: Backend):
         "after what it skipped",
         (True, 9.0),
         (False, 9.0),
+    ]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_calls_of_an_owner_are_forgotten(backend: Backend):
+    """Those of its methods, through any number of partials; they are returned in their order, and all others are made in theirs."""
+    kernel = make_kernel(backend)
+    seen: list[Any] = []
+
+    class Owner:
+        def call(self, argument: Any) -> None:
+            seen.append((kernel.now, argument))
+
+        def do(self, job: Any, argument: Any) -> None:
+            job(argument)
+
+    dead, alive = Owner(), Owner()
+
+    def end(_: None) -> None:
+        gone = kernel.forget([dead, []])
+        seen.append([(each.at, each.argument) for each in gone])
+        kernel.schedule(0.0, dead.call, "born again")
+
+    kernel.schedule(2.0, dead.call, "b")
+    kernel.schedule(1.0, end, None)
+    for argument in "xyz":
+        kernel.schedule(1.5, partial(alive.do, dead.call), argument)
+        kernel.schedule(1.5, partial(dead.do, alive.call), argument)
+    kernel.schedule(1.0, dead.call, "a")
+    kernel.schedule(0.5, dead.call, "before")
+    kernel.run()
+    assert seen == [
+        (0.5, "before"),
+        [(1.0, "a"), (1.5, "x"), (1.5, "y"), (1.5, "z"), (2.0, "b")],
+        (1.0, "born again"),
+        *[(1.5, argument) for argument in "xyz"],
     ]

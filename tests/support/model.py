@@ -7,7 +7,8 @@ from typing import Any
 
 from mta.core.settings import build
 from sim.costs import Costs
-from sim.records import TraceWriter
+from sim.restarts import RestartDriver
+from sim.result import told
 from sim.runner import Model
 from sim.scenario import Scenario, to_toml
 from sim.settings import model_config
@@ -66,6 +67,19 @@ def model(
     )
 
 
+def write_notes(
+    part: Path, driver: RestartDriver, of: Scenario, costs: Costs, start: float
+) -> None:
+    """Leave what the bench would have noted of restarts."""
+    notes = []
+    for each, event in zip(driver.restarts, of.timeline, strict=True):
+        found = told(each)
+        found["started_s"] = found["gone_s"] + event.down_s
+        found["read_s"] = found["restored_s"] - found["opened_s"]
+        notes.append(found)
+    (part / "run.json").write_text(json.dumps({"load_start": start, "restarts": notes}))
+
+
 def write_run(
     directory: Path, of: Scenario, *, costs: Costs, representation: str = "slim", start: float = 1e9
 ) -> Model:
@@ -78,20 +92,30 @@ def write_run(
     it.config.envelope = representation  # type: ignore[assignment]
     it = Model(of, config=it.config, costs=costs, schedule=draw(of), start=start)
     driver, inbound = it.driver, it.driver.inbound
-    it.writer = TraceWriter(part / "trace.jsonl", it.header())
-    observe = it.writer.observe
-    driver.observer = observe
-    driver.queue.on_commit = lambda batch, lagging, seconds: it.writer.measured(  # type: ignore[union-attr]
-        "commit", driver.now, batch=batch, lagging=lagging, seconds=seconds
-    )
+    it.trace_into(part / "trace.jsonl")
+    driver.observer = it.trace
     rows: list[list[Any]] = []
+    mortal = driver if isinstance(driver, RestartDriver) else None
+    before_s = [0.0]
+    if mortal is not None:
+        born = mortal.born
+
+        def next_process() -> None:
+            assert born is not None
+            born()
+            before_s[0] = driver.loop.busy_s
+
+        mortal.born = next_process
 
     def sample(t: float, settled: int, queued: int) -> None:
+        if mortal is not None and mortal.is_down:
+            return
         rss = it.memory.rss_bytes(
             envelopes=queued, body_bytes=driver.fill.size_bytes, messages=inbound.accepted
         )
         # Hundredths of a second, as the kernel counts.
-        rows.append([start + t, rss, round(driver.loop.busy_s, 2), queued, inbound.accepted])
+        cpu_s = round(driver.loop.busy_s - before_s[0], 2)
+        rows.append([start + t, rss, cpu_s, queued, inbound.accepted])
 
     it.progress = sample
     sent: dict[float, float] = {}
@@ -124,7 +148,10 @@ def write_run(
     inbound._dialogue = spoken  # type: ignore[method-assign]
     inbound.durable = accepted  # type: ignore[method-assign]
     it.run()
+    assert it.writer is not None
     it.writer.close()
+    if mortal is not None:
+        write_notes(part, mortal, of, costs, start)
     with (part / "samples.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["t", "rss_bytes", "cpu_s", "scheduler.envelope", "smtp.message"])

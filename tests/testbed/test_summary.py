@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim.pages import NONE
 from testbed.run import render
-from testbed.rundir import Run
+from testbed.rundir import Run, Samples
 from testbed.summary import SUMMED, drained_at, summarise
 
 from .conftest import MIB, make_run
@@ -187,3 +188,81 @@ def test_the_shipped_run_is_complete(shipped: Run) -> None:
     for key in ("peak_queue_error", "drain_time_error", "peak_rss_error"):
         assert 0 <= summary["model"][key] < 1
     assert {"seed", "versions", "host", "command"} <= set(summary)
+
+
+RESTART = {
+    "at_s": 10.0, "how": "kill", "down_s": 2.0, "asked_s": 10.0, "gone_s": 10.01, "started_s": 12.02,
+    "opened_s": 12.5, "restored_s": 13.25, "envelopes": 3500, "read_s": 0.7,
+}  # fmt: skip
+
+
+def restarted(directory: Path, **changes: Any) -> Run:
+    """Return a run whose server was away from 10 to 12.5 s, and whose counters began at 0 again."""
+    run = make_run(directory, {"slim": 400.0}, **changes)
+    path = directory / "slim" / "samples.csv"
+    heads, *lines = [line.split(",") for line in path.read_text().splitlines()]
+    t, cpu = heads.index("t"), heads.index("cpu_s")
+    kept = []
+    for line in lines:
+        since = float(line[t]) - 1_795_000_000.0
+        if 10.0 < since < 12.02:
+            continue
+        if since >= 12.02:
+            line[cpu] = f"{(since - 12.02) * 0.4:.3f}"
+        kept.append(line)
+    path.write_text("\n".join(map(",".join, [heads, *kept])) + "\n")
+    change_notes(run, "slim", restarts=[RESTART])
+    return run
+
+
+def test_counters_of_a_server_that_was_restarted_are_summed(tmp_path: Path) -> None:
+    """Processor time is that of both processes, without what the first did after its last sample; bytes are of the first."""
+    whole = summary_of(make_run(tmp_path / "whole", {"slim": 400.0}))["representations"]["slim"]
+    part = summary_of(restarted(tmp_path / "run"))["representations"]["slim"]
+
+    assert part["cpu_s"] == pytest.approx(whole["cpu_s"] - 0.4 * 2.0, abs=0.1)
+    assert part["recovery_s"] == 3.24
+    assert part["restarts"] == [RESTART]
+    assert part["bytes_per_envelope"] == pytest.approx(400, abs=2)
+    assert whole["recovery_s"] is None
+    assert whole["restarts"] == []
+
+
+def test_a_kill_excuses_duplicates_and_a_stop_does_not(tmp_path: Path) -> None:
+    """Who is killed has not written down what it did last; who was told to stop had the time."""
+    killed = summary_of(restarted(tmp_path / "killed", duplicates=2))
+    assert [] == killed["failures"]
+    assert any("SIGKILL at 10.0 s with 3,500 envelopes" in each for each in killed["warnings"])
+    assert any(
+        "2 duplicates: delivered again, because SIGKILL" in each for each in killed["warnings"]
+    )
+
+    stopped = restarted(tmp_path / "stopped", duplicates=2)
+    change_notes(stopped, "slim", restarts=[{**RESTART, "how": "stop"}])
+    assert ["slim: 2 duplicates, and no connection was lost after the dot"] == summary_of(stopped)[
+        "failures"
+    ]
+
+
+def test_a_page_has_each_end_of_the_process(tmp_path: Path) -> None:
+    """With what the run found; the model was not asked."""
+    run = restarted(tmp_path / "run", duplicates=2)
+    page = render(run).read_text()
+
+    assert "The end of the process, and the next one" in page
+    assert "SIGKILL at 10.01" in page
+    assert f"3,500 / {NONE}" in page
+    assert (
+        "The end of the process"
+        not in render(make_run(tmp_path / "other", {"slim": 400.0})).read_text()
+    )
+
+
+def test_samples_have_a_hole_where_nobody_answered() -> None:
+    """A line through them breaks there, also where there was no sample anyway."""
+    columns = {"t": np.array([1.0, 2.0, 3.0, 4.0]), "queue.message": np.array([5.0, 6.0, 7.0, 8.0])}
+    found = Samples(columns).without([(1.5, 3.5), (9.0, 11.0)])
+
+    assert found["t"].tolist() == [1.0, 2.5, 4.0, 10.0]
+    assert np.array_equal(found.queue, [5.0, np.nan, 8.0, np.nan], equal_nan=True)
+    assert Samples(columns).before(3.0)["t"].tolist() == [1.0, 2.0]

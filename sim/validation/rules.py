@@ -87,6 +87,23 @@ def _little(messages: int) -> Iterator[Finding]:
         yield Finding(f"{name}: area under the number", "s", spent, area, 1e-9 * spent)
 
 
+def _restarts(messages: int) -> Iterator[Finding]:
+    """The same with a process that ends three times in the middle of it, once in good order."""
+    ends = [(0.8, "kill"), (3.0, "stop"), (6.0, "kill")]
+    timeline = [{"at_s": at, "restart": how, "down_s": 0.5} for at, how in ends]
+    auditor, result, model = audited(messages, timeline=timeline)
+    counts = result.counts
+    yield Finding("restarts", "of the process", len(ends), len(result.restarts))
+    yield Finding("books that do not balance", f"of {auditor.events:,} events", 0, auditor.wrong)
+    settled = counts["accepted_messages"] + counts["refused_messages"]
+    yield Finding("offered - accepted - refused", "messages", 0, counts["messages"] - settled)
+    ours = counts["delivered"] + counts["failed"]
+    yield Finding("accepted - delivered - failed", "envelopes", 0, counts["accepted"] - ours)
+    yield Finding("left at the end", "envelopes", 0, counts["queued"] + len(model.driver.messages))
+    area, spent = sum(auditor.areas.values()), sum(auditor.sojourns.values())
+    yield Finding("area under all numbers", "s", spent, area, 1e-9 * spent)
+
+
 def _limits(messages: int) -> Iterator[Finding]:
     auditor, _, model = audited(messages)
     # Without holds, because what comes back from one may pass this limit (`mta.core.scheduler.Scheduler.release`).
@@ -449,6 +466,7 @@ def _drain(messages: int) -> Iterator[Finding]:
 RULES: Final = (
     Rule("conservation", "no envelope is lost or made, at every event of a rough run", _conservation, 300),
     Rule("little", "Little's law as an identity: area under a number = time spent (Little 1961)", _little, 300),
+    Rule("restarts", "both of these over processes that end and start again", _restarts, 300),
     Rule("limits", "a limit is reached and never passed", _limits, 300),
     Rule("zero-load", "latency without load is the sum of its costs", _zero_load, 100),
     Rule("timetable", "a message is tried at created + base * n**2 (OpenSMTPD, scheduler_next)", _timetable, 200),

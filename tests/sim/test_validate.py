@@ -26,6 +26,7 @@ from sim.kernel import SimpyKernel
 from sim.local import LocalMail
 from sim.queue import GroupCommit
 from sim.remote import RemoteHost
+from sim.spool import Spool
 from sim.validate import Profile, Row, chosen, validate, verdict
 from sim.validation import degenerate
 from sim.validation.laws import LAWS
@@ -196,6 +197,12 @@ def an_envelope_is_lost(patch: Patch) -> None:
     patch.setattr(Engine, "handle", handle)
 
 
+def a_row_is_not_restored(patch: Patch) -> None:
+    """A start reads one envelope less than the disk has."""
+    honest = Spool.order
+    patch.setattr(Spool, "order", lambda self: honest(self)[:-1])
+
+
 def tries_are_late(patch: Patch) -> None:
     """Each retry is 5 % later than its timetable says."""
     honest = QuadraticRetry.next_attempt_at
@@ -277,6 +284,7 @@ class TestMutations:
             (nobody_waits_for_the_loop, ("event-loop",)),
             (last_in_first_out, ("holds",)),
             (an_envelope_is_lost, ("conservation",)),
+            (a_row_is_not_restored, ("restarts",)),
             (tries_are_late, ("timetable",)),
             (simpy_is_late, ("repeatable",)),
             (local_deliveries_are_slow, ("drain",)),

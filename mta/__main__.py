@@ -63,19 +63,30 @@ def serve(config: ConfigFile = None, overrides: Overrides = None) -> None:
     """
     try:
         settings, source = load(config, overrides)
-        _serve(settings, source)
+        serve_until_told(settings, source)
     except ConfigError as error:
         raise _fail(error) from None
 
 
-def _serve(settings: Config, source: str) -> None:
+def serve_until_told(settings: Config, source: str, effects: Effects | None = None) -> None:
+    """Run a server until a signal ends it.
+
+    Args:
+        settings: its configuration.
+        source: where that is from, for errors.
+        effects: its way to the world; None for the usual one.
+
+    Raises:
+        ConfigError: the configuration can't be used.
+        typer.Exit: a fault of ours ended it; status 70.
+    """
     # `mta config` need not load the server.
     from mta.accepteffects import AcceptEffects
     from mta.server import MtaServer, ServerFailedError
 
     async def run() -> None:
         try:
-            await MtaServer(settings, source=source).run()
+            await MtaServer(settings, source=source, effects=effects).run()
         except ServerFailedError as error:
             print(f"mta: {error}", file=sys.stderr)
             raise typer.Exit(EX_SOFTWARE) from None

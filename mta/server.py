@@ -71,16 +71,17 @@ class ServerFailedError(Exception):
 class MtaServer:
     """One running server."""
 
-    def __init__(self, config: "Config", *, source: str) -> None:
+    def __init__(self, config: "Config", *, source: str, effects: Effects | None = None) -> None:
         """Take a configuration; `run` does the rest.
 
         Args:
             config: what the operator wants.
             source: the configuration's file name, for errors.
+            effects: the way to the world; None for the usual one.
         """
         self.config = config
         self.source = source
-        self.effects = Effects(allow=config.relay.allow)
+        self.effects = effects or Effects(allow=config.relay.allow)
         self.seed = config.seed or self.effects.entropy() & 0xFFFFFFFF
         self.metrics = Metrics()
         self.profile = Profile()

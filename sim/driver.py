@@ -110,6 +110,7 @@ class Driver:
             queue=self.queue,
             fill=self.fill,
         )
+        self.queue.refuse = self._not_kept
         self.resolver = resolver(self.loop)
         self.messages: dict[MsgId, Message] = {}
         self.local = LocalMail(
@@ -227,6 +228,13 @@ class Driver:
             if self.ledger is not None:
                 self.ledger.accepted_at[message.number] = self.kernel.now
             self.inbound.durable(message)
+
+    def _not_kept(self, message: Message) -> bool:
+        """A commit failed: its message is refused. A report waits, where the server would decide on it anew a little later."""
+        if message.is_bounce:
+            return False
+        self.loop.do(self.inbound.not_kept, message)
+        return True
 
     # Time
 

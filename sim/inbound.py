@@ -32,6 +32,8 @@ RETRY_WAIT_S: Final = 1.0
 """Between two attempts of a client that hears 421; loadtests/_hooks.py."""
 NOBODY: Final = Reply(421, "", "Connection refused")
 """No reply of ours: there is no process that could give one. What a client makes of it is the same."""
+SPACE_AGE_S: Final = 1.0
+"""Seconds for which the door uses its last look at the disk's free space again; mta/queue/sqlite.py."""
 AHEAD_S: Final = 0.1
 """How far ahead messages are given to clients that are free."""
 
@@ -168,7 +170,11 @@ class Inbound:
         self._opened = 0
         self._tries: dict[int, int] = {}
         self._paused = False
-        self._disk_is_full = False
+        self._doubts_disk = False
+        """The disk was full, and it is not known yet that it is not."""
+        self._has_space = True
+        """At the last look."""
+        self._space_at = 0.0
         self._shut: Reply | None = None
         """What everybody hears while the server stops or is down."""
         self.limits_changed()
@@ -205,7 +211,7 @@ class Inbound:
         self._few_envelopes = queue.max_envelopes // 2
         self._few_bytes = queue.max_bytes // 2
         self._few_waiting = queue.max_waiting // 2
-        if self._paused or self._disk_is_full or self._shut is not None:
+        if self._paused or self._doubts_disk or self._shut is not None:
             # Everybody is asked about; a process that ended leaves clients who still count as going.
             self._few_connections = -(1 << 30)
 
@@ -214,10 +220,13 @@ class Inbound:
         self._paused = paused
         self.limits_changed()
 
-    def fill_disk(self, full: bool) -> None:
-        """Take no message, or take them again."""
-        self._disk_is_full = full
-        self.limits_changed()
+    def doubt_disk(self) -> None:
+        """Look at the disk from now on, until it is found well."""
+        if not self._doubts_disk:
+            self._doubts_disk = True
+            # When the server looked last, nobody knows.
+            self._space_at = self._kernel.now
+            self.limits_changed()
 
     # The end of the process, and the next one
 
@@ -248,7 +257,10 @@ class Inbound:
         self.limits_changed()
 
     def number_of(self, job: "Callable[[Any], None]", argument: Any) -> int | None:
-        """Return the message that a job of the loop would have taken in; None if it is no such job."""
+        """Return the message that a job of the loop would have taken in or refused; None if it is no such job."""
+        if job == self.not_kept:
+            refused: Message = argument
+            return refused.number
         return int(argument) if job == self._receive else None
 
     @property
@@ -407,7 +419,7 @@ class Inbound:
             refusal = on_connect(pressure, from_client=self._connections, limits=limits.smtp)
             if refusal is not None:
                 return refusal, 0
-        if self._disk_is_full:
+        if self._doubts_disk and not self._finds_room():
             return NO_STORAGE, count
         # The client may send the rest separately; these do not.
         count = min(count, limits.smtp.max_rcpt)
@@ -420,6 +432,25 @@ class Inbound:
             queue=limits.queue,
         )
         return refusal, count
+
+    def _finds_room(self) -> bool:
+        """Return whether the disk takes messages, as far as the server knows."""
+        now, queue = self._kernel.now, self._queue
+        if now - self._space_at >= SPACE_AGE_S:
+            self._space_at = now
+            self._has_space = not queue.full
+        if queue.sick or not self._has_space:
+            return False
+        if not queue.full:
+            self._doubts_disk = False
+            self.limits_changed()
+        return True
+
+    def not_kept(self, message: Message) -> None:
+        """The commit of a message failed: its client hears 452."""
+        self.refused += 1
+        self._queue.waiting_bytes -= message.transaction.size
+        self._settled()
 
     def _turn_away(self, number: int) -> None:
         """The client heard 421: it comes again a little later, a few times."""

@@ -68,4 +68,5 @@ class Operator:
     def _disk(self, event: Event) -> None:
         if event.disk:
             self._driver.queue.slower = event.slower if event.disk == "slow" else 1.0
-            self._driver.inbound.fill_disk(event.disk == "full")
+            self._driver.queue.full = event.disk == "full"
+            self._driver.inbound.doubt_disk()

@@ -2,7 +2,8 @@
 
 Whoever wants to be durable waits for the next commit; a commit takes whatever waits when the one
 before it ends. Removals and deferrals lag: they go with a commit that happens anyway, or with one of
-their own a little later (mta/queue/writer.py).
+their own a little later (mta/queue/writer.py). On a full disk a commit fails: who waited for it is refused, what lags is kept, and
+nothing is written until a probe finds room.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,11 @@ from sim.kernel import Kernel
 
 LAG_S: Final = 0.05
 """Seconds that removals and deferrals wait for somebody else's commit; mta/queue/wake.py."""
+PROBE_FIRST_S: Final = 1.0
+"""Seconds after a failed commit before the first probe, doubled after each that fails; mta/queue/writer.py."""
+PROBE_MAX_S: Final = 30.0
+PROBE_COMMITS: Final = 2
+"""What a probe commits before it believes the disk; mta/queue/writer.py."""
 
 
 class GroupCommit:
@@ -30,9 +36,12 @@ class GroupCommit:
         "_message_s",
         "_waiting",
         "commits",
+        "full",
         "longest_batch",
         "on_commit",
+        "refuse",
         "settled",
+        "sick",
         "slower",
         "waiting_bytes",
     )
@@ -60,6 +69,12 @@ class GroupCommit:
         self._busy = False
         self.slower = 1.0
         """How many times as long as it should a commit takes."""
+        self.full = False
+        """Whether no commit succeeds."""
+        self.sick = False
+        """Whether one failed and no probe has succeeded since: nobody may submit."""
+        self.refuse: Callable[[Any], bool] | None = None
+        """Asked of each submission whose commit failed: True if it is refused, False if it waits for a better disk."""
         self.waiting_bytes = 0
         """Bytes of the submissions that wait."""
         self.commits = 0
@@ -86,7 +101,7 @@ class GroupCommit:
         """
         lost, self._waiting = self._waiting, []
         self._lagging = 0
-        self._lag_armed = self._busy = False
+        self._lag_armed = self._busy = self.sick = False
         self.waiting_bytes = 0
         return lost
 
@@ -136,6 +151,9 @@ class GroupCommit:
 
     def _begin(self, after: float) -> None:
         """Take what waits, and commit it ``after`` seconds from now."""
+        if self.full:
+            self._kernel.schedule(after, self._fail, None)
+            return
         batch, most = self._waiting, self._max
         count = len(batch)
         if count > most:
@@ -166,6 +184,32 @@ class GroupCommit:
             for submission in batch:
                 durable(submission)
         # The writer goes on while anything waits (Writer._commit_all).
+        if self._waiting or self._lagging:
+            self._begin(0.0)
+        else:
+            self._busy = False
+
+    # A full disk
+
+    def _fail(self, _: None) -> None:
+        """A commit failed: refuse who waits for it, or is in line behind it; what lags is kept."""
+        self.sick = True
+        refuse = self.refuse
+        assert refuse is not None, "a full disk, and nobody to tell"
+        self._waiting = [each for each in self._waiting if not refuse(each)]
+        self._kernel.schedule(PROBE_FIRST_S, self._probe, PROBE_FIRST_S)
+
+    def _probe(self, delay_s: float) -> None:
+        """See whether the disk takes something again."""
+        if self.full:
+            delay_s = min(2 * delay_s, PROBE_MAX_S)
+            self._kernel.schedule(delay_s, self._probe, delay_s)
+        else:
+            seconds = PROBE_COMMITS * self._commit_s * self.slower
+            self._kernel.schedule(seconds, self._heal, None)
+
+    def _heal(self, _: None) -> None:
+        self.sick = False
         if self._waiting or self._lagging:
             self._begin(0.0)
         else:

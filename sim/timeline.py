@@ -2,7 +2,7 @@
 
 A scenario lists it (``[[timeline]]``), each entry at an instant of the load. The model tells its core at that instant
 (`sim.operator`), the bench says it on the control socket of the real server (`testbed.operator`): the same limits by the
-same names, ``mtactl``'s verbs. Disks that fail are the model's alone, since nobody can make a real one slow by asking.
+same names, ``mtactl``'s verbs. The real server's disk is slow or full where it writes its queue (`testbed.targets.disk`).
 """
 
 import copy
@@ -48,10 +48,11 @@ class Event:
     schedule: bool = False
     """Everything that waits for its next try is tried now, as ``mtactl schedule all`` does."""
     disk: Literal["", "well", "slow", "full"] = ""
-    """What the queue's disk is like from now on; the model only. ``full``: every message is refused with 452 4.3.1,
-    and what was accepted stays."""
+    """What the queue's disk is like from now on. ``full``: no commit succeeds, every message is refused with 452 4.3.1, what
+    was accepted stays and is relayed; that it was is written down when there is room again. The server looks for that itself,
+    1, 3, 7, 15, 31 s after the first commit that failed, and every 30 s from then on."""
     slower: float = 10.0
-    """How many times as long a commit takes on a slow disk."""
+    """How many times as long a commit takes on a slow disk, a large body's file included."""
     restart: Literal["", "kill", "stop"] = ""
     """The server's process ends and is started again on the same queue: ``kill`` by SIGKILL, ``stop`` by SIGTERM, which lets
     it finish what it is doing. An entry of its own, and no other may come before it is started again."""
@@ -116,18 +117,27 @@ def changes_of(events: Sequence[Event], limits: Limits, *, source: str) -> list[
 
     Raises:
         ConfigError: a limit that there is not, that needs a restart, or a value that makes no sense then; an entry while
-            the server is down.
+            the server is down; a restart while its disk is full.
     """
     now = copy.deepcopy(limits)
     checked = []
     up_s = 0.0
+    is_full = False
     numbered = sorted(enumerate(events), key=lambda each: each[1].at_s)
     for number, event in numbered:
         if event.at_s < up_s:
             raise ConfigError(
                 source, f"timeline.{number}.at_s", event.at_s, "the server is down then"
             )
+        is_full = event.disk == "full" if event.disk else is_full
         if event.restart:
+            if is_full:
+                raise ConfigError(
+                    source,
+                    f"timeline.{number}.restart",
+                    event.restart,
+                    "the disk is full then: nothing could start",
+                )
             up_s = event.at_s + event.down_s
             now = copy.deepcopy(limits)  # What was set goes with the process.
         found = []

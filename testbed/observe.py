@@ -187,7 +187,10 @@ class _Observation:
             load_start = self._start_load(server, world)
             if isinstance(server, OurServer) and scenario.timeline:
                 self._operator = Operator(
-                    checked(scenario), server.operate, partial(self._restart, server, sampler)
+                    checked(scenario),
+                    server.operate,
+                    partial(self._restart, server, sampler),
+                    server.set_disk,
                 )
                 self._operator.begin(load_start)
             self._watch_load(server, world, sampler)

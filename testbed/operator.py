@@ -6,35 +6,32 @@ timeline that was not followed is another experiment.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from sim.scenario import Scenario
 from sim.settings import model_config
 from sim.timeline import Change, changes_of
-from testbed.children import RunError, UsageError
+from testbed.children import RunError
 
 Restart: TypeAlias = Callable[[Literal["kill", "stop"], float], dict[str, Any]]
 """Lets the server end and start again; see `testbed.targets.ours.OurServer.restart`."""
 
+SetDisk: TypeAlias = Callable[[Literal["well", "slow", "full"], float], None]
+"""Makes the disk slow or full; see `testbed.targets.ours.OurServer.set_disk`."""
+
 Ask: TypeAlias = Callable[..., object]
 """Sends a verb with its fields to the control socket."""
 
-NO_DISK: Final = "a disk that is slow or full is for the model (sim run)"
-
 
 def checked(scenario: Scenario) -> list[Change]:
-    """Return the scenario's timeline, if it can be followed for real.
+    """Return the scenario's timeline, if it can be followed.
 
     Raises:
-        UsageError: it has what only the model can do.
         ConfigError: it has a limit that there is not, or a value that makes no sense.
     """
     if not scenario.timeline:
         return []
     limits = model_config(scenario.server, source=scenario.name).limits
-    for number, event in enumerate(scenario.timeline):
-        if event.disk:
-            raise UsageError(f"{scenario.name}: timeline.{number}.disk = {event.disk!r}: {NO_DISK}")
     return changes_of(scenario.timeline, limits, source=scenario.name)
 
 
@@ -42,7 +39,11 @@ class Operator:
     """Follows a timeline from the start of the load on."""
 
     def __init__(
-        self, timeline: Sequence[Change], ask: Ask, restart: Restart | None = None
+        self,
+        timeline: Sequence[Change],
+        ask: Ask,
+        restart: Restart | None = None,
+        set_disk: SetDisk | None = None,
     ) -> None:
         """Get ready; nothing is said before `begin`.
 
@@ -50,10 +51,12 @@ class Operator:
             timeline: what to do.
             ask: sends it.
             restart: lets the server end and start again; wanted if the timeline says so.
+            set_disk: makes its disk slow or full; wanted likewise.
         """
         self._left = list(timeline)
         self._ask = ask
         self._restart = restart
+        self._set_disk = set_disk
         self._start: float | None = None
         self.done: list[dict[str, Any]] = []
         """What was said: seconds of load, the instant it was wanted at, and the words of ``mtactl``."""
@@ -86,6 +89,9 @@ class Operator:
                     raise RunError(
                         f"timeline: {change.event.at_s:g} s: {words}: {error}"
                     ) from error
+            if change.event.disk:
+                assert self._set_disk is not None, change
+                self._set_disk(change.event.disk, change.event.slower)
             now = round(time.time() - self._start, 3)
             for words in change.event.words():
                 self.done.append({"t": now, "at_s": change.event.at_s, "said": words})

@@ -88,6 +88,7 @@ def make_target(
         nameserver=world.dns,
         ca_file=world.ca_file if has_tls else None,
         comes_back=any(event.restart for event in scenario.timeline),
+        has_disk=any(event.disk for event in scenario.timeline),
     )
 
 

@@ -63,6 +63,7 @@ class OurServer:
         nameserver: str,
         ca_file: Path | None = None,
         comes_back: bool = False,
+        has_disk: bool = False,
     ) -> None:
         """Write the configuration into a directory of its own; `start` does the rest.
 
@@ -75,6 +76,7 @@ class OurServer:
             nameserver: ``address:port`` of the world's.
             ca_file: of the authority that vouches for the world's hosts, unless the scenario names one; None if none has TLS.
             comes_back: it will be restarted, and needs a port that nobody takes meanwhile.
+            has_disk: its disk will be slow or full; see `set_disk`.
         """
         self.directory = directory
         self.config = directory / "mta.toml"
@@ -86,6 +88,7 @@ class OurServer:
         self._socket = self._private / "control"
         self._child: Child | None = None
         self._wrapper: tuple[str, ...] = ()
+        self._disk = directory / "disk" if has_disk else None
         self._control: _Control | None = None
         # The sampler asks on a thread of its own.
         self._asking = threading.Lock()
@@ -127,9 +130,12 @@ class OurServer:
         """Start a process, the n-th with files of its own."""
         self._starts += 1
         suffix = f"-{self._starts}" if self._starts > 1 else ""
+        command = python("mta", "serve", "--config", self.config.name)
+        if self._disk is not None:
+            command = python("testbed.targets.disk", self._disk.name, self.config.name)
         self._child = Child(
             "server",
-            [*self._wrapper, *python("mta", "serve", "--config", self.config.name)],
+            [*self._wrapper, *command],
             log=self.directory / f"server{suffix}.out",
             cwd=self.directory,
             environment=source_environment(),
@@ -229,6 +235,18 @@ class OurServer:
             if time.monotonic() > deadline:
                 raise RunError(f"server: {self.log.name} does not say what was restored")
             time.sleep(0.05)
+
+    def set_disk(self, what: Literal["well", "slow", "full"], slower: float) -> None:
+        """Let the queue's disk be so from the next write on; `testbed.targets.disk` reads it.
+
+        Args:
+            what: it is like.
+            slower: how many times as long a write takes, if it is slow.
+        """
+        assert self._disk is not None, "made for a disk that is always well"
+        fresh = self._disk.with_suffix(".new")
+        fresh.write_text(f"{what} {slower:g}\n" if what == "slow" else f"{what}\n", "ascii")
+        fresh.replace(self._disk)
 
     def trace_syncs(self) -> Path:
         """Let strace count its calls of fsync and the like; before `start`. Returns the file of its table."""

@@ -7,7 +7,7 @@ import pytest
 
 from mta.core.settings import ConfigError
 from sim.scenario import Scenario, load
-from testbed.children import RunError, UsageError
+from testbed.children import RunError
 from testbed.operator import Operator, checked
 
 
@@ -83,11 +83,32 @@ def test_the_server_is_restarted_at_its_instant():
     ]  # fmt: skip
 
 
-def test_what_can_not_be_done_for_real_is_said_before():
-    """A disk that is full on demand, and limits that there are not: one line each."""
+def test_the_disk_is_told():
+    """Beside what is said to the server, at the same instant and in the same words as in the scenario."""
+    said: list[object] = []
+    timeline = '[{ at_s = 1.0, disk = "slow", slower = 7.0, schedule = true }, { at_s = 2.0, disk = "full" }]'
+    operator = Operator(
+        checked(scenario(timeline)),
+        lambda verb, **_: said.append(verb),
+        set_disk=lambda what, slower: said.append((what, slower)),
+    )
+    operator.begin(time.time() - 1.5)
+    operator.act()
+    assert said == ["schedule", ("slow", 7.0)]
+    assert [each["said"] for each in operator.done] == ["schedule all", "disk slow 7x"]
+    operator.begin(time.time() - 2.5)
+    operator.act()
+    assert said[2:] == [("full", 10.0)]
+
+
+def test_what_can_not_be_done_is_said_before():
+    """A process that would have to start on a full disk, and limits that there are not: one line each."""
     with pytest.raises(
-        UsageError, match=r"^baseline: timeline.0.disk = 'full': .* is for the model"
+        ConfigError,
+        match=r'timeline.1.restart = "kill": the disk is full then: nothing could start$',
     ):
-        checked(scenario('[{ at_s = 1.0, disk = "full" }]'))
+        checked(scenario('[{ at_s = 1.0, disk = "full" }, { at_s = 2.0, restart = "kill" }]'))
+    well = '[{ at_s = 1.0, disk = "full" }, { at_s = 2.0, disk = "slow" }, { at_s = 3.0, restart = "kill" }]'
+    assert len(checked(scenario(well))) == 3
     with pytest.raises(ConfigError, match=r"timeline.0.set.limits.nope = 3: unknown key"):
         checked(scenario('[{ at_s = 1.0, set = { "limits.nope" = 3 } }]'))

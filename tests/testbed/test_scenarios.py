@@ -42,6 +42,10 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
         'destinations.1.behaviours=[{ kind = "outage", from_s = 0.0, to_s = 1.5, mode = "refuse" }]',
         'timeline=[{ at_s = 0.7, restart = "kill", down_s = 0.3 }]',
     ),
+    "disk-trouble": (
+        "load.messages=350",
+        'timeline=[{ at_s = 0.5, disk = "slow", slower = 5.0 }, { at_s = 1.5, disk = "full" }, { at_s = 2.0, disk = "well" }]',
+    ),
     "big-messages": ("load.messages=6",),
     "many-recipients": ("load.messages=4",),
     "full-speed": ("load.messages=400",),

@@ -17,6 +17,7 @@ import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,10 +46,19 @@ WRITES: Final = BODY | COMMIT
 class DiskEffects(Effects):
     """Real effects, whose writes of the queue are slow or fail."""
 
-    def __init__(self, state: Path, **options: Any) -> None:
-        """Look into the file ``state`` from now on; one that is not there says that the disk is well."""
+    def __init__(
+        self, state: Path, *, sleep: Callable[[float], None] = time.sleep, **options: Any
+    ) -> None:
+        """Look into the file ``state`` from now on; one that is not there says that the disk is well.
+
+        Args:
+            state: what the disk is like.
+            sleep: waits so many seconds, on the thread that writes.
+            options: of `Effects`.
+        """
         super().__init__(**options)
         self._state = state
+        self._sleep = sleep
         self._began = threading.local()
 
     def point(self, op: str, site: str) -> None:
@@ -76,7 +86,7 @@ class DiskEffects(Effects):
             return
         began = self._began.__dict__.pop("effect", None)
         if began is not None and began[:2] == (op, site) and began[2] > 1.0:
-            time.sleep((self.monotonic() - began[3]) * (began[2] - 1.0))
+            self._sleep((self.monotonic() - began[3]) * (began[2] - 1.0))
 
     def space(self, path: Path, *, site: str) -> Space:
         """See `Effects.space`; there is none on a full disk."""

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 
-from mta.core.settings import ConfigError
+from mta.core.settings import ConfigError, typed
 from sim.distributions import stream
 from sim.settings import ModelConfig
 
@@ -170,7 +170,7 @@ def design(
     if texts:
         axes = [axis(text) for text in texts]
     else:
-        axes = [Axis(key, tuple(map(_said, values))) for key, values in (vary or {}).items()]
+        axes = [Axis(key, tuple(map(typed, values))) for key, values in (vary or {}).items()]
     if not axes:
         raise ConfigError("--over", problem="is missing: say key=value,value")
     if len(axes) > AXES_MAX:
@@ -194,10 +194,6 @@ def design(
         points = list(dict.fromkeys(drawn))
         dropped = len(drawn) - len(points)
     return Design(tuple(axes), tuple(points), sampling, dropped)
-
-
-def _said(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _few(count: int, most: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from mta.core.settings import ConfigError, flatten
+from mta.core.settings import ConfigError, flatten, typed
 from sim.codeversion import model_digest
 from sim.executors import Executor
 from sim.sweep import REPLICATIONS_MAX, Design
@@ -127,10 +127,7 @@ def _now(base: Prepared, keys: Sequence[str]) -> dict[str, str]:
     values = {f"server.{key}": value for key, value in flatten(base.config).items()}
     values = {**flatten(base.scenario), **values}
     found = {key: values[key] for key in keys if key in values}
-    return {
-        key: str(value).lower() if isinstance(value, bool) else str(value)
-        for key, value in found.items()
-    }
+    return {key: typed(value) for key, value in found.items()}
 
 
 def carry_out_plan(

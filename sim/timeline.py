@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from mta.core.limitchange import LimitValue, parse_change, put_limit
 from mta.core.limits import Limits
-from mta.core.settings import ConfigError
+from mta.core.settings import ConfigError, typed
 from sim.checks import Problem, in_range
 
 EVENTS_MAX: Final = 1000
@@ -78,7 +78,7 @@ class Event:
 
     def words(self) -> list[str]:
         """Return what is done, each as ``mtactl`` would be told; for logs and plots."""
-        said = [f"set {key}={_shown(value)}" for key, value in leaves(self.set)]
+        said = [f"set {key}={typed(value)}" for key, value in leaves(self.set)]
         said += [f"pause {part}" for part in self.pause]
         said += [f"resume {part}" for part in self.resume]
         if self.schedule:
@@ -143,7 +143,7 @@ def changes_of(events: Sequence[Event], limits: Limits, *, source: str) -> list[
         found = []
         for name, value in leaves(event.set):
             try:
-                key, parsed = parse_change(now, f"{name}={_shown(value)}")
+                key, parsed = parse_change(now, f"{name}={typed(value)}")
             except ConfigError as error:
                 problem = error.problem
                 raise ConfigError(
@@ -153,7 +153,3 @@ def changes_of(events: Sequence[Event], limits: Limits, *, source: str) -> list[
             found.append((key, parsed))
         checked.append(Change(event, tuple(found)))
     return checked
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -17,7 +17,7 @@ from mta.core.settings import ConfigError
 from sim.costs import Costs
 from sim.measure import Measured
 from sim.outbound import PEER
-from sim.remote import RemoteHost
+from sim.remote import Conn, RemoteHost, Verdict
 
 REMOTE_DRAWS: Final = 1000
 """Transactions drawn from a scripted host to learn how long it takes."""
@@ -90,24 +90,31 @@ BEFORE_START: Final = -1e6
 """Scenario time at which no outage of a scenario has begun, with room for every draw."""
 
 
+def _greeted(host: RemoteHost) -> Iterator[tuple[Conn, Verdict, Verdict, float]]:
+    """Yield connections that were told something after EHLO, with both answers and their instant; each is closed later."""
+    now = BEFORE_START
+    for _ in range(REMOTE_DRAWS):
+        conn, greeting = host.connect(PEER, now)
+        if greeting.reply is not None and not greeting.close:
+            hello = host.command(conn, "EHLO", "relay", now + 10)
+            if hello.reply is not None:
+                yield conn, greeting, hello, now
+        host.disconnect(conn, now + 400)
+        now += 1000
+
+
 def _scripted_transaction(host: RemoteHost | None) -> list[float]:
     """Return draws of a scripted host's part of a transaction; none if it never takes one."""
     if host is None:
         return []
     drawn = []
-    now = BEFORE_START
-    for _ in range(REMOTE_DRAWS):
-        conn, verdict = host.connect(PEER, now)
-        if verdict.reply is not None and not verdict.close:
-            hello = host.command(conn, "EHLO", "relay", now + 10)
-            if hello.reply is not None and hello.reply.code < 400:
-                verdict_ = host.transaction(
-                    conn, "sender@calibrate.test", ("rcpt@calibrate.test",), 4096, now + 20
-                )
-                if math.isfinite(verdict_.duration_s):
-                    drawn.append(verdict_.duration_s)
-        host.disconnect(conn, now + 400)
-        now += 1000
+    for conn, _, hello, now in _greeted(host):
+        if hello.reply is not None and hello.reply.code < 400:
+            taken = host.transaction(
+                conn, "sender@calibrate.test", ("rcpt@calibrate.test",), 4096, now + 20
+            )
+            if math.isfinite(taken.duration_s):
+                drawn.append(taken.duration_s)
     return drawn
 
 
@@ -115,18 +122,7 @@ def _scripted_connect(host: RemoteHost | None) -> list[float]:
     """Return draws of a scripted host's time until EHLO is answered."""
     if host is None:
         return []
-    drawn = []
-    now = BEFORE_START
-    for _ in range(REMOTE_DRAWS):
-        conn, greeting = host.connect(PEER, now)
-        if greeting.reply is not None and not greeting.close:
-            hello = host.command(conn, "EHLO", "relay", now + 10)
-            if hello.reply is not None:
-                seconds = greeting.due_at(0, 0) + hello.due_at(0, 0)
-                drawn.append(seconds)
-        host.disconnect(conn, now + 400)
-        now += 1000
-    return drawn
+    return [greeting.due_at(0, 0) + hello.due_at(0, 0) for _, greeting, hello, _ in _greeted(host)]
 
 
 class _Dialogue(NamedTuple):

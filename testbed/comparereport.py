@@ -14,6 +14,7 @@ from testbed.compareplots import unit_of
 from testbed.comparing import failures_of, leader
 from testbed.quantities import QUANTITIES
 from testbed.report import NONE, notes_list, page, picture, table
+from testbed.summary import SUMMED
 
 HEADS: Final[Mapping[str, str]] = {
     "messages_per_s": "Msg per s",
@@ -29,9 +30,7 @@ HEADS: Final[Mapping[str, str]] = {
     "deferred_per_recipient": "Failed tries",
 }
 
-COUNTS: Final = (
-    "accepted", "delivered", "bounced", "queued", "lost", "duplicates", "altered", "reordered",
-)  # fmt: skip
+COUNTS: Final = (*SUMMED, "reordered")
 
 TERMINAL: Final = (
     "messages_per_s", "cpu_per_message", "idle_pss", "pss_per_envelope", "drain_time", "p99_accepted", "p99_delivered",

@@ -21,7 +21,7 @@ from sim.scenario import Scenario
 from testbed.children import UsageError
 from testbed.quantities import QUANTITIES, value_of
 from testbed.rundir import Run
-from testbed.summary import AGENT, STEADY_ENVELOPES
+from testbed.summary import AGENT, STEADY_ENVELOPES, SUMMED
 
 RESULT: Final = "compare.json"
 SCHEMA: Final = 1
@@ -45,13 +45,7 @@ COLUMNS: Final = (
     "fsyncs_per_message",
     "deferred_per_recipient",
     "refused",
-    "accepted",
-    "delivered",
-    "bounced",
-    "queued",
-    "lost",
-    "duplicates",
-    "altered",
+    *SUMMED,
     "reordered",
 )
 """What is compared, by the names of `testbed.quantities`."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
+from mta.core.settings import typed
 from sim.scenario import Scenario
 from sim.settings import model_config
 from sim.timeline import Change, changes_of
@@ -120,8 +121,7 @@ def _requests(change: Change) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield verbs with their fields, in the order in which the model does it."""
     event = change.event
     for key, value in change.limits:
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
-        yield "set", {"assignment": f"{key}={shown}"}
+        yield "set", {"assignment": f"{key}={typed(value)}"}
     for part in event.pause:
         yield f"pause {part}", {}
     for part in event.resume:

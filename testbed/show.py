@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.rundir import Run
+from testbed.summary import SUMMED
 
 MIB: Final = 1024 * 1024
 NONE: Final = "-"
@@ -68,20 +69,7 @@ def tables(run: Run) -> Iterator[RenderableType]:
         style="dim",
     )
     yield Text(savings(summary["representations"]))
-    yield Text(
-        "  ".join(
-            f"{key} {summary[key]:,}"
-            for key in (
-                "accepted",
-                "delivered",
-                "bounced",
-                "queued",
-                "lost",
-                "duplicates",
-                "altered",
-            )
-        )
-    )
+    yield Text("  ".join(f"{key} {summary[key]:,}" for key in SUMMED))
     for warning in summary["warnings"]:
         yield Text(f"note: {warning}", style="yellow")
     for failure in summary["failures"]:

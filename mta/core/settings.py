@@ -70,6 +70,11 @@ def show(value: object) -> str:
     return text if len(text) <= SHOWN_MAX else text[: SHOWN_MAX - 1] + "…"
 
 
+def typed(value: object) -> str:
+    """Return a single value as it is typed behind ``key=``: strings bare, truth as TOML has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def build(
     cls: type[T], data: Mapping[str, object], *, source: str, overrides: Sequence[str] = ()
 ) -> T:

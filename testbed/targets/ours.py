@@ -14,6 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from sim.timeline import leaves
 from testbed.children import Child, RunError, last_line, python, source_environment
 from testbed.sampler import Usage, usage_of
 from testbed.targets.base import STRACE, Owed
@@ -443,7 +444,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_toml(settings: Mapping[str, Any]) -> str:
     """Return a configuration file: one dotted key a line, as `mta config` prints it."""
-    return "".join(f"{key} = {_value(value)}\n" for key, value in _leaves(settings))
+    return "".join(f"{key} = {_value(value)}\n" for key, value in leaves(settings))
 
 
 def _value(value: object) -> str:
@@ -453,11 +454,3 @@ def _value(value: object) -> str:
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -12,8 +12,9 @@ from mta.queue.base import QueueUnavailableError
 from mta.queue.writer import Writer
 from mta.server import ServerFailedError
 from tests.support.faults import FaultyEffects, Plan
-from tests.support.inprocess import send, serving, until
+from tests.support.inprocess import send, serving
 from tests.support.queues import held, ids, opened, submission
+from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)

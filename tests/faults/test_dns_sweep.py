@@ -18,8 +18,9 @@ from tests.conftest import open_descriptors
 from tests.faults.test_sweep import ALL, ERRNOS, settled
 from tests.support.capture import CapturingHost
 from tests.support.faults import FaultyEffects, Point
-from tests.support.inprocess import breaking, drained, send, serving, until
+from tests.support.inprocess import breaking, drained, send, serving
 from tests.support.server import free_port
+from tests.support.waiting import until
 
 HOST = "127.0.0.6"
 

@@ -20,7 +20,8 @@ from tests.conftest import open_descriptors
 from tests.faults.test_sweep import ALL, ERRNOS, settled
 from tests.mta.delivery.test_lmtp import Server
 from tests.support.faults import FaultyEffects, Point
-from tests.support.inprocess import breaking, drained, is_counted, send, serving, until
+from tests.support.inprocess import breaking, drained, is_counted, send, serving
+from tests.support.waiting import until
 
 
 def of_maildir(home: Path) -> str:

@@ -14,8 +14,9 @@ import argon2
 import pytest
 
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import Dialogue, breaking, is_counted, serving, until
+from tests.support.inprocess import Dialogue, breaking, is_counted, serving
 from tests.support.tls import client_context, write_pair
+from tests.support.waiting import until
 
 HASH = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("secret")
 LOGIN = b64encode(b"\0alice\0secret").decode()

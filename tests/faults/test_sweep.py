@@ -31,8 +31,9 @@ from mta.server import MtaServer
 from tests.conftest import open_descriptors
 from tests.support.capture import CapturingHost
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import breaking, drained, is_counted, send, serving, until
+from tests.support.inprocess import breaking, drained, is_counted, send, serving
 from tests.support.server import free_port
+from tests.support.waiting import until
 
 HOST = "127.0.0.6"
 ALL = os.environ.get("MTA_FAULTS") == "all"

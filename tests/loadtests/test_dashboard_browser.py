@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.loadtests.locusts import eventually, fetched, processes, started
+from tests.loadtests.locusts import fetched, processes, started
 from tests.support.browser import Page, browsing, chromium
 from tests.support.server import RunningServer, free_port
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.loadtests.locusts import SMALL, eventually, run, started
+from tests.loadtests.locusts import SMALL, run, started
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.system
 

@@ -15,17 +15,9 @@ import pytest
 from sim.scenario import load
 from sim.workload import digest, draw, identify, message_bytes
 from tests.loadtests.fake_server import OK
-from tests.loadtests.locusts import (
-    MESSAGES,
-    ROOT,
-    SMALL,
-    command,
-    eventually,
-    run,
-    sorted_messages,
-    started,
-)
+from tests.loadtests.locusts import MESSAGES, ROOT, SMALL, command, run, sorted_messages, started
 from tests.support.server import free_port
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.system
 

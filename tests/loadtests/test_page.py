@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.loadtests.locusts import eventually
 from tests.support.server import ROOT, RunningServer, free_port
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 

@@ -13,8 +13,9 @@ from hdrh.histogram import HdrHistogram
 
 from sim.scenario import load
 from sim.workload import digest, draw, identify, message_bytes
-from tests.loadtests.locusts import eventually, master, processes, run, started
+from tests.loadtests.locusts import master, processes, run, started
 from tests.support.server import free_port
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.system
 

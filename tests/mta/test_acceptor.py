@@ -14,7 +14,7 @@ from mta.accepteffects import AcceptEffects
 from mta.acceptor import Acceptor
 from mta.core.limits import SmtpLimits
 from tests.support.faults import FaultyEffects, Plan, Point
-from tests.support.inprocess import until
+from tests.support.waiting import until
 
 
 class Greeter(asyncio.Protocol):

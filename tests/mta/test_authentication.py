@@ -11,7 +11,7 @@ from mta.core.metrics import Metrics
 from mta.inbound_door import Verdict
 from mta.passwords import PasswordCheckError
 from tests.support.faults import FaultyEffects, Plan
-from tests.support.inprocess import until
+from tests.support.waiting import until
 
 
 class Slow:

@@ -22,7 +22,7 @@ from mta.log import Log
 from mta.queue.base import QueueUnavailableError
 from mta.trace import Tracer
 from tests.support.control import FakeTarget
-from tests.support.inprocess import until
+from tests.support.waiting import until
 
 uvloop.new_event_loop().close()  # the first one opens a pipe for the whole process
 

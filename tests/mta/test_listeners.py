@@ -9,7 +9,8 @@ from mta.config import Config
 from mta.core.settings import ConfigError, build
 from mta.listeners import FIB_TRIE, IF_INET6, interface_addresses, parse_address
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import serving, until
+from tests.support.inprocess import serving
+from tests.support.waiting import until
 
 PAIR = [{"name": "one", "address": "127.0.0.1:0"}, {"name": "two", "address": "127.0.0.2:0"}]
 

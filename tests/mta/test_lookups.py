@@ -12,7 +12,8 @@ from mta.core import admission
 from mta.core.reply import Reply
 from tests.support.door import FakeDoor
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import serving, until
+from tests.support.inprocess import serving
+from tests.support.waiting import until
 from tests.support.wire import Client
 
 

@@ -15,7 +15,7 @@ from mta.core.pressure import UNKNOWN_MAX, Measure, MemoryLevel
 from mta.memory import PROCESSES_MAX, MemoryWatch, Meter, Shares
 from mta.memoryeffects import MemoryEffects
 from tests.support.faults import FaultyEffects, Plan
-from tests.support.inprocess import until
+from tests.support.waiting import until
 
 PAGE = resource.getpagesize()
 MIB = 1024 * 1024

@@ -12,7 +12,8 @@ from mta.core.stimuli import RemoveRequested, ScheduleRequested, Selector, Suspe
 from mta.operations import PAUSED_MAX, Operations
 from mta.queue.base import Submission
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import send, serving, until
+from tests.support.inprocess import send, serving
+from tests.support.waiting import until
 
 NOBODY = "[127.0.0.7]"
 

@@ -17,7 +17,8 @@ from mta.core.metrics import Metrics
 from mta.preface import Prefaces
 from mta.proxyprotocol import LINE_MAX, SIGNATURE, Announced, HeaderReader, ProxyError
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import send, serving, until
+from tests.support.inprocess import send, serving
+from tests.support.waiting import until
 
 
 def binary(

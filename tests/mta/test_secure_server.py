@@ -14,8 +14,9 @@ import uvloop
 
 from mta.passwords import encrypt
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import serving, until
+from tests.support.inprocess import serving
 from tests.support.tls import authority, write_pair
+from tests.support.waiting import until
 
 uvloop.new_event_loop().close()  # the first one opens a pipe for the whole process
 SECRET = "correct horse"

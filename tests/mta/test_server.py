@@ -17,7 +17,8 @@ from mta.core.settings import ConfigError
 from mta.operations import Operations
 from mta.queue.base import QueueUnavailableError
 from tests.support.faults import FaultyEffects, Plan
-from tests.support.inprocess import drained, send, serving, until
+from tests.support.inprocess import drained, send, serving
+from tests.support.waiting import until
 
 DEAD = "b@[127.0.0.7]"
 

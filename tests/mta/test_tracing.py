@@ -12,7 +12,8 @@ from mta.core.limits import Limits
 from mta.operations import Operations
 from mta.trace import SUBSYSTEMS, Only
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import send, serving, until
+from tests.support.inprocess import send, serving
+from tests.support.waiting import until
 
 NOBODY = "[127.0.0.7]"
 

@@ -5,7 +5,7 @@ import errno
 import os
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -156,9 +156,3 @@ async def drained(server: MtaServer, timeout_s: float = 20.0) -> None:
             f"left: {left}, in the queue {queue.envelopes}, restoring {server.restoring},"
             f" reports {server.driver.bouncer.messages}, local {server.driver.local}; {server.stats()}"
         ) from None
-
-
-async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  # threads among those who make it true
-            await asyncio.sleep(0.002)

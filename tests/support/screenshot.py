@@ -15,9 +15,10 @@ from pathlib import Path
 from PIL import Image
 
 from testbed.world.handle import World
-from tests.loadtests.locusts import eventually, fetched, started
+from tests.loadtests.locusts import fetched, started
 from tests.support.browser import Page, browsing
 from tests.support.server import ROOT, RunningServer, free_port
+from tests.support.waiting import eventually
 
 SCENARIO = "backlog"
 LOAD = ("load.messages=5400", "load.rate=120", "load.sessions=20")

@@ -3,8 +3,7 @@
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from testbed.targets import accounting, apart
 from testbed.targets.apart import Cell
 from testbed.targets.postfix import Postfix
 from tests.support.server import ROOT
+from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.system,
@@ -31,13 +31,6 @@ def cell(tmp_path: Path) -> Iterator[Cell]:
     made = Cell("test", tmp_path / "cell", tree=None, hostname="cell")
     yield made
     made.stop(0.2)
-
-
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -69,7 +62,7 @@ def test_files_names_and_processes_are_its_own(cell: Cell) -> None:
 def test_it_knows_a_server_that_ends(cell: Cell) -> None:
     """And what it said; commands go on."""
     cell.start(["/bin/sh", "-c", "echo sorry >&2; exit 3"])
-    until(lambda: cell.status is not None)
+    eventually(lambda: cell.status is not None)
     assert cell.status == 3
     assert cell.log.read_text() == "sorry\n"
     assert cell.run("/bin/echo", "here").out == "here\n"
@@ -86,7 +79,7 @@ def test_commands_that_hang_or_are_not_there_are_answers(cell: Cell) -> None:
 def test_processes_that_do_not_listen_are_ended_too(cell: Cell) -> None:
     """SIGTERM first, then the whole namespace, orphans in sessions of their own included."""
     cell.start(["/bin/sh", "-c", STUBBORN])
-    until(lambda: len(cell.pids()) >= 3)
+    eventually(lambda: len(cell.pids()) >= 3)
     pids = cell.pids()
     assert cell.stop(0.3) == -signal.SIGKILL
     assert [pid for pid in pids if alive(pid)] == []
@@ -109,8 +102,8 @@ def test_nothing_is_left_of_a_bench_that_was_killed(tmp_path: Path) -> None:
         pids = [int(word) for word in bench.stdout.readline().split()]
         bench.kill()
     assert len(pids) >= 3
-    until(lambda: not any(map(alive, pids)), 15.0)
-    until(lambda: _groups_left_by(bench.pid) == [], 15.0)
+    eventually(lambda: not any(map(alive, pids)), timeout_s=15.0)
+    eventually(lambda: _groups_left_by(bench.pid) == [], timeout_s=15.0)
 
 
 def _groups_left_by(pid: int) -> list[Path]:
@@ -150,7 +143,7 @@ def test_time_is_that_of_all_that_ever_ran(cell: Cell) -> None:
     )
     if cell.cpu_s() is None:
         pytest.skip("no control group can be made here")
-    until(lambda: (cell.cpu_s() or 0.0) >= 0.1 and len(cell.pids()) == 1, 30.0)
+    eventually(lambda: (cell.cpu_s() or 0.0) >= 0.1 and len(cell.pids()) == 1, timeout_s=30.0)
     before = cell.cpu_s()
     assert before is not None
     assert cell.run("/usr/bin/perl", "-e", spin).status == 0

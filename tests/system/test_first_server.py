@@ -8,9 +8,7 @@ import smtplib
 import ssl
 import subprocess
 import sys
-import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from mta.passwords import encrypt
 from tests.support.capture import CapturingHost
 from tests.support.server import ROOT, RunningServer, free_port
 from tests.support.tls import authority, write_pair
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(60)]
 
@@ -177,10 +176,3 @@ def programs(directory: Path) -> dict[str, str]:
         program.chmod(0o755)
     path = f"{directory}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-
-
-def eventually(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < deadline, "waited for 30 s"
-        time.sleep(0.02)

@@ -7,8 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from tests.support.server import free_port
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
 
@@ -49,14 +49,6 @@ def finished(*words: str) -> str:
     return run.stdout
 
 
-def until(true: Callable[[], bool], what: str) -> None:
-    for _ in range(1200):
-        if true():
-            return
-        time.sleep(0.05)
-    pytest.fail(what)
-
-
 def kept(folder: Path) -> int:
     return len(list((folder / "cache-one").glob("??/*.json")))
 
@@ -74,7 +66,7 @@ def under_way(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     command = [*SIM, *ASKED, *places(folder), *words]
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as it:
         try:
-            until(lambda: kept(folder) >= 2, "nothing was kept")
+            eventually(lambda: kept(folder) >= 2, "nothing was kept", timeout_s=60.0)
             yield it
         finally:
             if it.poll() is None:
@@ -98,7 +90,9 @@ def test_killed_and_continued(tmp_path: Path, expected):
         assert len(workers) >= 2
         it.kill()
         it.communicate(timeout=10)
-    until(lambda: not any(map(_runs, workers)), "workers that nobody asks go on")
+    eventually(
+        lambda: not any(map(_runs, workers)), "workers that nobody asks go on", timeout_s=60.0
+    )
     done = kept(tmp_path)
     assert 2 <= done < RUNS
     words = finished(*ASKED, *places(tmp_path), "--jobs", "1")
@@ -141,11 +135,13 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
 
         start("scheduler", "scheduler", "--port", address.rpartition(":")[2])
         log = tmp_path / "scheduler.log"
-        until(lambda: b"Scheduler at" in log.read_bytes(), "no scheduler")
+        eventually(lambda: b"Scheduler at" in log.read_bytes(), "no scheduler", timeout_s=60.0)
         workers = [
             start(f"worker{n}", "worker", address, "--nthreads", "1", "--no-nanny") for n in (1, 2)
         ]
-        until(lambda: log.read_bytes().count(b"Register worker") == 2, "no workers")
+        eventually(
+            lambda: log.read_bytes().count(b"Register worker") == 2, "no workers", timeout_s=60.0
+        )
         yield address, workers
 
 

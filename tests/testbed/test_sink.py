@@ -4,7 +4,7 @@ import json
 import random
 import smtplib
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from testbed.world.clock import WorldClock
 from testbed.world.records import PENDING_MAX, Records, Tally, merge
 from testbed.world.session import ERRORS_MAX, LINE_MAX
 from testbed.world.sink import Sink, reserve
+from tests.support.waiting import until
 
 HOST = "127.0.10.1"
 PATIENCE_S = 10.0
@@ -94,13 +95,6 @@ async def a_client(sink: Sink, *, hello: bool = True):
         yield client
     finally:
         await client.close()
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait until something holds; fail if it never does."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - conditions of ours, not events of somebody
-            await asyncio.sleep(0.001)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import uvloop
 from testbed.world.handle import World, WorldError
 from testbed.world.records import Tally
 from testbed.world.world import main, share_of
+from tests.support.waiting import eventually
 
 PATIENCE_S = 20.0
 
@@ -67,13 +68,6 @@ def gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.005)
 
 
 @contextmanager
@@ -187,7 +181,7 @@ class TestWorld:
                 with socket.socket() as sock:
                     return sock.connect_ex((FLAKY, world.smtp_port)) != 0
 
-            until(refused)
+            eventually(refused)
             deliver(STEADY_2, world.smtp_port, 4)
             stats = world.stats()
             assert stats["messages"] == stats["records"] == 9

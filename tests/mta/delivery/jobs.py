@@ -1,11 +1,12 @@
 """Jobs, and what every test of a delivery asks of them."""
 
-import asyncio
 import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from mta.core.ids import EvpId
 from mta.core.reply import Outcome
@@ -102,8 +103,6 @@ async def sweep(
     raise AssertionError("the sweep does not end")
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what nobody tells."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+def children() -> set[int]:
+    """This process's children, dead ones that nobody has reaped included."""
+    return {child.pid for child in psutil.Process().children()}

@@ -10,7 +10,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mta.delivery.effects import Child, DeliveryEffects, _Fork, is_plain_file
@@ -18,8 +17,9 @@ from mta.delivery.files import remove
 from mta.delivery.maildir import MaildirDeliverer
 from mta.delivery.mbox import MboxDeliverer
 from mta.effects import Effects
-from tests.mta.delivery.jobs import job, until
+from tests.mta.delivery.jobs import children, job
 from tests.support.faults import FaultyEffects, Plan
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -173,11 +173,6 @@ async def test_an_abandoned_child_is_reaped_in_its_own_time(tmp_path, fds):
     child.abandon()
     await until(lambda: not is_known(child.pid))
     assert -signal.SIGKILL == child.status
-
-
-def children() -> set[int]:
-    """This process's children, dead ones that nobody has reaped included."""
-    return {child.pid for child in psutil.Process().children()}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

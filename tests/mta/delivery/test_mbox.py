@@ -18,8 +18,9 @@ from mta.core.reply import Outcome
 from mta.delivery.base import DeliveryLimits
 from mta.delivery.mbox import MboxDeliverer, from_line
 from mta.effects import Effects
-from tests.mta.delivery.jobs import FAULTS, is_discreet, job, sweep, until
+from tests.mta.delivery.jobs import FAULTS, is_discreet, job, sweep
 from tests.support.faults import FaultyEffects, Plan
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[3]
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for somebody else")

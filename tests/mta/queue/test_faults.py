@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from mta.queue.database import Database, QueueCorruptError
 from mta.queue.sqlite import SqliteQueue
 from tests.support.faults import FaultyEffects, Plan, Point, disk_full, io_error
 from tests.support.queues import held, ids, opened, submission
+from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +40,6 @@ def sqlite_full() -> BaseException:
 
 def sqlite_io() -> BaseException:
     return sqlite3.OperationalError("disk I/O error")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # nobody tells; an operator would look, too
-            await asyncio.sleep(0.002)
 
 
 async def until_healthy(queue: SqliteQueue) -> None:

@@ -113,7 +113,8 @@ class Load:
     """Mean time between an answer and the user's next message, in a closed loop. It is exponential if ``arrivals`` are
     ``poisson``, else always the same."""
     tries: int = 3
-    """Attempts of a client that hears 421, a second apart. The load generator has an option of its own, --tries."""
+    """Attempts of a client that hears 421 or loses its connection, a second apart. The bench passes it on; the load generator by itself
+    has an option of its own, --tries."""
     lag_max_s: float = 0.05
     """A run is not valid if one of a hundred messages left later than this because of the load generator itself: it
     did not offer the load that the run is about. The load generator has an option of its own, --lag-max."""

@@ -1,6 +1,9 @@
 """The bench ends a real server by SIGKILL and by SIGTERM under load, starts it again, and accounts for every recipient."""
 
 import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +11,11 @@ import pytest
 from sim.calibrate import calibrate
 from sim.records import Retrace
 from sim.scenario import load
+from testbed.children import RunError, UsageError
 from testbed.progress import Display
 from testbed.run import Options, execute
 from testbed.rundir import Run
+from testbed.targets.ours import OurServer
 
 SCENARIO = """
 name = "twice"
@@ -159,3 +164,56 @@ def test_the_model_and_the_report_have_them_too(run: Run):
     assert "The end of the process, and the next one" in page
     assert "SIGTERM" in page
     assert load(run.directory / "scenario.toml").timeline == run.scenario.timeline
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[OurServer]:
+    """A server without a world."""
+    made = OurServer(
+        tmp_path,
+        representation="slim",
+        overrides={},
+        seed=1,
+        relay_port=25,
+        nameserver="127.0.0.1:9",
+        comes_back=True,
+    )
+    yield made
+    made.stop()
+
+
+@pytest.mark.system
+@pytest.mark.timeout(120)
+def test_it_comes_back_where_it_was(server: OurServer):
+    """On the same port, which no outgoing connection can have taken; another process, and nothing to read."""
+    server.start()
+    address, [pid] = server.smtp_address, server.pids()
+    found = server.restart("kill", 0.1)
+    assert server.smtp_address == address
+    assert server.pids() != [pid]
+    assert found["envelopes"] == found["read_s"] == 0
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert 1024 <= address[1] < low
+    with socket.create_connection(address, timeout=10) as client:
+        assert client.recv(4) == b"220 "
+
+
+@pytest.mark.system
+@pytest.mark.timeout(120)
+def test_one_that_can_not_come_back_says_why(server: OurServer, monkeypatch: pytest.MonkeyPatch):
+    """Somebody took its port while it was down: one line, in the words of the server."""
+    server.start()
+    launch = server._launch
+    with socket.socket() as other:
+
+        def launch_too_late() -> None:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(server.smtp_address)
+            other.listen()
+            launch()
+
+        monkeypatch.setattr(server, "_launch", launch_too_late)
+        with pytest.raises((RunError, UsageError)) as told:
+            server.restart("kill", 0.1)
+    assert "smtp.listen" in str(told.value)
+    assert "\n" not in str(told.value)

@@ -71,6 +71,8 @@ class Exim(PeerServer):
 
     name = "exim"
     users = (("Debian-exim", "/var/spool/exim4"),)
+    accepted = _ACCEPTED
+    """Of ``OK id=1r5kfE-0001Qf-2c``."""
 
     def configure(self) -> None:
         """Write its one file, and make what the package's scripts would."""
@@ -102,18 +104,9 @@ class Exim(PeerServer):
         """Return what `exim -bp` lists."""
         return list(listed(self.ask("/usr/sbin/exim4", "-bpru").splitlines()))
 
-    def bounced(self) -> list[Owed]:
-        """Return what its log says it gave up."""
-        try:
-            with self.log.open(encoding="utf-8", errors="replace") as lines:
-                return list(given_up(lines))
-        except FileNotFoundError:
-            return []
-
-    def queue_id(self, reply: str) -> str:
-        """Return the id in ``OK id=1r5kfE-0001Qf-2c``."""
-        found = _ACCEPTED.search(reply)
-        return found[1] if found else ""
+    def given_up(self, lines: Iterable[str]) -> Iterator[Owed]:
+        """Yield what lines of its log say was given up."""
+        return given_up(lines)
 
 
 def listed(lines: Iterable[str]) -> Iterator[Owed]:

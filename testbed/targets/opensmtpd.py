@@ -60,6 +60,8 @@ class OpenSmtpd(PeerServer):
     name = "opensmtpd"
     second_attempt_s: int | None = PACE_S
     users = (("opensmtpd", "/var/lib/opensmtpd/empty"), ("opensmtpq", "/var/lib/opensmtpd/empty"))
+    accepted = _ACCEPTED
+    """Of ``2.0.0 0000002a Message accepted for delivery``."""
 
     def configure(self) -> None:
         """Write smtpd.conf, and make what the package's scripts would."""
@@ -106,18 +108,9 @@ class OpenSmtpd(PeerServer):
         # It insists on the group that its package's scripts would have given it.
         return self.ask("/usr/sbin/smtpctl", *words, group="opensmtpq")
 
-    def bounced(self) -> list[Owed]:
-        """Return what its log says it gave up."""
-        try:
-            with self.log.open(encoding="utf-8", errors="replace") as lines:
-                return list(given_up(lines))
-        except FileNotFoundError:
-            return []
-
-    def queue_id(self, reply: str) -> str:
-        """Return the id in ``2.0.0 0000002a Message accepted for delivery``."""
-        found = _ACCEPTED.search(reply)
-        return found[1] if found else ""
+    def given_up(self, lines: Iterable[str]) -> Iterator[Owed]:
+        """Yield what lines of its log say was given up."""
+        return given_up(lines)
 
 
 def counters(lines: Iterable[str]) -> Iterator[tuple[str, float]]:

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -419,7 +419,7 @@ def queue_id(reply: str) -> str:
     return found[1] if found else ""
 
 
-def given_up(lines: Iterator[str] | Sequence[str]) -> Iterator[Owed]:
+def given_up(lines: Iterable[str]) -> Iterator[Owed]:
     """Yield every recipient that a log of ours says was given up."""
     for line in lines:
         found = _DELIVERY.search(line)

@@ -8,11 +8,12 @@ Debian ships it, unless the server's file says what was changed and why.
 import contextlib
 import math
 import os
+import re
 import shutil
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -80,6 +81,8 @@ class PeerServer(ABC):
     second_attempt_s: int | None = None
     groups: tuple[str, ...] = ()
     """Groups beside those of its users."""
+    accepted: re.Pattern[str]
+    """Finds the message's id in the reply to its final dot."""
 
     def __init__(
         self, directory: Path, peer: Peer, *, overrides: Mapping[str, Any], nameserver: str
@@ -146,14 +149,23 @@ class PeerServer(ABC):
         """Ask it what is in its queue; OSError if it does not answer."""
 
     @abstractmethod
-    def bounced(self) -> list[Owed]:
-        """Return what its log says it gave up."""
-
-    @abstractmethod
-    def queue_id(self, reply: str) -> str:
-        """Return the message's id from the reply to its final dot; empty if it has none."""
+    def given_up(self, lines: Iterable[str]) -> Iterator[Owed]:
+        """Yield the recipients that lines of its log say were given up."""
 
     # The rest of a target
+
+    def bounced(self) -> list[Owed]:
+        """Return what its log says it gave up."""
+        try:
+            with self.log.open(encoding="utf-8", errors="replace") as lines:
+                return list(self.given_up(lines))
+        except FileNotFoundError:
+            return []
+
+    def queue_id(self, reply: str) -> str:
+        """Return the message's id from the reply to its final dot; empty if it has none."""
+        found = self.accepted.search(reply)
+        return found[1] if found else ""
 
     def start(self) -> None:
         """Start it and return when it takes mail.

@@ -95,6 +95,8 @@ class Postfix(PeerServer):
     name = "postfix"
     users = (("postfix", "/var/spool/postfix"),)
     groups = ("postdrop",)
+    accepted = _ACCEPTED
+    """Of ``2.0.0 Ok: queued as 4bX2Zq1kDgz4w1f``."""
 
     def configure(self) -> None:
         """Write main.cf and master.cf."""
@@ -135,18 +137,9 @@ class Postfix(PeerServer):
             listed(self.ask("/usr/sbin/postqueue", "-c", "/etc/postfix", "-j").splitlines())
         )
 
-    def bounced(self) -> list[Owed]:
-        """Return what its log says it gave up."""
-        try:
-            with self.log.open(encoding="utf-8", errors="replace") as lines:
-                return list(given_up(lines))
-        except FileNotFoundError:
-            return []
-
-    def queue_id(self, reply: str) -> str:
-        """Return the id in ``2.0.0 Ok: queued as 4bX2Zq1kDgz4w1f``."""
-        found = _ACCEPTED.search(reply)
-        return found[1] if found else ""
+    def given_up(self, lines: Iterable[str]) -> Iterator[Owed]:
+        """Yield what lines of its log say was given up."""
+        return given_up(lines)
 
 
 def listed(lines: Iterable[str]) -> Iterator[Owed]:

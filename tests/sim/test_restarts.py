@@ -187,6 +187,11 @@ def test_a_trace_has_a_file_for_each_process(tmp_path):
     assert restored == restart.envelopes
 
 
+disks = st.builds(
+    'at_s = {}\ndisk = "{}"'.format,
+    st.integers(0, 80).map(lambda at: at / 10),
+    st.sampled_from(["slow", "full", "well"]),
+)
 entries = st.builds(
     'at_s = {}\nrestart = "{}"\ndown_s = {}'.format,
     st.integers(0, 80).map(lambda at: at / 10),
@@ -197,13 +202,15 @@ entries = st.builds(
 
 @given(
     st.lists(entries, min_size=1, max_size=3),
+    st.lists(disks, max_size=3),
     st.sampled_from(["true", "false"]),
     st.sampled_from([1, 3]),
 )
-@settings(max_examples=25, deadline=None)
-def test_no_mail_appears_or_disappears_wherever_it_ends(said, keep, tries):
+@settings(max_examples=40, deadline=None)
+def test_no_mail_appears_or_disappears_wherever_it_ends(said, disk, keep, tries):
     """Messages are accepted or refused, accepted envelopes delivered once, and every delivery too many is counted."""
-    wanted = scenario(*said, messages=150, keep=keep, tries=tries)
+    well = 'at_s = 60.0\ndisk = "well"'
+    wanted = scenario(*said, *disk, well, messages=150, keep=keep, tries=tries)
     try:
         changes_of(wanted.timeline, Limits(), source="x")
     except ConfigError:

@@ -18,3 +18,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mta.restorer.AGAIN_S", 0.01)
     monkeypatch.setattr("mta.queue.writer.PROBE_FIRST_S", 0.002)
     monkeypatch.setattr("mta.queue.writer.PROBE_MAX_S", 0.01)
+
+
+@pytest.fixture
+def unfrozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that starts inside the test's process leaves its garbage collector as it is."""
+    monkeypatch.setattr("mta.server.gc.freeze", lambda: None)

@@ -12,12 +12,9 @@ from tests.support.faults import FaultyEffects
 from tests.support.inprocess import serving
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("unfrozen")
+
 PAIR = [{"name": "one", "address": "127.0.0.1:0"}, {"name": "two", "address": "127.0.0.2:0"}]
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch) -> None:
-    monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
 
 
 async def test_each_listener_accepts(tmp_path):

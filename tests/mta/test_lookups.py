@@ -16,6 +16,8 @@ from tests.support.inprocess import serving
 from tests.support.waiting import until
 from tests.support.wire import Client
 
+pytestmark = pytest.mark.usefixtures("unfrozen")
+
 
 class SlowDoor(FakeDoor):
     """Recipients are futures that a test decides."""
@@ -181,11 +183,6 @@ def config(tmp_path: Path, database: Path, **smtp: float) -> dict[str, Any]:
         ],
         "limits": {"smtp": {"max_junk": 100_000, **smtp}},
     }
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
 
 
 async def test_a_locked_database_holds_up_nobody_else(tmp_path, database):

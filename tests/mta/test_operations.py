@@ -15,12 +15,9 @@ from tests.support.faults import FaultyEffects
 from tests.support.inprocess import send, serving
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("unfrozen")
+
 NOBODY = "[127.0.0.7]"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch) -> None:
-    monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
 
 
 @pytest.fixture

@@ -18,10 +18,7 @@ from tests.mta.delivery.jobs import job
 from tests.support.faults import FaultyEffects
 from tests.support.inprocess import serving
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch) -> None:
-    monkeypatch.setattr("mta.server.gc.freeze", lambda: None)
+pytestmark = pytest.mark.usefixtures("unfrozen")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from mta.queue.sqlite import SqliteQueue
 from testbed.targets.disk import BODY, COMMIT, WRITES, DiskEffects, main
 from testbed.targets.ours import OurServer
 from tests.support.faults import FaultyEffects
-from tests.support.inprocess import until
 from tests.support.queues import submission
+from tests.support.waiting import until
 
 
 @pytest.fixture

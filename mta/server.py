@@ -378,7 +378,7 @@ class MtaServer:
                 f" seconds={commit.seconds:.6f}"
                 + (f" problem={commit.problem}" if commit.problem else ""),
             )
-        if self.record is not None:
+        if self.record is not None and not commit.problem:
             self.record.measured(
                 "commit",
                 self.effects.now(),

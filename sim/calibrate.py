@@ -41,6 +41,11 @@ SAMPLES_MIN: Final = 10
 """Fewer measurements of a kind say nothing."""
 
 
+TROUBLE_S: Final = 0.5
+"""Before and after the instants between which a disk was slow or full: the bench is late by up to a tenth of a second, and what
+began then ends later."""
+
+
 @dataclass(slots=True)
 class _Part:
     """The files of one server of a run, read: of one process of it, if it was restarted."""
@@ -163,6 +168,7 @@ def _lives(directory: Path, run: Path) -> Iterator[_Part]:
             continue
         part = _read(directory, run, trace)
         part.restart, part.load_start = began, start
+        _forget_trouble(part)
         if part.samples and restarts:
             # While it reads its queue it does what no regression knows of.
             begin = start + began["restored_s"] if began else -math.inf
@@ -176,6 +182,26 @@ def _lives(directory: Path, run: Path) -> Iterator[_Part]:
         yield part
 
 
+def _forget_trouble(part: _Part) -> None:
+    """Leave out commits of a disk that the timeline made slow or full: the model makes its own of those of a disk that is well."""
+    found, well = part.measured, True
+    events = sorted(part.scenario.timeline if part.scenario else (), key=lambda each: each.at_s)
+    chosen = np.ones(len(found.commits), dtype=bool)
+    at = np.array(found.committed) - part.load_start
+    begin = 0.0
+    for event in [each for each in events if each.disk]:
+        if well and event.disk != "well":
+            well, begin = False, event.at_s
+        elif not well and event.disk == "well":
+            well = True
+            chosen &= ~((at >= begin - TROUBLE_S) & (at < event.at_s + TROUBLE_S))
+    if not well:
+        chosen &= at < begin - TROUBLE_S
+    found.commits = [
+        each for each, is_chosen in zip(found.commits, chosen, strict=True) if is_chosen
+    ]
+
+
 def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
     """Return what the bench noted of restarts, and the instant that it counts from; nothing if it did not.
 
@@ -186,7 +212,8 @@ def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
     try:
         notes = json.loads(path.read_bytes())
         restarts = list(notes.get("restarts", ()))
-        return restarts, float(notes["load_start"]) if restarts else 0.0
+        start = notes["load_start"] if restarts else notes.get("load_start", 0.0)
+        return restarts, float(start)
     except FileNotFoundError:
         return [], 0.0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -50,6 +50,8 @@ class Measured:
     """Instant of each."""
     commits: list[tuple[int, int, float]] = field(default_factory=list)
     """(submissions, removals and deferrals, seconds) of each."""
+    committed: list[float] = field(default_factory=list)
+    """Instant of each."""
     delivered: list[tuple[float, float, str]] = field(default_factory=list)
     """(end, seconds, user) of each local delivery, however it ended."""
     restored: int = 0
@@ -126,6 +128,7 @@ def measure(path: Path) -> tuple[records.Record, Measured]:
             if record["k"] == "commit":
                 commit = (record["batch"], record["lagging"], record["seconds"])
                 matcher.found.commits.append(commit)
+                matcher.found.committed.append(record["t"])
                 continue
             try:
                 step = core.step(record)

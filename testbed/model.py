@@ -19,6 +19,7 @@ from sim.result import told
 from sim.runner import SERIES, simulate
 from sim.scenario import Scenario
 from sim.workload import Schedule
+from testbed import diskphases
 from testbed.rundir import Run, Samples, write_samples
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def predict(run: Run, representation: str, costs: Costs) -> dict[str, Any]:
         "peak_rss_bytes": int(np.nanmax(columns["rss_bytes"], initial=0)),
         "drain_time_s": result.drain_time_s,
         "restarts": [told(each) for each in result.restarts],
+        "disk": diskphases.predicted(result, diskphases.phases_of(run.scenario)),
         # In recipients, as the ledger counts.
         "near": _near(run.scenario, representation, costs, schedule) if result.restarts else {},
         "counts": {
@@ -134,6 +136,7 @@ def compare(
             "drain_time_s": predicted["drain_time_s"],
             "peak_rss_bytes": predicted["peak_rss_bytes"],
             "restarts": predicted.get("restarts", []),
+            "disk": predicted.get("disk", []),
             "counts": predicted.get("counts", {}),
             "near": predicted.get("near", {}),
         }

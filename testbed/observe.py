@@ -29,6 +29,7 @@ from typing import Any, Final, Literal
 from mta.core.metrics import DRAINING
 from sim.scenario import Scenario, domains_of
 from sim.workload import Schedule, draw, message_bytes
+from testbed import diskphases
 from testbed import ledger as accounts
 from testbed.children import Child, RunError, python, source_environment
 from testbed.ledger import Ledger
@@ -217,6 +218,9 @@ class _Observation:
             world=tally,
             stats=stats,
             leaks=leaks,
+            disk=diskphases.measured(
+                accounts.read_lines(self._record), load_start, diskphases.phases_of(scenario)
+            ),
             operated=self._operator.done if self._operator is not None else [],
             restarts=self._operator.restarts if self._operator is not None else [],
             target=self._representation if self._is_peer else OURS,

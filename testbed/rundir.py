@@ -55,6 +55,8 @@ class Notes:
     """Gauges that should have been 0 after the drain and were not."""
     operated: list[dict[str, Any]] = field(default_factory=list)
     """What the operator did, of the scenario's timeline: ``t``, ``at_s``, ``said``."""
+    disk: list[dict[str, float]] = field(default_factory=list)
+    """What clients got in each phase of a disk that the timeline made slow or full; see `testbed.diskphases`."""
     restarts: list[dict[str, Any]] = field(default_factory=list)
     """Each end of the server's process and its next start; see `testbed.operator.Operator.restarts`."""
     target: str = "ours"

@@ -103,6 +103,48 @@ def test_a_full_disk_is_a_temporary_refusal():
     assert counts["delivered"] == counts["accepted"]
 
 
+def test_relaying_goes_on_without_a_disk():
+    """What was accepted is delivered while nothing can be written; its queue empties, and nothing of it comes again."""
+    result = run('at_s = 1.0\ndisk = "full"', 'at_s = 12.0\ndisk = "well"')
+    during = (result.t > 6.0) & (result.t < 12.0)
+    assert set(result.queued[during]) == {0}
+    counts = result.counts
+    assert counts["delivered"] == counts["accepted"]
+    assert counts["refused_messages"] > 250
+
+
+@pytest.mark.parametrize(
+    ("well_s", "again_s"), [(1.5, 2.0), (2.5, 4.0), (4.5, 8.0), (8.5, 16.0), (40.0, 62.0)]
+)
+def test_room_is_found_by_looking(well_s, again_s):
+    """1, 3, 7, 15, 31, 61 s after the first commit that failed, as the writer probes (mta/queue/writer.py)."""
+    text = SCENARIO.format(messages=7000, keep="true").replace("delay_s = 0.05", "delay_s = 0.001")
+    text += (
+        f'[[timeline]]\nat_s = 1.0\ndisk = "full"\n[[timeline]]\nat_s = {well_s}\ndisk = "well"\n'
+    )
+    result = simulate(parse(text.encode(), source="x"))
+    before = result.accepted[(result.t > 1.1) & (result.t < again_s)]
+    assert before.min() == before.max()
+    later = result.accepted[result.t > again_s + 0.5]
+    assert later.min() > before.max()
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_a_server_may_end_while_it_does_not_trust_its_disk(how):
+    """The next process finds it well at once; who was refused by the one before has their answer or comes again."""
+    entries = (
+        'at_s = 1.0\ndisk = "full"',
+        'at_s = 1.99\ndisk = "well"',
+        f'at_s = 2.0\nrestart = "{how}"\ndown_s = 0.5',
+    )
+    wanted = scenario(*entries)
+    result = simulate(wanted)
+    counts = result.counts
+    assert counts["accepted_messages"] + counts["refused_messages"] == 400
+    assert counts["delivered"] == counts["accepted"]
+    assert simulate(wanted, backend="heapq").fingerprint == result.fingerprint
+
+
 def test_a_slow_disk_makes_clients_wait():
     """Every commit takes ten times as long; nothing is refused for it."""
     well, slow = run(), run('at_s = 0.0\ndisk = "slow"')

@@ -42,7 +42,8 @@ def measured(
 ) -> list[dict[str, float]]:
     """Return what the load's record says of each phase: messages ``accepted`` and ``refused``, ``p50`` and ``p95`` of the 250.
 
-    From the first attempt to the 250, as in the model, which is given the instants at which messages were really sent. Where nothing was accepted there are no quantiles.
+    From the first attempt to the 250, as in the model, which is given the instants at which messages were really sent.
+    Where nothing was accepted there are no quantiles.
 
     Args:
         lines: of the record.

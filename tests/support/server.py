@@ -52,6 +52,8 @@ class RunningServer:
             else:
                 own[key] = value
         self.file.write_text(_toml(own))
+        self.wrapper: tuple[str, ...] = ()
+        """What its command line begins with."""
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
         """Of the first listener."""
@@ -61,7 +63,8 @@ class RunningServer:
 
     def start(self, *arguments: str) -> "RunningServer":
         seen = self.log.read_text().count("smtp listening") if self.log.exists() else 0
-        command = [sys.executable, "-m", "mta", "serve", "-c", str(self.file), *arguments]
+        serve = [sys.executable, "-m", "mta", "serve", "-c", str(self.file)]
+        command = [*self.wrapper, *serve, *arguments]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )

@@ -30,11 +30,11 @@ from loadtests._readings import WorkersLag
 from loadtests._record import Recorder, three_digits
 from loadtests._session import Wants
 from loadtests._settings import DEFAULT_HOST, Settings
-from loadtests._shares import SILVER, in_share
 from loadtests._tally import Tally
 from mta.core.settings import ConfigError
 from sim.clients import ClientGroup
 from sim.scenario import Load, Scenario
+from sim.shares import SILVER, in_share
 from sim.workload import RUN_ID_MAX, Schedule, draw, is_run_id
 
 log = logging.getLogger(__name__)

@@ -21,9 +21,9 @@ from gevent.event import Event
 
 from loadtests._dialogue import Attempt, Message
 from loadtests._record import Recorder, Spread
-from loadtests._shares import in_share
 from sim.scenario import Scenario
 from sim.shapes import Shape, relative_rate
+from sim.shares import in_share
 from sim.workload import Schedule, digest, message_bytes, wire_form
 
 LAG_MAX_S: Final = 0.05

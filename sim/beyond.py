@@ -8,12 +8,11 @@ from sim.settings import IGNORED
 
 def beyond(scenario: Scenario) -> Iterator[str]:
     """Yield a line for each thing that a real run of the scenario has and the model has not."""
-    secured = [each.name for each in scenario.destinations if each.tls != "none"]
-    if secured:
-        yield f"TLS of {', '.join(secured)}: the model sends in clear"
     dane = [each.name for each in scenario.destinations if each.dane != "none"]
     if dane:
-        yield f"DANE of {', '.join(dane)}: the model asks for no TLSA records"
+        yield f"what TLSA look-ups of {', '.join(dane)} cost: the model knows what comes of them"
+    if scenario.load.auth:
+        yield "logins: the model's clients say nothing of who they are, and nobody checks passwords"
     if scenario.load.sizes.max >= LARGE_BYTES or (
         scenario.load.sizes.law == "fixed" and scenario.load.sizes.bytes >= LARGE_BYTES
     ):

@@ -23,13 +23,16 @@ from mta.core.records import TraceError
 from mta.core.settings import ConfigError
 from sim import cpufit, localcosts, waitfit
 from sim.costs import Costs, Provenance, sha256_of
+from sim.cpufit import NO_TLS, TlsShares
 from sim.leastsquares import near_prior
 from sim.measure import Measured, measure
 from sim.memory import fit_together
 from sim.remote import build_hosts
 from sim.result import later_trace
-from sim.scenario import Scenario
+from sim.scenario import Scenario, addresses
 from sim.scenario import load as load_scenario
+from sim.settings import model_config
+from sim.tls import securities
 
 Floats = npt.NDArray[np.float64]
 
@@ -84,7 +87,11 @@ def calibrate(*runs: Path, defaults: Costs | None = None) -> Costs:
         for part in parts
         if (
             found := cpufit.windows_of(
-                part.measured, part.samples, basis, localcosts.methods(part.scenario)
+                part.measured,
+                part.samples,
+                basis,
+                localcosts.methods(part.scenario),
+                tls=_tls(part.scenario),
             )
         )
     ]
@@ -125,11 +132,27 @@ def _one(part: _Part, costs: Costs) -> Costs:
     """Return the costs with what one server waited for."""
     measured, scenario, notes = part.measured, part.scenario, part.notes
     costs = _commits(costs, measured, notes)
-    costs = waitfit.waits(costs, measured, build_hosts(scenario) if scenario else {}, notes)
+    hosts, tls = build_hosts(scenario) if scenario else {}, _tls(scenario)
+    costs = waitfit.waits(costs, measured, hosts, notes, secured=tls.hosts)
     if scenario is not None and scenario.local:
         costs = localcosts.waits(costs, measured, scenario, notes)
     sessions = scenario.load.sessions if scenario else 0
-    return waitfit.clients(costs, part.directory / "load.jsonl", sessions, notes)
+    return waitfit.clients(costs, part.directory / "load.jsonl", sessions, notes, tls=tls.inbound)
+
+
+def _tls(scenario: Scenario | None) -> TlsShares:
+    """Return which connections had a handshake."""
+    if scenario is None:
+        return NO_TLS
+    of = securities(scenario, model_config(scenario.server, source="the run's scenario"))
+    hosts: frozenset[str] = frozenset()
+    if of is not None:
+        hosts = frozenset(
+            each.address
+            for each in addresses(scenario)
+            if of(scenario.destinations[each.destination].domain, each.address).handshake
+        )
+    return TlsShares(0.0 if scenario.load.keep else scenario.load.tls, hosts)
 
 
 def _memory(costs: Costs, parts: Sequence[_Part], notes: list[str]) -> dict[str, Any]:

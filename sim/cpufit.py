@@ -37,6 +37,7 @@ REGRESSED: Final = (
     "delivery_s",
     "deferral_s",
     "local_s",
+    "tls_s",
 )
 GO_WITH: Final = {
     "session_s": "message_s",
@@ -45,8 +46,21 @@ GO_WITH: Final = {
     "local_rcpt_s": "local_s",
     "fork_s": "local_s",
     "local_done_s": "local_s",
+    "tls_connect_s": "tls_s",
 }
 """Costs that keep their ratio to one that is regressed, because runs do both in step."""
+
+
+class TlsShares(NamedTuple):
+    """What of a run's connections had a handshake, as its scenario says: a trace has none."""
+
+    inbound: float = 0.0
+    """Part of the messages that brought one."""
+    hosts: frozenset[str] = frozenset()
+    """Addresses to which every connection had one."""
+
+
+NO_TLS: Final = TlsShares()
 
 
 class Windows(NamedTuple):
@@ -106,8 +120,18 @@ def windows_of(
     samples: Mapping[str, Floats],
     defaults: Costs,
     methods: Mapping[str, str],
+    *,
+    tls: TlsShares = NO_TLS,
 ) -> Windows | None:
-    """Return what a run did in each window; None if it was too short or nobody watched."""
+    """Return what a run did in each window; None if it was too short or nobody watched.
+
+    Args:
+        measured: its trace.
+        samples: its samples.
+        defaults: for the ratios of what goes together.
+        methods: how local users get their mail.
+        tls: what of it was done under TLS.
+    """
     if len(samples.get("t", ())) < SAMPLES_MIN:
         return None
     t, cpu_s = samples["t"], samples["cpu_s"]
@@ -141,5 +165,9 @@ def windows_of(
             [at for at, _, _ in measured.delivered],
             [localcosts.units(defaults, methods, user) for _, _, user in measured.delivered],
         ),
+        tls.inbound * per_window(submitted)
+        + defaults.tls_connect_s
+        / defaults.tls_s
+        * per_window([at for at, _, address in measured.connected if address in tls.hosts]),
     )
     return Windows(np.column_stack(columns), np.diff(cpu_s))

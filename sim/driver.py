@@ -44,6 +44,7 @@ from sim.queue import GroupCommit
 from sim.remote import RemoteHost
 from sim.resolver import Resolver
 from sim.scenario import Load
+from sim.tls import Security
 from sim.workload import Schedule
 
 BOUNCE_BYTES: Final = 2048
@@ -73,6 +74,7 @@ class Driver:
         groups: Sequence[LocalGroup] = (),
         delivery_timeout_s: float = math.inf,
         start: float = 0.0,
+        security: Callable[[str, str], Security] | None = None,
     ) -> None:
         """Get ready; `start` lets the load begin.
 
@@ -88,6 +90,7 @@ class Driver:
             groups: the server's own users.
             delivery_timeout_s: longest local delivery.
             start: what the core's clock says at the start of the load.
+            security: says what TLS an outbound connection has; see `Outbound`.
         """
         self.kernel = kernel
         self.engine = engine
@@ -99,7 +102,9 @@ class Driver:
             batch_max=limits.queue.commit_batch_max,
             durable=partial(self.loop.do, self._accepted),
         )
-        self.outbound = Outbound(kernel, self.loop, costs, limits.mta, hosts=hosts, tell=self.tell)
+        self.outbound = Outbound(
+            kernel, self.loop, costs, limits.mta, hosts=hosts, tell=self.tell, security=security
+        )
         self.inbound = Inbound(
             kernel,
             self.loop,

@@ -21,6 +21,7 @@ from sim.cpu import EventLoop
 from sim.kernel import Kernel
 from sim.queue import GroupCommit
 from sim.scenario import Load
+from sim.shares import in_share
 from sim.workload import Schedule
 
 if TYPE_CHECKING:
@@ -152,6 +153,13 @@ class Inbound:
             server_s[schedule.group >= 0] += costs.local_rcpt_s
         self._server_s: list[float] = server_s.tolist()
         """The server's, without the connection's."""
+        # What STARTTLS takes goes with the messages where each has a connection, else with the first ones.
+        self._tls = load.tls if load.keep else 0.0
+        if load.tls and not load.keep:
+            for number in range(len(self._server_s)):
+                if in_share(number, load.tls):
+                    self._server_s[number] += costs.tls_s
+                    self._client_s[number] += costs.client_tls_s
         self._next = 0
         self._count = len(self._due_s)
         self._keeps = load.keep
@@ -372,6 +380,8 @@ class Inbound:
         opens = not self._keeps or self._opened < self._load.clients
         if opens:
             seconds += self._costs.session_s
+            if self._tls and in_share(self._opened, self._tls):
+                seconds += self._costs.tls_s
         fill, queue, loop = self._fill, self._queue, self._loop
         if not (
             self._connections < self._few_connections
@@ -386,7 +396,8 @@ class Inbound:
                 self._cut_off(number)
                 return
             if refusal is not None:
-                loop.done_at += seconds
+                # Who is refused instead of a greeting says nothing that would cost anything.
+                loop.done_at += seconds if count else self._costs.session_s
                 if refusal.code == 421:
                     self._turn_away(number)
                 else:

@@ -40,8 +40,8 @@ class Measured:
     """(end, envelopes) of each transaction."""
     transactions: list[tuple[float, int, str]] = field(default_factory=list)
     """(seconds, envelopes, address) of each transaction that left its connection usable."""
-    connected: list[tuple[float, str]] = field(default_factory=list)
-    """(seconds, address) of each connection that became ready."""
+    connected: list[tuple[float, float, str]] = field(default_factory=list)
+    """(instant, seconds, address) of each connection that became ready."""
     connects: list[float] = field(default_factory=list)
     """Instant of each connection that was tried."""
     lookups: list[float] = field(default_factory=list)
@@ -86,7 +86,7 @@ class _Matcher:
             found.submitted.append((t, len(stimulus.recipients), stimulus.transaction.size))
         elif kind is ConnectionReady:
             began = self._opening.pop(stimulus.session)
-            found.connected.append((t - began, self._address[stimulus.session]))
+            found.connected.append((t, t - began, self._address[stimulus.session]))
         elif kind is ConnectionFailed:
             self._opening.pop(stimulus.session)
         elif kind is DomainResolved:

@@ -31,6 +31,7 @@ from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.kernel import Kernel
 from sim.remote import TAKEN, RemoteHost, TransactionVerdict
+from sim.tls import FIRST_TLS, Security
 
 if TYPE_CHECKING:
     from sim.behaviours.base import Conn
@@ -86,15 +87,21 @@ class Host:
 class Connection:
     """One connection of ours."""
 
-    __slots__ = ("conn", "host", "session", "source", "state")
+    __slots__ = ("conn", "host", "secured", "security", "session", "source", "state")
 
-    def __init__(self, session: SessionId, host: Host, source: str) -> None:
+    def __init__(
+        self, session: SessionId, host: Host, source: str, security: Security | None = None
+    ) -> None:
         self.session = session
         self.source = source
         self.host = host
         self.state = State.CONNECTING
         self.conn: Conn | None = None
         """None until the host let us in."""
+        self.security = security
+        """What comes of TLS after the first EHLO; None for nothing."""
+        self.secured = False
+        """The handshake is over."""
 
 
 class Outbound:
@@ -109,6 +116,7 @@ class Outbound:
         *,
         hosts: Mapping[str, RemoteHost],
         tell: Callable[[Stimulus], None],
+        security: Callable[[str, str], Security] | None = None,
     ) -> None:
         """Get ready, and watch for hosts that go away.
 
@@ -119,6 +127,7 @@ class Outbound:
             limits: how patient we are.
             hosts: every address that can be connected to.
             tell: takes what happened.
+            security: says what TLS a connection for a domain to an address has; None if none has any.
         """
         self._kernel = kernel
         self._loop = loop
@@ -126,6 +135,8 @@ class Outbound:
         self._limits = limits
         self.limits_changed()
         self._tell = tell
+        self._security = security
+        self.handshakes = 0
         self._answered: Callable[[_Answer], None] = partial(loop.do, self._finish)
         self._statuses: dict[Reply, tuple[Outcome, str]] = {}
         self.hosts = {address: Host(address, remote) for address, remote in hosts.items()}
@@ -151,7 +162,10 @@ class Outbound:
         if host is None:
             # Nothing listens where the scenario has no host.
             host = Host(instruction.address, _NOBODY)
-        connection = Connection(instruction.session, host, instruction.source or PEER)
+        security = None
+        if self._security is not None:
+            security = self._security(instruction.domain, instruction.address)
+        connection = Connection(instruction.session, host, instruction.source or PEER, security)
         self.connections[instruction.session] = connection
         self._after(0.0, self._connect, connection)
 
@@ -216,7 +230,8 @@ class Outbound:
             else:
                 self._kernel.schedule(seconds, self._refused, (connection, str(verdict.reply)))
         else:
-            seconds += self._costs.connect_network_s
+            if not connection.secured:
+                seconds += self._costs.connect_network_s
             self._kernel.schedule(seconds, self._answered_hello, connection)
 
     def _old_fashioned(self, connection: Connection) -> None:
@@ -227,8 +242,47 @@ class Outbound:
 
     def _ready(self, connection: Connection) -> None:
         if connection.state is State.CONNECTING:
+            security = connection.security
+            if (
+                security is not None
+                and not connection.secured
+                and self._secures(connection, security)
+            ):
+                return
             connection.state = State.IDLE
             self._tell(ConnectionReady(connection.session))
+
+    def _secures(self, connection: Connection, security: Security) -> bool:
+        """Do what comes after the first EHLO; return False if that is mail in clear."""
+        loop, costs = self._loop, self._costs
+        if security.handshake:
+            self.handshakes += 1
+            connection.secured = True
+            loop.done_at += costs.tls_connect_s
+            self._after(costs.tls_network_s, self._shaken_hands, connection)
+        elif security.again:
+            # `OutboundConnection` does it, the core hears of neither: one more connection.
+            host, conn = connection.host, connection.conn
+            host.connections.discard(connection)
+            if conn is not None and not conn.closed:
+                host.remote.disconnect(conn, host.at(self._kernel.now))
+            connection.conn = connection.security = None
+            loop.done_at += costs.connect_s
+            self._after(costs.network_s, self._connect, connection)
+        elif security.failure:
+            self._fail((connection, security.failure))
+        else:
+            return False
+        return True
+
+    def _shaken_hands(self, connection: Connection) -> None:
+        """Begin anew under TLS (RFC 3207 4.2), unless the certificate is not good enough."""
+        security = connection.security
+        assert security is not None
+        if security.failure:
+            self._refused((connection, security.failure))
+        else:
+            self._say_hello(connection, "EHLO")
 
     def _time_out(self, connection: Connection) -> None:
         self._refused((connection, TIMED_OUT))
@@ -274,6 +328,8 @@ class Outbound:
         if conn.closed:
             # The host is gone, and the news still waits in our event loop.
             verdict = TransactionVerdict(0.0, (None,) * len(evpids), usable=False)
+        elif connection.security is not None and connection.security.refused:
+            verdict = TransactionVerdict(0.0, (FIRST_TLS,) * len(evpids), usable=True)
         else:
             seen_at = host.seen_at
             if sent_at > seen_at:

@@ -36,6 +36,7 @@ from sim.result import COUNTS, SAMPLE_S, SERIES, SimResult, later_trace
 from sim.scenario import Scenario, domains_of, mx_records, sender_domain
 from sim.settings import ModelConfig, delivery_timeout, model_config
 from sim.timeline import changes_of
+from sim.tls import securities
 from sim.workload import Schedule, draw
 
 DRAIN_S: Final = 30.0
@@ -112,6 +113,7 @@ class Model:
             "groups": scenario.local,
             "delivery_timeout_s": delivery_timeout(scenario.server, source=source),
             "start": start,
+            "security": securities(scenario, config, source=source),
         }
         core = self.kernel, make_engine(start), self.costs, config.limits
         timeline = changes_of(scenario.timeline, config.limits, source=source)

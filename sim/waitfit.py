@@ -6,7 +6,7 @@ lower quartiles stand for the time without a queue: three of four may have waite
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -32,9 +32,16 @@ SAMPLES_MIN: Final = 10
 
 
 def waits(
-    costs: Costs, measured: Measured, hosts: Mapping[str, RemoteHost], notes: list[str]
+    costs: Costs,
+    measured: Measured,
+    hosts: Mapping[str, RemoteHost],
+    notes: list[str],
+    *,
+    secured: Set[str] = frozenset(),
 ) -> Costs:
     """Return the time of the network and of other processes: what is left of the quicker ones.
+
+    Connections to ``secured`` addresses had a handshake, whose time is no part of this.
 
     Quantiles do not add up, but the lower quartile of a sum lies near the sum of one part's quartile and the other's
     constant, which is what the network is next to a scripted delay.
@@ -53,8 +60,12 @@ def waits(
     if len(measured.connected) < SAMPLES_MIN:
         notes.append("too few connections: connect_network_s is a default")
     else:
+        handshake_s = costs.tls_connect_s + costs.tls_network_s
         left = _beside(
-            [(seconds - costs.connect_s, address) for seconds, address in measured.connected],
+            [
+                (seconds - costs.connect_s - (handshake_s if address in secured else 0.0), address)
+                for _, seconds, address in measured.connected
+            ],
             lambda address: _scripted_connect(hosts.get(address)),
         )
         costs = replace(costs, connect_network_s=left)
@@ -134,8 +145,13 @@ class _Dialogue(NamedTuple):
     recipients: int
 
 
-def clients(costs: Costs, path: Path, sessions: int, notes: list[str]) -> Costs:
-    """Return the clients' own time: what a dialogue took beside our CPU and the commit."""
+def clients(
+    costs: Costs, path: Path, sessions: int, notes: list[str], *, tls: float = 0.0
+) -> Costs:
+    """Return the clients' own time: what a dialogue took beside our CPU and the commit.
+
+    Where the quicker ones had a handshake, because a part ``tls`` of all had, its time is no part of this.
+    """
     if not path.is_file():
         notes.append("no load.jsonl: the clients' times are defaults")
         return costs
@@ -154,6 +170,8 @@ def clients(costs: Costs, path: Path, sessions: int, notes: list[str]) -> Costs:
     weight = np.sqrt([len(by_count[int(count)]) for count in counts])
     # A message may meet a commit, of which it waits for the end; these are the quicker ones.
     ours = costs.session_s + costs.message_s + 1.25 * costs.commit_s
+    if tls > 1 - QUICK:
+        ours += costs.tls_s + costs.client_tls_s
     if len(counts) > 1:
         table = np.column_stack((np.ones(len(counts)), counts)) * weight[:, None]
         fixed, each_s = map(float, np.linalg.lstsq(table, quick * weight, rcond=None)[0])

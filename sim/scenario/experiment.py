@@ -53,7 +53,7 @@ class Destination:
     tls: Literal[
         "none", "offered", "required", "broken", "expired", "wrong-name", "self-signed"
     ] = "none"
-    """How the hosts do STARTTLS; see `testbed.world.tlssession`. The model sends in clear."""
+    """How the hosts do STARTTLS; see `testbed.world.tlssession`, and `sim.tls` for the model."""
     dane: Literal["none", "valid", "wrong"] = "none"
     """Whether the hosts have TLSA records, and whether those mean their keys. The world's answers about these
     names are said to be validated then."""

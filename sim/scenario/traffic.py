@@ -130,7 +130,8 @@ class Load:
     pipelining: bool = True
     """Commands go in groups where the server offers PIPELINING (RFC 2920)."""
     tls: float = 0.0
-    """Part of the connections that say STARTTLS; which, is spread evenly. The model sends in clear."""
+    """Part of the connections that say STARTTLS; which, is spread evenly. The bench gives our server a
+    certificate for that if its configuration names none."""
     auth: float = 0.0
     """Part of the connections that log in with AUTH PLAIN; where that is offered only in TLS, they say STARTTLS first."""
     user: str = "load"

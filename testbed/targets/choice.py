@@ -1,6 +1,7 @@
 """Which targets there are, which of them can run here, and how one is made."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ from testbed.targets import apart
 from testbed.targets.exim import Exim
 from testbed.targets.opensmtpd import OpenSmtpd
 from testbed.targets.ours import OurServer
-from testbed.targets.peer import PeerServer
+from testbed.targets.peer import HOSTNAME, PeerServer
 from testbed.targets.postfix import Postfix
 from testbed.world.handle import World
 
@@ -87,9 +88,19 @@ def make_target(
         relay_port=world.smtp_port,
         nameserver=world.dns,
         ca_file=world.ca_file if has_tls else None,
+        pair=_pair(scenario),
         comes_back=any(event.restart for event in scenario.timeline),
         has_disk=any(event.disk for event in scenario.timeline),
     )
+
+
+def _pair(scenario: Scenario) -> tuple[bytes, bytes] | None:
+    """Return a certificate and its key for our server if the load says STARTTLS."""
+    if not scenario.load.tls:
+        return None
+    from testbed.world.tls import Authority  # the library behind it is large, and rarely wanted
+
+    return Authority(scenario.seed, time.time()).pair(HOSTNAME, "127.0.0.1")
 
 
 def make_peer(

@@ -63,6 +63,7 @@ class OurServer:
         relay_port: int,
         nameserver: str,
         ca_file: Path | None = None,
+        pair: tuple[bytes, bytes] | None = None,
         comes_back: bool = False,
         has_disk: bool = False,
     ) -> None:
@@ -76,6 +77,7 @@ class OurServer:
             relay_port: where the world's hosts listen.
             nameserver: ``address:port`` of the world's.
             ca_file: of the authority that vouches for the world's hosts, unless the scenario names one; None if none has TLS.
+            pair: certificate and key, in PEM, unless the scenario names some; None for a server without TLS.
             comes_back: it will be restarted, and needs a port that nobody takes meanwhile.
             has_disk: its disk will be slow or full; see `set_disk`.
         """
@@ -112,6 +114,11 @@ class OurServer:
             inside = ca_file.parent == directory
             named = {"relay": {"ca_file": ca_file.name if inside else str(ca_file)}}
             overrides = merged(named, overrides)
+        if pair is not None and "tls" not in overrides:
+            own["tls"] = {"certificate": "tls.crt", "key": "tls.key"}
+            for name, content, mode in (("tls.crt", pair[0], 0o644), ("tls.key", pair[1], 0o600)):
+                (directory / name).touch(mode)
+                (directory / name).write_bytes(content)
         self._settings = merged(overrides, own)
         self.config.write_text(to_toml(self._settings), encoding="utf-8")
 

@@ -55,8 +55,8 @@ class Authority:
         """Return the authority's certificate, for those who are to trust it."""
         return self._certificate.public_bytes(Encoding.PEM)
 
-    def context(self, host: str, address: str, mode: str) -> ssl.SSLContext:
-        """Return what a host needs to speak TLS.
+    def pair(self, host: str, address: str, mode: str = "offered") -> tuple[bytes, bytes]:
+        """Return a host's certificate and key, in PEM.
 
         Args:
             host: its name.
@@ -73,11 +73,16 @@ class Authority:
         certificate = self._sign(
             subject, key, names, ends=ends, authority=False, alone=mode == "self-signed"
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return certificate.public_bytes(Encoding.PEM), secret
+
+    def context(self, host: str, address: str, mode: str) -> ssl.SSLContext:
+        """Return what a host needs to speak TLS; see `pair`."""
+        certificate, secret = self.pair(host, address, mode)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         # OpenSSL reads them from files only.
         with tempfile.NamedTemporaryFile(prefix="testbed-", suffix=".pem") as file:
-            file.write(secret + certificate.public_bytes(Encoding.PEM))
+            file.write(secret + certificate)
             file.flush()
             context.load_cert_chain(file.name)
         return context

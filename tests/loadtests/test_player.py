@@ -17,9 +17,9 @@ from loadtests._outcomes import Expectations, failure_of, name_of
 from loadtests._player import STOPPED, Player
 from loadtests._record import Recorder, Spread, three_digits
 from loadtests._settings import Settings, address_of
-from loadtests._shares import GOLDEN, SILVER, in_share
 from mta.core.settings import ConfigError
 from sim.scenario import load
+from sim.shares import GOLDEN, SILVER, in_share
 from sim.workload import digest, draw, message_bytes
 
 OPTIONS = Namespace(

@@ -31,6 +31,7 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
     ),
     "connection-flood": ("load.messages=600", "load.users=120", "server.limits.smtp.max_conn=20"),
     "slowloris": ("load.messages=600", "server.limits.smtp.timeout_s=1.5", "server.limits.smtp.max_session_s=3.0"),
+    "tls": ("load.messages=200", "server.limits.mta.session_mail_max=20"),
     "limit-change": (
         "load.messages=200",
         'timeline=[{ at_s = 0.5, pause = ["mta"] }, { at_s = 1.0, set = { "limits.mta.max_conn_per_host" = 20 } }, '
@@ -135,6 +136,14 @@ def _slow(part: dict[str, Any], run: Path) -> None:
     assert all(line["attempts"] <= 2 for line in log if line["kind"] == "message")
 
 
+def _secured(part: dict[str, Any], run: Path) -> None:
+    """The server shook hands for each message at its door, and with hosts for each connection that it opened."""
+    notes = json.loads((run / "packed" / "run.json").read_text())
+    log = (run / "packed" / "server.log").read_text()
+    assert log.count(" smtp tls ciphers=") == 200
+    assert notes["stats"]["mta.tls"] == notes["world"]["tls"] >= 10
+
+
 def _limited(part: dict[str, Any], run: Path) -> None:
     """The host did refuse what was above its rate."""
     assert _refused(run, "MAIL 421") > 0
@@ -176,5 +185,6 @@ _ABOUT: Final = {
     "connection-flood": _flood,
     "slowloris": _slow,
     "limit-change": _operated,
+    "tls": _secured,
     "many-recipients": _many,
 }

@@ -122,7 +122,7 @@ class TestTheWayOut:
         assert securities(of, model_config(of.server, source="test")) is None
 
     def test_a_level_that_does_not_exist(self):
-        with pytest.raises(ConfigError, match="server.relay.tls"):
+        with pytest.raises(ConfigError, match=r"server\.relay\.tls"):
             simulate(scenario(server={"relay": {"tls": "always"}}), costs=Costs())
 
     def test_the_way_back_is_nobodys(self):

@@ -294,6 +294,10 @@ def _show(summaries: Sequence[dict[str, Any]]) -> None:
                 cells.append(f"± {_number(half_width(values))}")
         table.add_row(key, *cells, unit)
     Console().print(table)
+    if not many and first["memory_levels"]:
+        changes = [f"{each['level']} at {each['at_s']:g} s" for each in first["memory_levels"]]
+        more = f", and {len(changes) - 8} more changes" if len(changes) > 8 else ""
+        print(f"memory (limits.memory): {', '.join(changes[:8])}{more}")
     for summary in summaries[:5]:
         print(f"fingerprint {summary['fingerprint']}  ({summary['stimuli']} stimuli)")
     if len(summaries) > 5:

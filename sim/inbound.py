@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mta.core.admission import NO_STORAGE, SHUTTING_DOWN, Pressure, on_connect, on_message
+from mta.core.admission import (
+    NO_STORAGE,
+    SHUTTING_DOWN,
+    Pressure,
+    on_connect,
+    on_mail,
+    on_message,
+)
 from mta.core.envelopes.base import Recipient, Transaction, local_key
 from mta.core.ids import EvpId
 from mta.core.limits import Limits
+from mta.core.pressure import MemoryLevel
 from mta.core.reply import Reply
 from sim.costs import Costs
 from sim.cpu import EventLoop
@@ -183,6 +191,7 @@ class Inbound:
         self._has_space = True
         """At the last look."""
         self._space_at = 0.0
+        self._memory = MemoryLevel.OK
         self._shut: Reply | None = None
         """What everybody hears while the server stops or is down."""
         self.limits_changed()
@@ -219,7 +228,12 @@ class Inbound:
         self._few_envelopes = queue.max_envelopes // 2
         self._few_bytes = queue.max_bytes // 2
         self._few_waiting = queue.max_waiting // 2
-        if self._paused or self._doubts_disk or self._shut is not None:
+        if (
+            self._paused
+            or self._doubts_disk
+            or self._memory >= MemoryLevel.SOFT
+            or self._shut is not None
+        ):
             # Everybody is asked about; a process that ended leaves clients who still count as going.
             self._few_connections = -(1 << 30)
 
@@ -235,6 +249,11 @@ class Inbound:
             # When the server looked last, nobody knows.
             self._space_at = self._kernel.now
             self.limits_changed()
+
+    def memory_is(self, level: MemoryLevel) -> None:
+        """Take in as much as the memory allows."""
+        self._memory = level
+        self.limits_changed()
 
     # The end of the process, and the next one
 
@@ -425,9 +444,16 @@ class Inbound:
             queue.waiting,
             queue.waiting_bytes,
             paused=self._paused,
+            memory=self._memory,
         )
         if opens:
             refusal = on_connect(pressure, from_client=self._connections, limits=limits.smtp)
+            if refusal is not None:
+                return refusal, 0
+        if self._memory >= MemoryLevel.SOFT:
+            refusal = on_mail(
+                pressure, declared_size=size, messages=0, limits=limits.smtp, queue=limits.queue
+            )
             if refusal is not None:
                 return refusal, 0
         if self._doubts_disk and not self._finds_room():

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mta.core.pressure import MemoryLevel
 from sim.layout import Census
 from sim.local import LocalResult
 
@@ -100,6 +101,8 @@ class SimResult:
     again from it."""
     restarts: tuple[Restart, ...] = ()
     """Each end of the process and its next start."""
+    memory_levels: tuple[tuple[float, MemoryLevel], ...] = ()
+    """Each change of how short of memory the server was: when, and to what; empty without ``limits.memory.limit_bytes``."""
     layout: str = ""
     """Whose bytes ``rss_bytes`` and ``live_bytes`` are; empty for those of our representation."""
 
@@ -151,6 +154,10 @@ class SimResult:
             "delivery_latency_s": self.quantiles(),
             "local": self.local.summary() if self.local is not None else None,
             "restarts": [told(each) for each in self.restarts],
+            "memory_levels": [
+                {"at_s": round(at, 6), "level": level.name.lower()}
+                for at, level in self.memory_levels
+            ],
             "stimuli": self.stimuli,
             "fingerprint": self.fingerprint,
         }

@@ -28,6 +28,7 @@ from sim.kernel import Backend, Kernel, make_kernel
 from sim.layout import Census, Layout
 from sim.memory import Memory
 from sim.operator import Operator
+from sim.pressure import MemoryGuard
 from sim.records import Fingerprint, TraceWriter
 from sim.remote import RemoteHost, build_hosts, build_name_servers
 from sim.resolver import Resolver
@@ -129,6 +130,17 @@ class Model:
             )
         self.driver = self._mortal or Driver(*core, **parts)
         self.operator = Operator(self.kernel, self.driver, timeline)
+        self.guard: MemoryGuard | None = None
+        """Who looks at the memory, if there is a limit or may be one later."""
+        if config.limits.memory.limit_bytes or any(
+            key == "limits.memory.limit_bytes" for change in timeline for key, _ in change.limits
+        ):
+            self.guard = MemoryGuard(
+                self.kernel,
+                config.limits.memory,
+                resident=lambda: self._bytes()[0],
+                changed=self.driver.inbound.memory_is,
+            )
         self.layout = layout
         self.census: list[tuple[Census, int]] | None = None
         """What was there at each sample, and messages accepted by then; None if nobody asks."""
@@ -199,6 +211,8 @@ class Model:
         """Run until everything is quiet, or until `Scenario.drain_s` after the load."""
         self.driver.start()
         self.operator.start()
+        if self.guard is not None:
+            self.guard.start()
         self.kernel.schedule(0.0, self._sample, None)
         # Nothing of what the run makes refers back to itself: the collector would look in vain.
         was_enabled = gc.isenabled()
@@ -219,6 +233,8 @@ class Model:
             if mortal.is_down:
                 queued = len(mortal.spool)
         inbound = driver.inbound
+        if self.census is not None and not (mortal is not None and mortal.is_down):
+            self.census.append((census_of(driver), driver.inbound.accepted))
         rss_bytes, live_bytes = self._bytes()
         self._t.append(kernel.now)
         self._samples.append(
@@ -264,8 +280,8 @@ class Model:
                 # What the process before had and kept went with it.
                 self._starts = len(mortal.restarts)
                 self.memory = memory = Memory(self.costs.memory_of(self.config.envelope))
-        if self.census is not None:
-            self.census.append((census_of(driver), driver.inbound.accepted))
+                if self.guard is not None:
+                    self.guard.begin_anew()
         if self.layout is not None:
             live = self.layout.live_bytes(census_of(driver))
             return live, live
@@ -340,6 +356,7 @@ class Model:
             else driver.ledger.result(now=self.kernel.now, attempts=driver.local.started),
             census=tuple(self.census or ()),
             restarts=() if mortal is None else tuple(mortal.restarts),
+            memory_levels=() if self.guard is None else tuple(self.guard.levels),
             layout=self.layout.name if self.layout is not None else "",
         )
 

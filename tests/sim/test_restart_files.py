@@ -62,6 +62,15 @@ def test_a_calibration_learns_from_both_processes(run: Path):
     assert costs.provenance.notes.count("no restart had much to read: restore_s is a default") == 0
 
 
+def test_a_process_that_lived_shortly_does_not_dilute_the_other(run: Path, tmp_path: Path):
+    """What it did too little of is no vote for the defaults."""
+    shutil.copytree(run, tmp_path / "short")
+    later = tmp_path / "short" / "slim" / "trace-2.jsonl"
+    later.write_bytes(b"".join(later.read_bytes().splitlines(keepends=True)[:3]))
+    costs = calibrate(tmp_path / "short")
+    assert costs.commit_s == pytest.approx(TRUTH.commit_s, rel=0.1)
+
+
 def test_a_replay_counts_over_both_processes(run: Path):
     """What was accepted before the end and delivered after it is one delivery."""
     found = replay(str(run), representation="slim")

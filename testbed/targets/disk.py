@@ -7,7 +7,8 @@ serves as ``mta serve --config CONFIG`` does. STATE is a file of one line that t
 effects by which the queue becomes durable (`mta.effects`); log, trace and what is read are left alone.
 
 Slow: the effect happens, is timed, and its thread sleeps for the rest, as if the disk had taken so many times as long. That
-is the writer's thread or one of those that write large bodies, never the event loop's. Full: nothing is written; SQLite's
+is the writer's thread or one of those that write large bodies, never the event loop's. An effect counts for no more than the
+median of its kind lately: a thread that waits for the interpreter or a processor is no slow disk, and its waits are far longer. Full: nothing is written; SQLite's
 statements fail with SQLITE_FULL, files with ENOSPC, and no space is free.
 """
 
@@ -17,8 +18,10 @@ import sqlite3
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import typer
@@ -41,6 +44,9 @@ COMMIT: Final = frozenset(
 """What writes the database; mta/queue/database.py."""
 
 WRITES: Final = BODY | COMMIT
+
+RECENT: Final = 63
+"""Effects of a kind that the median is of."""
 
 
 class DiskEffects(Effects):
@@ -85,8 +91,13 @@ class DiskEffects(Effects):
         if (op, site) not in WRITES:
             return
         began = self._began.__dict__.pop("effect", None)
-        if began is not None and began[:2] == (op, site) and began[2] > 1.0:
-            self._sleep((self.monotonic() - began[3]) * (began[2] - 1.0))
+        if began is None or began[:2] != (op, site):
+            return
+        took = self.monotonic() - began[3]
+        recent = self._began.__dict__.setdefault(f"{op} {site}", deque(maxlen=RECENT))
+        recent.append(took)
+        if began[2] > 1.0:
+            self._sleep(min(took, median(recent)) * (began[2] - 1.0))
 
     def space(self, path: Path, *, site: str) -> Space:
         """See `Effects.space`; there is none on a full disk."""

@@ -93,6 +93,30 @@ def test_a_slow_disk_takes_so_many_times_as_long(server: OurServer) -> None:
     assert len(slept) == len(WRITES)
 
 
+def test_a_wait_for_the_processor_is_no_slow_disk(server: OurServer) -> None:
+    """One commit that took far longer than those before it is slowed like them; if the next ones do, too, it is the disk."""
+    slept: list[float] = []
+    effects = DiskEffects(server.directory / "disk", sleep=slept.append)
+    now = 0.0
+    effects.monotonic = lambda: now
+
+    def commit(seconds: float) -> None:
+        nonlocal now
+        effects.point("sqlite", "commit")
+        now += seconds
+        effects.done("sqlite", "commit")
+
+    for _ in range(5):
+        commit(0.5)
+    server.set_disk("slow", 3.0)
+    commit(8.0)
+    commit(0.25)
+    assert slept == [1.0, 0.5]
+    for _ in range(63):
+        commit(8.0)
+    assert slept[-1] == 16.0
+
+
 def test_a_slow_disk_is_slow_for_the_thread_that_writes(server: OurServer) -> None:
     """Each waits for its own effect: a large body's file, and at the same time a commit."""
     slept: list[tuple[str, float]] = []

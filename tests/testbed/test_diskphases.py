@@ -45,6 +45,11 @@ def test_a_message_belongs_to_the_phase_of_its_answer() -> None:
     ]
 
 
+def test_a_disk_that_is_well_throughout_has_no_phases() -> None:
+    """Nor has its record answers in one: most runs are so."""
+    assert measured([{"kind": "message", "sent": 1.0, "done": 2.0, "code": 250}], 0.0, []) == []
+
+
 def test_the_model_has_them_too() -> None:
     """Every accepted message is in one phase; none in that of the full disk but the last that were under way."""
     scenario = load(

@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from mta.core.records import TraceError
 from mta.core.settings import ConfigError
-from sim import cpufit, localcosts, waitfit
+from sim import cpufit, loadrecord, localcosts, waitfit
 from sim.costs import Costs, Provenance, sha256_of
 from sim.cpufit import NO_TLS, TlsShares
 from sim.leastsquares import near_prior
-from sim.measure import Measured, measure
+from sim.loadrecord import LoadRecord
+from sim.measure import Listener, Measured, Rows, measure
 from sim.memory import fit_together
 from sim.remote import build_hosts
 from sim.result import later_trace
@@ -61,18 +62,26 @@ class _Part:
     samples: dict[str, Floats]
     scenario: Scenario | None
     notes: list[str]
+    load: LoadRecord | None = None
     restart: dict[str, Any] | None = None
     """What the bench noted of its start; None of the first process."""
     load_start: float = 0.0
     """What those notes count from."""
 
 
-def calibrate(*runs: Path, defaults: Costs | None = None) -> Costs:
+def calibrate(
+    *runs: Path,
+    defaults: Costs | None = None,
+    listener: Listener | None = None,
+    load: LoadRecord | None = None,
+) -> Costs:
     """Return what things cost in some runs.
 
     Args:
         runs: run directories, or directories of one of their servers; one that is named twice counts once.
         defaults: what to assume of what the runs did not do.
+        listener: who hears the traces in the same pass, which is what takes long.
+        load: the load's record, if it is read; of one server only.
 
     Raises:
         ConfigError: there is no trace, or one can't be read.
@@ -80,7 +89,7 @@ def calibrate(*runs: Path, defaults: Costs | None = None) -> Costs:
     assert runs
     runs = tuple({run.resolve(): run for run in reversed(runs)}.values())[::-1]
     basis = defaults or Costs()
-    parts = [part for run in runs for part in _parts(run)]
+    parts = [part for run in runs for part in _parts(run, listener, load)]
     notes: list[str] = []
     windows = [
         found
@@ -148,7 +157,7 @@ def _one(part: _Part, costs: Costs) -> Costs:
     if scenario is not None and scenario.local:
         costs = localcosts.waits(costs, measured, scenario, notes)
     sessions = scenario.load.sessions if scenario else 0
-    return waitfit.clients(costs, part.directory / "load.jsonl", sessions, notes, tls=tls.inbound)
+    return waitfit.clients(costs, part.load, sessions, notes, tls=tls.inbound)
 
 
 def _tls(scenario: Scenario | None) -> TlsShares:
@@ -183,24 +192,33 @@ def _memory(costs: Costs, parts: Sequence[_Part], notes: list[str]) -> dict[str,
 # ---- files
 
 
-def _parts(run: Path) -> list[_Part]:
+def _parts(run: Path, listener: Listener | None, load: LoadRecord | None) -> list[_Part]:
     """Read the servers of a run."""
     if (run / "trace.jsonl").is_file():
-        return list(_lives(run, run))
+        return list(_lives(run, run, listener, load))
+    assert listener is None and load is None, "they are of one server"  # one thought
     found = sorted(path.parent for path in run.glob("*/trace.jsonl"))
     if not found:
         raise ConfigError(str(run), problem="has no trace.jsonl: nothing to calibrate with")
     return [part for each in found for part in _lives(each, run)]
 
 
-def _lives(directory: Path, run: Path) -> Iterator[_Part]:
+def _lives(
+    directory: Path,
+    run: Path,
+    listener: Listener | None = None,
+    load: LoadRecord | None = None,
+) -> Iterator[_Part]:
     """Yield what each process of a server did: one, unless it was restarted."""
     restarts, start = _restarts(directory)
+    if load is None and (directory / "load.jsonl").is_file():
+        load = loadrecord.read(directory / "load.jsonl")
     for number, began in enumerate((None, *restarts), 1):
         trace = later_trace(directory / "trace.jsonl", number)
         if not trace.is_file():
             continue
-        part = _read(directory, run, trace)
+        part = _read(directory, run, trace, listener, more=bool(restarts))
+        part.load = load
         part.restart, part.load_start = began, start
         _forget_trouble(part)
         if part.samples and restarts:
@@ -231,9 +249,11 @@ def _forget_trouble(part: _Part) -> None:
             chosen &= ~((at >= begin - TROUBLE_S) & (at < event.at_s + TROUBLE_S))
     if not well:
         chosen &= at < begin - TROUBLE_S
-    found.commits = [
-        each for each, is_chosen in zip(found.commits, chosen, strict=True) if is_chosen
-    ]
+    if not chosen.all():
+        every, found.commits = found.commits, Rows("qqd")
+        for each, is_chosen in zip(every, chosen, strict=True):
+            if is_chosen:
+                found.commits.append(each)
 
 
 def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
@@ -254,9 +274,11 @@ def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
         raise ConfigError(str(path), problem=f"can't be used: {error}") from None
 
 
-def _read(directory: Path, run: Path, trace: Path) -> _Part:
+def _read(
+    directory: Path, run: Path, trace: Path, listener: Listener | None, *, more: bool
+) -> _Part:
     try:
-        header, measured = measure(trace)
+        header, measured = measure(trace, listener, more=more)
     except OSError as error:
         raise ConfigError(str(trace), problem=f"can't be read: {error.strerror}") from None
     except TraceError as error:
@@ -389,16 +411,15 @@ def _busy(costs: Costs, measured: Measured, begin: float, end: float) -> float:
 
 def _commits(costs: Costs, measured: Measured, notes: list[str]) -> Costs:
     """Fit the time of a commit to what is in it: least squares on medians of equal batches."""
-    commits = np.array(measured.commits, dtype=float)
+    commits = measured.commits
     if len(commits) < SAMPLES_MIN:
         notes.append("too few commits: the disk's costs are defaults")
         return costs
-    batch, lagging, seconds = commits.T
     # Why medians of groups? A thread that waits for the interpreter is no slow disk, and its
     # waits are far longer than the mean.
     groups: dict[tuple[int, int], list[float]] = {}
-    for b, n, s in zip(batch, lagging, seconds, strict=True):
-        groups.setdefault((int(b), int(n).bit_length()), []).append(float(s))
+    for batch, lagging, seconds in commits:
+        groups.setdefault((batch, lagging.bit_length()), []).append(seconds)
     points = [
         (key[0], (1 << key[1]) * 0.75 if key[1] else 0.0, float(np.median(each)), len(each))
         for key, each in groups.items()

@@ -141,25 +141,25 @@ def windows_of(
     step = max(1, round(WINDOW_S / max(float(np.median(np.diff(t))), 1e-3)))
     edges, cpu_s = t[::step], cpu_s[::step]
 
-    def per_window(instants: Sequence[float], amounts: Sequence[float] | None = None) -> Floats:
+    def per_window(instants: npt.ArrayLike, amounts: npt.ArrayLike | None = None) -> Floats:
         order = np.asarray(instants, dtype=float)
         weights = np.ones(len(order)) if amounts is None else np.asarray(amounts, dtype=float)
         total = np.concatenate(([0.0], np.cumsum(weights)))
         counted: Floats = np.diff(total[np.searchsorted(order, edges)])
         return counted
 
-    submitted = [at for at, _, _ in measured.submitted]
+    submitted, envelopes, size = measured.submitted.columns
     # A message brings its bytes and, in most runs, its connection; see `GO_WITH`.
-    weight = [1 + defaults.session_s / defaults.message_s for _ in measured.submitted]
-    finished = [at for at, _ in measured.finished]
+    weight = np.full(len(submitted), 1 + defaults.session_s / defaults.message_s)
+    finished, delivered = measured.finished.columns
     connect = defaults.connect_s / defaults.transaction_s
     columns = (
         np.diff(edges),
         per_window(submitted, weight),
-        per_window(submitted, [size for _, _, size in measured.submitted]),
-        per_window(submitted, [count for _, count, _ in measured.submitted]),
+        per_window(submitted, size),
+        per_window(submitted, envelopes),
         per_window(finished) + connect * per_window(measured.connects),
-        per_window(finished, [count for _, count in measured.finished]),
+        per_window(finished, delivered),
         per_window(measured.deferrals),
         per_window(
             [at for at, _, _ in measured.delivered],

@@ -4,15 +4,18 @@ A trace has stimuli only. A core that hears them again says what it asked for an
 from the question to the answer is known: of transactions, connections, look-ups and local deliveries.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from mta.core import records
+from mta.core.engine import Engine
 from mta.core.instructions import (
     DeferEnvelope,
     DeliverLocally,
+    Instruction,
     OpenConnection,
     ResolveDomain,
     StartTransaction,
@@ -25,34 +28,87 @@ from mta.core.stimuli import (
     EnvelopeRestored,
     LocalDeliveryDone,
     MessageSubmitted,
+    Stimulus,
     TransactionDone,
 )
 from sim.records import Retrace
+from sim.tracefile import parse
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+class Listener(Protocol):
+    """Who hears a trace that is told again, in the same pass as the measurements; `sim.recorded.Story`."""
+
+    def begins(self, path: Path, engine: Engine, *, more: bool) -> None:
+        """Hear of a process that starts; ``more`` if its run has others."""
+
+    def passes(self, at: float) -> None:
+        """Let time come to the next record."""
+
+    def hears(self, t: float, stimulus: Stimulus, instructions: Sequence[Instruction]) -> None:
+        """Take one stimulus and what the core said to it."""
+
+
+class Rows(Generic[Row]):
+    """A table: 8 bytes a cell, where a list of tuples takes a hundred a row."""
+
+    def __init__(self, types: str) -> None:
+        """``types``: a letter for each column: d for a float, q for an int, O for a word that is there anyway."""
+        self._types = types
+        self.columns: tuple[Any, ...] = tuple(array(t) if t != "O" else [] for t in types)
+        """The cells of each column."""
+        self._append = tuple(column.append for column in self.columns)
+
+    def append(self, row: Row) -> None:
+        """Add one row."""
+        for append, cell in zip(self._append, row, strict=True):
+            append(cell)
+
+    def __add__(self, later: "Rows[Row]") -> "Rows[Row]":
+        """Return the rows of both."""
+        both: Rows[Row] = Rows(self._types)
+        for column, own, more in zip(both.columns, self.columns, later.columns, strict=True):
+            column.extend(own)
+            column.extend(more)
+        return both
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.columns[0])
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield the rows."""
+        return cast("Iterator[Row]", zip(*self.columns, strict=True))
+
+
+def _floats() -> "array[float]":
+    return array("d")
 
 
 @dataclass(slots=True)
 class Measured:
     """What a trace says, by kind; instants are the trace's, durations seconds."""
 
-    submitted: list[tuple[float, int, int]] = field(default_factory=list)
+    submitted: Rows[tuple[float, int, int]] = field(default_factory=lambda: Rows("dqq"))
     """(instant, envelopes, bytes) of each message."""
-    finished: list[tuple[float, int]] = field(default_factory=list)
+    finished: Rows[tuple[float, int]] = field(default_factory=lambda: Rows("dq"))
     """(end, envelopes) of each transaction."""
-    transactions: list[tuple[float, int, str]] = field(default_factory=list)
+    transactions: Rows[tuple[float, int, str]] = field(default_factory=lambda: Rows("dqO"))
     """(seconds, envelopes, address) of each transaction that left its connection usable."""
-    connected: list[tuple[float, float, str]] = field(default_factory=list)
+    connected: Rows[tuple[float, float, str]] = field(default_factory=lambda: Rows("ddO"))
     """(instant, seconds, address) of each connection that became ready."""
-    connects: list[float] = field(default_factory=list)
+    connects: "array[float]" = field(default_factory=_floats)
     """Instant of each connection that was tried."""
-    lookups: list[float] = field(default_factory=list)
+    lookups: "array[float]" = field(default_factory=_floats)
     """Seconds of each look-up."""
-    deferrals: list[float] = field(default_factory=list)
+    deferrals: "array[float]" = field(default_factory=_floats)
     """Instant of each."""
-    commits: list[tuple[int, int, float]] = field(default_factory=list)
+    commits: Rows[tuple[int, int, float]] = field(default_factory=lambda: Rows("qqd"))
     """(submissions, removals and deferrals, seconds) of each."""
-    committed: list[float] = field(default_factory=list)
+    committed: "array[float]" = field(default_factory=_floats)
     """Instant of each."""
-    delivered: list[tuple[float, float, str]] = field(default_factory=list)
+    delivered: Rows[tuple[float, float, str]] = field(default_factory=lambda: Rows("ddO"))
     """(end, seconds, user) of each local delivery, however it ended."""
     restored: int = 0
     """Envelopes that the queue held at the start."""
@@ -119,21 +175,32 @@ class _Matcher:
                 self._asked[instruction.domain] = t
 
 
-def measure(path: Path) -> tuple[records.Record, Measured]:
+def measure(
+    path: Path, listener: Listener | None = None, *, more: bool = False
+) -> tuple[records.Record, Measured]:
     """Return a trace's header and its measurements.
+
+    Args:
+        path: of the trace.
+        listener: who hears it, too.
+        more: whether the server has other traces; for the listener.
 
     Raises:
         OSError: it can't be read.
         TraceError: it is no trace, has a hole, or its stimuli are not answers to what our core asks.
     """
     matcher = _Matcher()
+    commits = matcher.found.commits
     with path.open("rb") as file:
-        trace = records.parse(file, source=path.name)
+        trace = parse(file, source=path.name)
         core = Retrace(trace.header)
+        if listener is not None:
+            listener.begins(path, core.engine, more=more)
         for number, record in enumerate(trace.records, 2):
+            if listener is not None:
+                listener.passes(record["t"])
             if record["k"] == "commit":
-                commit = (record["batch"], record["lagging"], record["seconds"])
-                matcher.found.commits.append(commit)
+                commits.append((record["batch"], record["lagging"], record["seconds"]))
                 matcher.found.committed.append(record["t"])
                 continue
             try:
@@ -143,4 +210,6 @@ def measure(path: Path) -> tuple[records.Record, Measured]:
             except (KeyError, AssertionError):
                 problem = "not what this core would have been told"
                 raise TraceError(f"{path.name}: line {number}: {problem}") from None
+            if step is not None and listener is not None:
+                listener.hears(*step)
     return trace.header, matcher.found

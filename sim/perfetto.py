@@ -44,6 +44,7 @@ from mta.core.stimuli import (
     TransactionDone,
 )
 from sim.records import Retrace
+from sim.tracefile import parse
 
 Event: TypeAlias = dict[str, Any]
 
@@ -341,7 +342,7 @@ def export(trace: Path, out: Path, *, envelopes_max: int = ENVELOPES_MAX) -> int
     try:
         with trace.open("rb") as lines, _writable(out) as file:
             try:
-                parsed = records.parse(lines, source=str(trace))
+                parsed = parse(lines, source=str(trace))
                 return _write(file, parsed.header, events(parsed, envelopes_max=envelopes_max))
             except TraceError as error:
                 raise ConfigError(str(trace), problem=str(error)) from None

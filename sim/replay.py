@@ -9,41 +9,30 @@ Retries are never replayed: the model makes its own, because a limit that change
 """
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from mta.core import records
 from mta.core.envelopes import REPRESENTATIONS
-from mta.core.ids import EvpId, MsgId, msgid_of
-from mta.core.instructions import (
-    DeferEnvelope,
-    OpenConnection,
-    Removal,
-    RemoveEnvelope,
-    SendBounce,
-    StartTransaction,
-)
 from mta.core.records import TraceError
 from mta.core.settings import ConfigError, changed
-from mta.core.stimuli import EnvelopeRestored, MessageSubmitted
+from sim import loadrecord
 from sim.calibrate import calibrate
 from sim.costs import Costs, MemoryCosts
-from sim.records import Retrace, config_of, tree_of
-from sim.replaylocal import LocalStory, of_model, rows_of
-from sim.result import later_trace
-from sim.runner import SAMPLE_S, SimResult, simulate
+from sim.loadrecord import LoadRecord
+from sim.recorded import Story, recorded
+from sim.records import config_of, tree_of
+from sim.replaylocal import of_model, rows_of
+from sim.runner import SimResult, simulate
 from sim.scenario import Scenario
 from sim.scenario import load as load_scenario
 from sim.settings import IGNORED, ModelConfig, model_config
+from sim.tracefile import parse, traces_of
 from sim.workload import Schedule, draw
-
-if TYPE_CHECKING:
-    from mta.core.envelopes.base import EnvelopeStore
 
 RUNS: Final = Path("runs")
 """Where the bench keeps its runs."""
@@ -66,9 +55,6 @@ ROWS: Final = (
     ("connections_opened", ""),
 )
 """What a replay compares, with units."""
-
-_ACCEPTED: Final = re.compile(r"\b([0-9a-f]{8}) Message accepted")
-"""What our server answers to the final dot."""
 
 
 def find_run(name: str, runs: Path = RUNS) -> Path:
@@ -132,13 +118,21 @@ def replay(
     tree = {key: value for key, value in tree_of(header).items() if key not in IGNORED}
     # Before the calibration: who mistypes a key need not wait for it.
     other = model_config(tree, source=str(directory / "trace.jsonl"), overrides=overrides)
-    schedule, start, sent = arrivals(directory / "load.jsonl", scenario)
-    costs = costs or calibrate(directory)
+    load = loadrecord.read(directory / "load.jsonl")
+    schedule, start = schedule_of(load, directory / "load.jsonl", scenario), load.start
+    groups = [group.name for group in scenario.local]
+    sent = dict(load.accepted())
+    story = Story(sent=sent, load_start=start, groups=groups)
+    costs = costs or calibrate(directory, listener=story, load=load)
+    if story.heard and story.heard != list(traces_of(directory)):
+        # Processes that nobody noted the start of: it is told again, in full.
+        story = Story(sent=sent, load_start=start, groups=groups)
+    del load, sent  # a million messages of them
     notes = list(costs.provenance.notes)
     if other.envelope != config.envelope and not costs.memory_of(other.envelope).samples:
         costs = _with_memory_of(costs, other.envelope, run, notes)
-    groups = [group.name for group in scenario.local]
-    then = recorded(directory, sent=sent, load_start=start, groups=groups)
+    then = recorded(directory, story)
+    del story
     return {
         "run": str(run),
         "scenario": scenario.name,
@@ -152,16 +146,6 @@ def replay(
         else None,
         "notes": notes,
     }
-
-
-def traces_of(directory: Path) -> Iterator[Path]:
-    """Yield the traces of a server: one for each of its processes, the first whether it is there or not."""
-    number = 1
-    path = later_trace(directory / "trace.jsonl", number)
-    while number == 1 or path.is_file():
-        yield path
-        number += 1
-        path = later_trace(directory / "trace.jsonl", number)
 
 
 def _server(run: Path, representation: str) -> tuple[Path, Path]:
@@ -196,7 +180,7 @@ def _server(run: Path, representation: str) -> tuple[Path, Path]:
 def _header(path: Path) -> records.Record:
     try:
         with path.open("rb") as file:
-            return records.parse(file, source=str(path)).header
+            return parse(file, source=str(path)).header
     except OSError as error:
         raise ConfigError(str(path), problem=f"can't be read: {error.strerror}") from None
     except TraceError as error:
@@ -217,35 +201,28 @@ def arrivals(path: Path, scenario: Scenario) -> tuple[Schedule, float, dict[int,
     Raises:
         ConfigError: the file is missing or is no record of this scenario's load.
     """
-    start = 0.0
-    numbers: list[int] = []
-    instants: list[float] = []
-    sent: dict[int, float] = {}
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break  # A load that was killed leaves half a line.
-                record = json.loads(line)
-                if record["kind"] == "start":
-                    start = float(record["load_start"])
-                elif record["kind"] == "message":
-                    numbers.append(int(record["seq"]))
-                    instants.append(float(record["sent"]))
-                    found = _ACCEPTED.search(record["reply"])
-                    if found and record["code"] == 250:
-                        sent[int(found[1], 16)] = float(record["sent"])
-    except OSError as error:
-        raise ConfigError(str(path), problem=f"can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(str(path), problem=f"is no record of a load: {error!r}") from None
+    load = loadrecord.read(path)
+    return schedule_of(load, path, scenario), load.start, dict(load.accepted())
+
+
+def schedule_of(load: LoadRecord, path: Path, scenario: Scenario) -> Schedule:
+    """Return the messages that were sent, in the order in which they were.
+
+    Args:
+        load: what was recorded.
+        path: where, for errors.
+        scenario: what was to be sent.
+
+    Raises:
+        ConfigError: it is no record of this scenario's load.
+    """
     drawn = draw(scenario)
-    if not numbers or min(numbers) < 0 or max(numbers) >= len(drawn):
+    numbers = np.array(load.number)
+    if not len(numbers) or numbers.min() < 0 or numbers.max() >= len(drawn):
         raise ConfigError(str(path), problem="is no record of this scenario's load")
-    order = np.argsort(np.array(instants), kind="stable")
-    chosen = np.array(numbers)[order]
-    due_s = np.maximum(np.array(instants)[order] - start, 0.0)
-    return _chosen(drawn, chosen, due_s), start, sent
+    sent = np.array(load.sent)
+    order = np.argsort(sent, kind="stable")
+    return _chosen(drawn, numbers[order], np.maximum(sent[order] - load.start, 0.0))
 
 
 def _chosen(drawn: Schedule, numbers: Any, due_s: Any) -> Schedule:
@@ -265,127 +242,6 @@ def _chosen(drawn: Schedule, numbers: Any, due_s: Any) -> Schedule:
         mailbox=drawn.mailbox[own],
         **{name: getattr(drawn, name)[numbers] for name in local},
     )
-
-
-def recorded(
-    directory: Path,
-    *,
-    sent: dict[int, float] | None = None,
-    load_start: float = 0.0,
-    groups: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Return what a trace says that a run came to, with the keys of `ROWS`, and of `sim.replaylocal` for local mail.
-
-    Args:
-        directory: of one server.
-        sent: when each message was sent, by message id; without it the time to delivery counts from the
-            commit.
-        load_start: what came before belongs to the warm-up.
-        groups: names of the scenario's local groups.
-
-    Raises:
-        ConfigError: the trace is missing or damaged.
-    """
-    counts = dict.fromkeys(("accepted", "delivered", "deferred", "bounced"), 0)
-    latency: list[float] = []
-    began: dict[int, float] = {}
-    series: list[int] = []
-    emptied_at: float | None = None
-    transactions = opened = 0
-    local = LocalStory(groups)
-    delivered: set[EvpId] = set()
-    lost: set[MsgId] = set()
-    """Messages that no trace has the beginning of."""
-    paths = list(traces_of(directory))
-    path, ends = paths[0], len(paths) > 1
-    due = load_start
-    store: EnvelopeStore
-    try:
-        for path in paths:
-            with path.open("rb") as file:
-                trace = records.parse(file, source=str(path))
-                core = Retrace(trace.header)
-                store = core.engine.store
-                for record in trace.records:
-                    at = record["t"]
-                    while due <= at and (series or at >= load_start):
-                        series.append(len(store))
-                        due += SAMPLE_S
-                    step = core.step(record)
-                    if step is None:
-                        continue
-                    t, stimulus, instructions = step
-                    if type(stimulus) is MessageSubmitted and t >= load_start:
-                        local.submitted(stimulus, t)
-                        began[stimulus.msgid] = (sent or {}).get(stimulus.msgid, t)
-                        if stimulus.transaction.sender:
-                            counts["accepted"] += len(stimulus.recipients)
-                    elif type(stimulus) is EnvelopeRestored and stimulus.created_at >= load_start:
-                        # A process that was killed took the end of its trace along.
-                        msgid = msgid_of(stimulus.evpid)
-                        if msgid not in began or msgid in lost:
-                            lost.add(msgid)
-                            began[msgid] = (sent or {}).get(msgid, stimulus.created_at)
-                            counts["accepted"] += bool(stimulus.transaction.sender)
-                    for instruction in instructions:
-                        if groups:
-                            local.told(instruction, t)
-                        match instruction:
-                            case RemoveEnvelope(evpid, Removal.DELIVERED, _) if (
-                                msgid_of(evpid) in began
-                            ):
-                                if ends:
-                                    if evpid in delivered:
-                                        continue  # once more, after a restart
-                                    delivered.add(evpid)
-                                counts["delivered"] += 1
-                                latency.append(t - began[msgid_of(evpid)])
-                            case DeferEnvelope():
-                                # Without a status it was sent back untried: a full hold queue.
-                                counts["deferred"] += bool(instruction.status)
-                            case SendBounce(msgid, kind, reported):
-                                counts["bounced"] += 1
-                                if kind.is_success and msgid in began:
-                                    counts["delivered"] += len(reported)
-                                    latency.extend([t - began[msgid]] * len(reported))
-                            case StartTransaction():
-                                transactions += 1
-                            case OpenConnection():
-                                opened += 1
-                    emptied_at = None if len(store) else emptied_at or t
-    except OSError as error:
-        raise ConfigError(str(path), problem=f"can't be read: {error.strerror}") from None
-    except (TraceError, AssertionError) as error:
-        problem = str(error) or "not what this core would have been told"
-        raise ConfigError(str(path), problem=problem) from None
-    quantiles: dict[str, float | None] = dict.fromkeys(("p50", "p95", "p99"))
-    if latency:
-        values = np.percentile(latency, (50, 95, 99), method="inverted_cdf")
-        quantiles = dict(zip(quantiles, map(float, values), strict=True))
-    return {
-        **counts,
-        "queued": len(store),
-        "peak_queued": max(series, default=0),
-        "drain_time_s": None if emptied_at is None else emptied_at - load_start,
-        **quantiles,
-        "peak_rss_bytes": _peak_rss(directory / "samples.csv"),
-        "transactions": transactions,
-        "connections_opened": opened,
-        **local.rows(),
-    }
-
-
-def _peak_rss(path: Path) -> int | None:
-    import csv
-
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8", newline="") as file:
-        values = [row.get("rss_bytes") for row in csv.DictReader(file)]
-    try:
-        return max((int(value) for value in values if value), default=None)
-    except ValueError as error:
-        raise ConfigError(str(path), "rss_bytes", problem=str(error)) from None
 
 
 def _with_memory_of(costs: Costs, representation: str, run: Path, notes: list[str]) -> Costs:
@@ -418,7 +274,13 @@ def _simulate(
     scenario: Scenario, config: ModelConfig, costs: Costs, schedule: Schedule, start: float
 ) -> SimResult:
     return simulate(
-        scenario, config=config, costs=costs, schedule=schedule, start=start, fingerprint=False
+        scenario,
+        config=config,
+        costs=costs,
+        schedule=schedule,
+        start=start,
+        fingerprint=False,
+        backend="heapq",  # the same run, sooner
     )
 
 

@@ -4,20 +4,22 @@ Of durations of transactions and connections (`sim.measure`) what the remote hos
 lower quartiles stand for the time without a queue: three of four may have waited.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from mta.core.settings import ConfigError
 from sim.costs import Costs
+from sim.loadrecord import LoadRecord
 from sim.measure import Measured
 from sim.outbound import PEER
 from sim.remote import Conn, RemoteHost, Verdict
+
+Floats = npt.NDArray[np.float64]
 
 REMOTE_DRAWS: Final = 1000
 """Transactions drawn from a scripted host to learn how long it takes."""
@@ -50,10 +52,10 @@ def waits(
         notes.append("too few transactions: network_s is a default")
     else:
         left = _beside(
-            [
+            (
                 (seconds - costs.transaction_s - costs.delivery_s * count, address)
                 for seconds, count, address in measured.transactions
-            ],
+            ),
             lambda address: _scripted_transaction(hosts.get(address)),
         )
         costs = replace(costs, network_s=left)
@@ -62,10 +64,10 @@ def waits(
     else:
         handshake_s = costs.tls_connect_s + costs.tls_network_s
         left = _beside(
-            [
+            (
                 (seconds - costs.connect_s - (handshake_s if address in secured else 0.0), address)
                 for _, seconds, address in measured.connected
-            ],
+            ),
             lambda address: _scripted_connect(hosts.get(address)),
         )
         costs = replace(costs, connect_network_s=left)
@@ -76,7 +78,7 @@ def waits(
 
 
 def _beside(
-    measured: Sequence[tuple[float, str]], scripted: Callable[[str], Sequence[float]]
+    measured: Iterable[tuple[float, str]], scripted: Callable[[str], Sequence[float]]
 ) -> float:
     """Return what the quicker ones took beside what their hosts were scripted to take; not below 0.
 
@@ -84,16 +86,18 @@ def _beside(
         measured: (seconds, address) of each.
         scripted: returns draws of what the host at an address takes.
     """
-    by_address: dict[str, list[float]] = {}
+    by_address: dict[str, array[float]] = {}
+    count = 0
     for seconds, address in measured:
-        by_address.setdefault(address, []).append(seconds)
+        by_address.setdefault(address, array("d")).append(seconds)
+        count += 1
     left = 0.0
     for address, each in by_address.items():
         drawn = scripted(address)
         quick = float(np.quantile(each, QUICK)) - (
             float(np.quantile(drawn, QUICK)) if drawn else 0.0
         )
-        left += quick * len(each) / len(measured)
+        left += quick * len(each) / count
     return max(left, 0.0)
 
 
@@ -136,38 +140,26 @@ def _scripted_connect(host: RemoteHost | None) -> list[float]:
     return [greeting.due_at(0, 0) + hello.due_at(0, 0) for _, greeting, hello, _ in _greeted(host)]
 
 
-class _Dialogue(NamedTuple):
-    """One message as its client saw it."""
-
-    scheduled: float
-    sent: float
-    done: float
-    recipients: int
-
-
 def clients(
-    costs: Costs, path: Path, sessions: int, notes: list[str], *, tls: float = 0.0
+    costs: Costs, load: LoadRecord | None, sessions: int, notes: list[str], *, tls: float = 0.0
 ) -> Costs:
     """Return the clients' own time: what a dialogue took beside our CPU and the commit.
 
     Where the quicker ones had a handshake, because a part ``tls`` of all had, its time is no part of this.
     """
-    if not path.is_file():
+    if load is None:
         notes.append("no load.jsonl: the clients' times are defaults")
         return costs
-    try:
-        dialogues = list(_dialogues(path))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(str(path), problem=f"is no record of a load: {error}") from None
-    if len(dialogues) < SAMPLES_MIN:
+    at_once = (np.array(load.code) == 250) & (np.array(load.attempts) == 1)
+    if at_once.sum() < SAMPLES_MIN:
         notes.append("too few messages: the clients' times are defaults")
         return costs
-    by_count: dict[int, list[float]] = {}
-    for each in dialogues:
-        by_count.setdefault(each.recipients, []).append(each.done - each.sent)
-    counts = np.array(sorted(by_count), dtype=float)
-    quick = np.array([float(np.quantile(by_count[int(count)], QUICK)) for count in counts])
-    weight = np.sqrt([len(by_count[int(count)]) for count in counts])
+    sent, done = np.array(load.sent)[at_once], np.array(load.done)[at_once]
+    recipients = np.array(load.recipients)[at_once]
+    counts, number = np.unique(recipients, return_counts=True)
+    took_s = done - sent
+    quick = np.array([float(np.quantile(took_s[recipients == count], QUICK)) for count in counts])
+    weight = np.sqrt(number)
     # A message may meet a commit, of which it waits for the end; these are the quicker ones.
     ours = costs.session_s + costs.message_s + 1.25 * costs.commit_s
     if tls > 1 - QUICK:
@@ -183,7 +175,7 @@ def clients(
         client_s, recipient_s = (
             left / guess * each for each in (costs.client_s, costs.client_recipient_s)
         )
-    closing = _closing(dialogues, sessions)
+    closing = _closing(np.array(load.scheduled)[at_once], sent, done, sessions)
     if closing is None:
         notes.append("clients never had to wait for each other: client_close_s is a default")
         closing = costs.client_close_s
@@ -195,28 +187,14 @@ def clients(
     )
 
 
-def _dialogues(path: Path) -> Iterator[_Dialogue]:
-    """Yield the messages that were accepted at the first try."""
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                return  # A load that was killed leaves half a line.
-            record = json.loads(line)
-            if record["kind"] == "message" and record["code"] == 250 and record["attempts"] == 1:
-                yield _Dialogue(
-                    record["scheduled"], record["sent"], record["done"], len(record["rcpts"])
-                )
-
-
-def _closing(dialogues: Sequence[_Dialogue], sessions: int) -> float | None:
+def _closing(scheduled: Floats, sent: Floats, done: Floats, sessions: int) -> float | None:
     """Return how long a client is busy after its 250, by Little's law; None if that can't be seen.
 
     While messages wait for a client, every session is in a dialogue or closing its connection. So
     the number that is closing is known, and so is the rate at which they begin to.
     """
-    sent = np.sort([each.sent for each in dialogues])
-    done = np.sort([each.done for each in dialogues])
-    waited = np.sort([each.sent for each in dialogues if each.sent - each.scheduled > WAITED_S])
+    waited = np.sort(sent[sent - scheduled > WAITED_S])
+    sent, done = np.sort(sent), np.sort(done)
     if len(waited) < WAITED_MIN or not sessions:
         return None
     running = np.searchsorted(sent, waited, side="right") - np.searchsorted(

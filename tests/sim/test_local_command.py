@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from sim import __main__ as command
 from sim.layout import available
-from sim.replay import recorded
+from sim.recorded import recorded
 from sim.scenario import load
 
 SMALL = ("--set", "load.scale=0.01", "--set", "local.1.users=5")

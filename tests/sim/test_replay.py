@@ -8,7 +8,8 @@ import pytest
 
 from mta.core.settings import ConfigError
 from sim import __main__ as command
-from sim.replay import arrivals, find_run, recorded, replay, table
+from sim.recorded import Story, recorded
+from sim.replay import arrivals, find_run, replay, table
 from sim.replaylocal import LocalStory, of_model, rows_of
 from sim.scenario import load
 from tests.sim.test_calibrate import LATENCY, OUTAGE, SERVER, TRUTH
@@ -86,7 +87,7 @@ class TestReplay:
 
     def test_the_record_of_a_trace(self, run: Path):
         """Without the load's record the time to delivery counts from the commit."""
-        then = recorded(run / "slim", load_start=1e9)
+        then = recorded(run / "slim", Story(load_start=1e9))
         assert then["delivered"] == then["accepted"] == 2400
         assert then["p50"] > 0
 

@@ -143,8 +143,9 @@ class TestTheWayOut:
 def test_handshakes_are_regressed_where_a_scenario_has_them():
     """A message that brought a handshake is one, and so is a connection to a host that has TLS, at its ratio."""
     measured = Measured()
-    measured.submitted = [(i + 0.5, 1, 100) for i in range(0, 40, 2)]
-    measured.connected = [(i + 0.5, 0.1, ("x", "y")[i % 4 == 0]) for i in range(0, 40, 2)]
+    for i in range(0, 40, 2):
+        measured.submitted.append((i + 0.5, 1, 100))
+        measured.connected.append((i + 0.5, 0.1, ("x", "y")[i % 4 == 0]))
     t = np.arange(41.0)
     costs = Costs(tls_s=0.001, tls_connect_s=0.002)
     found = windows_of(

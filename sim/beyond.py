@@ -19,6 +19,8 @@ def beyond(scenario: Scenario) -> Iterator[str]:
         yield "what large bodies cost: the model has no disk bandwidth, no buffers and no file cache"
     if not scenario.load.keep and scenario.load.rate >= MANY_PER_S:
         yield "what a connection costs the kernel: backlog, descriptors, TIME_WAIT"
+    if scenario.load.keep and any(each.disk == "full" for each in scenario.timeline):
+        yield "421 for sessions with limits.smtp.max_errors refusals, and their second attempts: the model counts no errors"
     if scenario.load.beside:
         kinds = ", ".join(group.kind for group in scenario.load.beside)
         yield f"clients that send no mail ({kinds}): the model has none"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mta.core.limits import Limits
 from mta.core.settings import ConfigError
+from sim.beyond import beyond
 from sim.result import SimResult
 from sim.runner import simulate
 from sim.scenario import Scenario, load, parse, to_toml
@@ -253,3 +254,11 @@ def test_no_mail_appears_or_disappears_whatever_the_operator_does(said, keep):
     assert counts["accepted_messages"] + counts["refused_messages"] == 150
     assert counts["delivered"] == counts["accepted"]
     assert counts["queued"] == counts["bounced"] == 0
+
+
+def test_what_the_model_leaves_out_of_a_full_disk_is_said():
+    """Sessions that are refused again and again are hung up on; the model does not count their errors."""
+    full = 'at_s = 1.0\ndisk = "full"'
+    parsed = [list(beyond(scenario(*said, keep="true"))) for said in ((full,), ())]
+    assert ["max_errors" in line for line in parsed[0]] == [True]
+    assert parsed[1] == []

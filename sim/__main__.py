@@ -244,6 +244,7 @@ def _flat(summary: dict[str, Any]) -> dict[str, Any]:
     local = summary["local"]
     for number, restart in enumerate(summary["restarts"], 1):
         flat.update({f"restart {number} {key}": restart[key] for key, _ in _RESTART_ROWS})
+    flat.update({name: said["count"] for name, said in summary["beside"].items()})
     if local is not None:
         flat.update({key: local[key] for key, _ in _LOCAL_ROWS})
         for group, found in local["groups"].items():
@@ -258,6 +259,9 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         for number in range(1, len(summary["restarts"]) + 1):
             rows.extend((f"restart {number} {key}", unit) for key, unit in _RESTART_ROWS)
         rows.extend(_HARM_ROWS)
+    if summary["beside"]:
+        rows.append(("stress_entered", "times that stress began"))
+        rows.extend((name, "connections that ended so") for name in summary["beside"])
     if summary["local"] is not None:
         rows.extend(_LOCAL_ROWS)
         for group in summary["local"]["groups"]:
@@ -284,7 +288,7 @@ def _show(summaries: Sequence[dict[str, Any]]) -> None:
     table.add_column("")
     flat = [_flat(summary) for summary in summaries]
     for key, unit in _rows(first):
-        values = [each[key] for each in flat if each[key] is not None]
+        values = [each[key] for each in flat if each.get(key) is not None]
         if not values:
             cells = ["-"] + [""] * many
         else:

@@ -23,7 +23,7 @@ def beyond(scenario: Scenario) -> Iterator[str]:
         yield "421 for sessions with limits.smtp.max_errors refusals, and their second attempts: the model counts no errors"
     if scenario.load.beside:
         kinds = ", ".join(group.kind for group in scenario.load.beside)
-        yield f"clients that send no mail ({kinds}): the model has none"
+        yield f"memory for connections of clients that send no mail ({kinds}), and the bytes of slow ones"
     unheard = [key for key in scenario.server if key in IGNORED]
     if unheard:
         yield f"settings of {', '.join(unheard)}: they are the real server's"

@@ -1,6 +1,6 @@
 """Clients of a scenario that send no mail that counts: slow ones, and ones that break the rules.
 
-Data only, as `sim.scenario`; the load generator plays them beside the messages of the schedule. The model has none.
+Data only, as `sim.scenario`; the load generator plays them beside the messages of the schedule, and `sim.beside` for the model.
 """
 
 from collections.abc import Iterator

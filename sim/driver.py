@@ -33,6 +33,7 @@ from mta.core.limits import Limits
 from mta.core.local import TOO_MANY
 from mta.core.routing import Resolution
 from mta.core.stimuli import DomainResolved, MessageSubmitted, Stimulus, TimeReached
+from sim.beside import Beside
 from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.groups import LocalGroup
@@ -116,6 +117,16 @@ class Driver:
             fill=self.fill,
         )
         self.queue.refuse = self._not_kept
+        self.beside: Beside | None = None
+        if load.beside:
+            self.beside = self.inbound.beside = Beside(
+                kernel,
+                self.loop,
+                costs,
+                limits.smtp,
+                inbound=self.inbound,
+                groups=load.beside,
+            )
         self.resolver = resolver(self.loop)
         self.messages: dict[MsgId, Message] = {}
         self.local = LocalMail(
@@ -168,10 +179,14 @@ class Driver:
     def start(self) -> None:
         """Let the load begin."""
         self.inbound.start()
+        if self.beside is not None:
+            self.beside.start()
 
     def limits_changed(self) -> None:
         """Let the parts that keep a copy of limits look at them again."""
         self.inbound.limits_changed()
+        if self.beside is not None:
+            self.beside.limits_changed()
         self.outbound.limits_changed()
 
     @property

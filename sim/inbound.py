@@ -35,6 +35,8 @@ from sim.workload import Schedule
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sim.beside import Beside
+
 RULE: Final = "local"
 """Name of the rule that a local address finds."""
 RETRY_WAIT_S: Final = 1.0
@@ -206,6 +208,8 @@ class Inbound:
         """Times that a client found no server, or lost it before it had its answer."""
         self.ended_at: float | None = None
         """When the last message was settled; None until then."""
+        self.beside: Beside | None = None
+        """Clients that send no mail, if there are any."""
         self.latency_s = array("d")
         """From the instant at which a message was due to its 250."""
 
@@ -273,6 +277,8 @@ class Inbound:
         self.limits_changed()
         self._closing = deque([(at, 0) for at, _ in self._closing])
         self._connections = 0
+        if self.beside is not None:
+            self.beside.lose()
         for number in numbers:
             self._cut_off(number)
 
@@ -369,6 +375,8 @@ class Inbound:
         now = self._kernel.now
         if self.accepted + self.refused == self._count:
             self.ended_at = now
+            if self.beside is not None:
+                self.beside.end()
         free_at = self._loop.done_at
         if free_at < now:
             free_at = now
@@ -396,7 +404,9 @@ class Inbound:
         size = self._sizes[number]
         count = first[number + 1] - first[number]
         seconds = self._server_s[number]
-        opens = not self._keeps or self._opened < self._load.clients
+        opens = not self._keeps or (
+            self._opened < self._load.clients and self._has_no_connection(number)
+        )
         if opens:
             seconds += self._costs.session_s
             if self._tls and in_share(self._opened, self._tls):
@@ -421,15 +431,26 @@ class Inbound:
                     self._turn_away(number)
                 else:
                     self._connections += opens
+                    self._tries.pop(number, None)
                     self.refused += 1
                     self._settled()
                 return
         if opens:
             self._connections += 1
             self._opened += 1
+            if self.beside is not None:
+                self.beside.look()
         loop.done_at += seconds
         queue.waiting_bytes += size
         queue.put(self._message(number, size, count), loop.done_at - self._kernel.now, last=True)
+
+    def _has_no_connection(self, number: int) -> bool:
+        """Return whether the client of a message has to connect, where some have and keep what they have.
+
+        Those who come again after 421 are among those without; others are only if there are more.
+        """
+        tries = self._tries
+        return not tries or number in tries or self._opened + len(tries) < self._load.clients
 
     def _asked(self, count: int, size: int, opens: bool) -> tuple[Reply | None, int]:
         """Ask the admission rules; return the refusal, if any, and the recipients that are let in."""
@@ -447,7 +468,7 @@ class Inbound:
             memory=self._memory,
         )
         if opens:
-            refusal = on_connect(pressure, from_client=self._connections, limits=limits.smtp)
+            refusal = on_connect(pressure, from_client=self._from_client(), limits=limits.smtp)
             if refusal is not None:
                 return refusal, 0
         if self._memory >= MemoryLevel.SOFT:
@@ -469,6 +490,32 @@ class Inbound:
             queue=limits.queue,
         )
         return refusal, count
+
+    def _from_client(self) -> int:
+        """Return how many connections a client's address has: they come from all addresses in turn."""
+        return self._connections // self._load.sources
+
+    # Clients that send no mail
+
+    @property
+    def is_down(self) -> bool:
+        """There is no process that could answer."""
+        return self._shut is NOBODY
+
+    def connect(self) -> Reply | None:
+        """Count a connection of a client beside, or refuse it."""
+        if self._shut is not None:
+            return self._shut
+        self._reap()
+        pressure = Pressure(self._connections, paused=self._paused, memory=self._memory)
+        refusal = on_connect(pressure, from_client=self._from_client(), limits=self._limits.smtp)
+        if refusal is None:
+            self._connections += 1
+        return refusal
+
+    def disconnect(self) -> None:
+        """One of those is gone."""
+        self._connections -= 1
 
     def _finds_room(self) -> bool:
         """Return whether the disk takes messages, as far as the server knows."""
@@ -531,6 +578,8 @@ class Inbound:
 
     def durable(self, message: Message) -> None:
         """The commit of a message is done, and the core was told: answer its client."""
+        if self._tries:
+            self._tries.pop(message.number, None)
         self.accepted += 1
         self.accepted_envelopes += len(message.recipients)
         self._queue.waiting_bytes -= message.transaction.size

@@ -1,7 +1,7 @@
 """What a run of the model came to: series, counts, and what is reckoned from them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mta.core.pressure import MemoryLevel
+from sim.beside import Said
 from sim.layout import Census
 from sim.local import LocalResult
 
@@ -103,6 +104,10 @@ class SimResult:
     """Each end of the process and its next start."""
     memory_levels: tuple[tuple[float, MemoryLevel], ...] = ()
     """Each change of how short of memory the server was: when, and to what; empty without ``limits.memory.limit_bytes``."""
+    beside: Mapping[str, Said] = field(default_factory=dict)
+    """How connections ended that sent no mail, by kind of client and last word; see `sim.beside`."""
+    stress_entered: int = 0
+    """How often stress began at the door; counted where there are such clients."""
     layout: str = ""
     """Whose bytes ``rss_bytes`` and ``live_bytes`` are; empty for those of our representation."""
 
@@ -158,6 +163,11 @@ class SimResult:
                 {"at_s": round(at, 6), "level": level.name.lower()}
                 for at, level in self.memory_levels
             ],
+            "beside": {
+                name: {"count": said.count, "mean_s": round(said.mean_s, 6)}
+                for name, said in self.beside.items()
+            },
+            "stress_entered": self.stress_entered,
             "stimuli": self.stimuli,
             "fingerprint": self.fingerprint,
         }

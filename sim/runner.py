@@ -357,6 +357,8 @@ class Model:
             census=tuple(self.census or ()),
             restarts=() if mortal is None else tuple(mortal.restarts),
             memory_levels=() if self.guard is None else tuple(self.guard.levels),
+            beside={} if driver.beside is None else driver.beside.said,
+            stress_entered=0 if driver.beside is None else driver.beside.stress_entered,
             layout=self.layout.name if self.layout is not None else "",
         )
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from sim.runner import simulate
 from sim.scenario import available, load
 from testbed.gates import understand
 from testbed.progress import Display
@@ -30,7 +31,11 @@ SMALL: Final[dict[str, tuple[str, ...]]] = {
         'destinations.2.behaviours=[{ kind = "dns", answer = "timeout", to_s = 1.5, ttl_s = 1 }]',
     ),
     "connection-flood": ("load.messages=600", "load.users=120", "server.limits.smtp.max_conn=20"),
-    "slowloris": ("load.messages=600", "server.limits.smtp.timeout_s=1.5", "server.limits.smtp.max_session_s=3.0"),
+    "slowloris": (
+        "load.messages=600", "server.limits.smtp.timeout_s=1.5", "server.limits.smtp.max_session_s=3.0",
+        # Enough of them to be stress, which has less patience.
+        "server.limits.smtp.stress_at=0.5", "server.limits.smtp.stress_off_at=0.3", "server.limits.smtp.stress_timeout_s=1.0",
+    ),
     "tls": ("load.messages=200", "server.limits.mta.session_mail_max=20"),
     "limit-change": (
         "load.messages=200",
@@ -134,6 +139,20 @@ def _slow(part: dict[str, Any], run: Path) -> None:
     assert stats["smtp.timeout"] > 40
     log = [json.loads(line) for line in (run / "packed" / "load.jsonl").read_text().splitlines()]
     assert all(line["attempts"] <= 2 for line in log if line["kind"] == "message")
+    # They are enough to be stress, and the model hangs up on the same ones after the same time: stress' second.
+    assert stats["smtp.stress.entered"] > 0
+    scenario = load(run / "scenario.toml")
+    result = simulate(scenario)
+    assert result.stress_entered > 0
+    rude = {name: each for name, each in log[-1]["verbs"].items() if name.startswith("slow-")}
+    assert set(rude) == set(result.beside) == {"slow-body 421 4.4.2", "slow-commands 421 4.4.2"}
+    for group in scenario.load.beside:
+        name = f"{group.kind} 421 4.4.2"
+        # Locust's users come a little earlier than the load; the last ones leave with it.
+        assert abs(rude[name]["count"] - result.beside[name].count) <= 3 * group.users
+        assert 4 * group.users <= result.beside[name].count
+        assert result.beside[name].mean_s == pytest.approx(1.0, abs=0.05)
+        assert 0.95 <= rude[name]["p50"] < 1.45
 
 
 def _secured(part: dict[str, Any], run: Path) -> None:

@@ -244,7 +244,7 @@ def _flat(summary: dict[str, Any]) -> dict[str, Any]:
     local = summary["local"]
     for number, restart in enumerate(summary["restarts"], 1):
         flat.update({f"restart {number} {key}": restart[key] for key, _ in _RESTART_ROWS})
-    flat.update({name: said["count"] for name, said in summary["beside"].items()})
+    flat.update({name: said["times"] for name, said in summary["beside"].items()})
     if local is not None:
         flat.update({key: local[key] for key, _ in _LOCAL_ROWS})
         for group, found in local["groups"].items():

@@ -44,7 +44,7 @@ _Turn: TypeAlias = tuple["Client", int]
 class Said(NamedTuple):
     """Connections that ended with the same last word."""
 
-    count: int
+    times: int
     mean_s: float
     """How long they lasted."""
 

@@ -164,7 +164,7 @@ class SimResult:
                 for at, level in self.memory_levels
             ],
             "beside": {
-                name: {"count": said.count, "mean_s": round(said.mean_s, 6)}
+                name: {"times": said.times, "mean_s": round(said.mean_s, 6)}
                 for name, said in self.beside.items()
             },
             "stress_entered": self.stress_entered,

@@ -149,8 +149,8 @@ def _slow(part: dict[str, Any], run: Path) -> None:
     for group in scenario.load.beside:
         name = f"{group.kind} 421 4.4.2"
         # Locust's users come a little earlier than the load; the last ones leave with it.
-        assert abs(rude[name]["count"] - result.beside[name].count) <= 3 * group.users
-        assert 4 * group.users <= result.beside[name].count
+        assert abs(rude[name]["count"] - result.beside[name].times) <= 3 * group.users
+        assert 4 * group.users <= result.beside[name].times
         assert result.beside[name].mean_s == pytest.approx(1.0, abs=0.05)
         assert 0.95 <= rude[name]["p50"] < 1.45
 

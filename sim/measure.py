@@ -31,6 +31,7 @@ from mta.core.stimuli import (
     Stimulus,
     TransactionDone,
 )
+from sim.collector import no_collector
 from sim.records import Retrace
 from sim.tracefile import parse
 
@@ -58,12 +59,11 @@ class Rows(Generic[Row]):
         self._types = types
         self.columns: tuple[Any, ...] = tuple(array(t) if t != "O" else [] for t in types)
         """The cells of each column."""
-        self._append = tuple(column.append for column in self.columns)
 
     def append(self, row: Row) -> None:
         """Add one row."""
-        for append, cell in zip(self._append, row, strict=True):
-            append(cell)
+        for column, cell in zip(self.columns, row, strict=True):
+            column.append(cell)
 
     def __add__(self, later: "Rows[Row]") -> "Rows[Row]":
         """Return the rows of both."""
@@ -130,6 +130,10 @@ class _Matcher:
         self._address: dict[int, str] = {}
         self._asked: dict[str, float] = {}
         self._delivering: dict[int, tuple[float, str]] = {}
+        # What there is one of for each message goes straight to its columns.
+        self._submitted = self.found.submitted.columns
+        self._finished = self.found.finished.columns
+        self._transactions = self.found.transactions.columns
 
     def take(self, t: float, stimulus: Any, instructions: Sequence[Any]) -> None:
         """Take one stimulus and what the core said to it.
@@ -141,11 +145,19 @@ class _Matcher:
         kind = type(stimulus)
         if kind is TransactionDone:
             began, count = self._running.pop(stimulus.session)
-            found.finished.append((t, count))
+            ends, counts = self._finished
+            ends.append(t)
+            counts.append(count)
             if stimulus.usable:
-                found.transactions.append((t - began, count, self._address[stimulus.session]))
+                seconds, counts, addresses = self._transactions
+                seconds.append(t - began)
+                counts.append(count)
+                addresses.append(self._address[stimulus.session])
         elif kind is MessageSubmitted:
-            found.submitted.append((t, len(stimulus.recipients), stimulus.transaction.size))
+            instants, counts, sizes = self._submitted
+            instants.append(t)
+            counts.append(len(stimulus.recipients))
+            sizes.append(stimulus.transaction.size)
         elif kind is ConnectionReady:
             began = self._opening.pop(stimulus.session)
             found.connected.append((t, t - began, self._address[stimulus.session]))
@@ -190,8 +202,10 @@ def measure(
         TraceError: it is no trace, has a hole, or its stimuli are not answers to what our core asks.
     """
     matcher = _Matcher()
-    commits = matcher.found.commits
-    with path.open("rb") as file:
+    found = matcher.found
+    batches, laggings, durations = found.commits.columns
+    committed = found.committed
+    with no_collector(), path.open("rb") as file:
         trace = parse(file, source=path.name)
         core = Retrace(trace.header)
         if listener is not None:
@@ -200,8 +214,10 @@ def measure(
             if listener is not None:
                 listener.passes(record["t"])
             if record["k"] == "commit":
-                commits.append((record["batch"], record["lagging"], record["seconds"]))
-                matcher.found.committed.append(record["t"])
+                batches.append(record["batch"])
+                laggings.append(record["lagging"])
+                durations.append(record["seconds"])
+                committed.append(record["t"])
                 continue
             try:
                 step = core.step(record)
@@ -212,4 +228,4 @@ def measure(
                 raise TraceError(f"{path.name}: line {number}: {problem}") from None
             if step is not None and listener is not None:
                 listener.hears(*step)
-    return trace.header, matcher.found
+    return trace.header, found

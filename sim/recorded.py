@@ -26,10 +26,14 @@ from mta.core.instructions import (
 from mta.core.records import TraceError
 from mta.core.settings import ConfigError
 from mta.core.stimuli import EnvelopeRestored, MessageSubmitted, Stimulus
+from sim.collector import no_collector
 from sim.records import Retrace
 from sim.replaylocal import LocalStory
 from sim.runner import SAMPLE_S
 from sim.tracefile import parse, traces_of
+
+SILENCE_S: Final = 86_400.0
+"""Longer than that nothing is sampled one by one: a load that did not say when it began counts as if in 1970."""
 
 _QUANTILES: Final = (("p50", 50), ("p95", 95), ("p99", 99))
 
@@ -52,7 +56,7 @@ class Story:
         Args:
             sent: when each message was sent, by message id; without it the time to delivery counts from the
                 commit.
-            load_start: what came before belongs to the warm-up.
+            load_start: mail that came before belongs to the warm-up, and so does all that became of it: the model has none.
             groups: names of the scenario's local groups.
         """
         self._sent: Mapping[int, float] = sent or {}
@@ -89,6 +93,8 @@ class Story:
             self._sampling = True
             queued = len(self._engine.store)
             self._peak = max(self._peak, queued)
+            if at - self._due > SILENCE_S:
+                self._due = at
             while self._due <= at:
                 self._due += SAMPLE_S
 
@@ -130,15 +136,18 @@ class Story:
             self._removed(instruction, t)  # type: ignore[arg-type]  # the line above
         elif kind is DeferEnvelope:
             # Without a status it was sent back untried: a full hold queue.
-            self._deferred += bool(instruction.status)  # type: ignore[union-attr]
+            if msgid_of(instruction.evpid) in self._began:  # type: ignore[union-attr]
+                self._deferred += bool(instruction.status)  # type: ignore[union-attr]
         elif kind is StartTransaction:
-            self._transactions += 1
+            self._transactions += instruction.msgid in self._began  # type: ignore[union-attr]
         elif kind is OpenConnection:
-            self._opened += 1
+            self._opened += t >= self._load_start
         elif kind is SendBounce:
             msgid, why, reported = instruction.msgid, instruction.kind, instruction.failures  # type: ignore[union-attr]
+            if msgid not in self._began:
+                return
             self._bounced += 1
-            if why.is_success and msgid in self._began:
+            if why.is_success:
                 self._delivered += len(reported)
                 for _ in reported:
                     self._latency.append(t - self._began[msgid])
@@ -188,7 +197,7 @@ def tell(directory: Path, story: Story) -> None:
     path = paths[0]
     try:
         for path in paths:
-            with path.open("rb") as file:
+            with no_collector(), path.open("rb") as file:
                 trace = parse(file, source=str(path))
                 core = Retrace(trace.header)
                 story.begins(path, core.engine, more=len(paths) > 1)

@@ -51,8 +51,8 @@ ROWS: Final = (
     ("p95", "s to delivery"),
     ("p99", "s to delivery"),
     ("peak_rss_bytes", "bytes"),
-    ("transactions", ""),
-    ("connections_opened", ""),
+    ("transactions", "of this mail"),
+    ("connections_opened", "since the load began"),
 )
 """What a replay compares, with units."""
 

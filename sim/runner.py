@@ -1,7 +1,6 @@
 """One run of the model, from a scenario to numbers."""
 
 import copy
-import gc
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from mta.core.limitchange import limit_rows
 from mta.core.settings import flatten
 from mta.core.stimuli import Stimulus
 from sim.census import census_of, local_standing
+from sim.collector import no_collector
 from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.driver import Driver, Observer
@@ -214,14 +214,8 @@ class Model:
         if self.guard is not None:
             self.guard.start()
         self.kernel.schedule(0.0, self._sample, None)
-        # Nothing of what the run makes refers back to itself: the collector would look in vain.
-        was_enabled = gc.isenabled()
-        gc.disable()
-        try:
+        with no_collector():
             self.kernel.run()
-        finally:
-            if was_enabled:
-                gc.enable()
 
     def _sample(self, _: None) -> None:
         driver, kernel = self.driver, self.kernel

@@ -115,6 +115,13 @@ def _recipient(recipient: Recipient) -> Record:
     return record
 
 
+def _to_recipient(record: Record) -> Recipient:
+    # Nearly all have no more than these two.
+    if len(record) == 2:
+        return Recipient(record["address"], record["domain"])
+    return Recipient(**record)
+
+
 def _session(record: Record) -> SessionId:
     return SessionId(int(record["session"], 16))
 
@@ -142,7 +149,7 @@ def _to_submitted(record: Record) -> MessageSubmitted:
     return MessageSubmitted(
         MsgId(int(record["msgid"], 16)),
         _to_transaction(record["transaction"]),
-        tuple(Recipient(**recipient) for recipient in record["recipients"]),
+        tuple([_to_recipient(recipient) for recipient in record["recipients"]]),
         _body(record),
     )
 
@@ -167,7 +174,7 @@ def _restored(stimulus: EnvelopeRestored) -> Record:
 def _to_restored(record: Record) -> EnvelopeRestored:
     return EnvelopeRestored(
         EvpId(int(record["evpid"], 16)),
-        Recipient(**record["recipient"]),
+        _to_recipient(record["recipient"]),
         _to_transaction(record["transaction"]),
         record["created_at"],
         record["expires_at"],
@@ -221,13 +228,15 @@ def _done(stimulus: TransactionDone) -> Record:
 
 def _to_done(record: Record) -> TransactionDone:
     results = tuple(
-        Result(
-            EvpId(int(result["evpid"], 16)),
-            _to_outcome(result["outcome"]),
-            result["status"],
-            bool(result.get("reports", False)),
-        )
-        for result in record["results"]
+        [
+            Result(
+                EvpId(int(result["evpid"], 16)),
+                _to_outcome(result["outcome"]),
+                result["status"],
+                bool(result.get("reports", False)),
+            )
+            for result in record["results"]
+        ]
     )
     return TransactionDone(_session(record), results, record["usable"])
 

@@ -91,6 +91,23 @@ class TestReplay:
         assert then["delivered"] == then["accepted"] == 2400
         assert then["p50"] > 0
 
+    def test_what_came_of_the_warm_up_is_not_counted(self, tmp_path: Path):
+        """The model has no warm-up: transactions, deferrals and connections are those of the load, as its mail is."""
+        of = scenario(LATENCY, OUTAGE, messages=400, server=SERVER)
+        write_run(tmp_path / "one-1", of, costs=TRUTH)
+        whole, half = (
+            recorded(tmp_path / "one-1" / "slim", Story(load_start=start))
+            for start in (1e9, 1e9 + of.messages / of.load.rate / 2)
+        )
+        assert 0 < half["accepted"] < whole["accepted"]
+        for told in (whole, half):
+            assert told["transactions"] == told["accepted"] == told["delivered"]
+        assert 0 < half["connections_opened"] < whole["connections_opened"]
+
+    def test_a_load_that_never_said_when_it_began(self, run: Path):
+        """It is told at once, not from the year 1970 in steps of a sample."""
+        assert recorded(run / "slim", Story(load_start=0.0))["peak_queued"] > 0
+
 
 class TestLocal:
     """A run with users of its own: rows for their mail, by what the trace says and by the model."""

@@ -18,7 +18,10 @@ _COMPLETED: Final = re.compile(_ID + rb" Completed\b")
 _PLAIN: Final = re.compile(_ID + rb" ")
 _SIZE: Final = re.compile(rb" S=(\d{1,18})\b")
 _REPORTED: Final = re.compile(rb"<> R=" + _ID)
-_FOR: Final = re.compile(rb" for (\S+@\S.*)$")
+_FOR: Final = re.compile(rb".* for (\S+@\S.*)$", re.DOTALL)
+"""The last one: a subject, which Exim may log before it, can have one of its own."""
+_STAMPED: Final = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?(?: [+-]\d{4})?(?: \[\d{1,10}\])? ")
+"""In syslog Exim repeats the instant, unless ``syslog_timestamp`` is off; its own file's stamp is gone when a line comes here."""
 _ADDRESS: Final = re.compile(rb"(?:[^\s<]+ )?<([^<>\s]*)>|(\"[^\"]*\"@[^\s:]+|[^\s<>:]+)")
 _HOST: Final = re.compile(rb" H=(\S+ \[[0-9A-Fa-f.:]+\])")
 _TAKEN_S: Final = re.compile(rb" DT=([0-9dhms.]{1,24})\b")
@@ -50,24 +53,26 @@ class EximReader:
     @staticmethod
     def knows(line: Line) -> bool:
         """Return whether a line is one of Exim's, in its own file or in syslog."""
-        return _MARKED.match(line.text) is not None or _COMPLETED.match(line.text) is not None
+        text = _unstamped(line)
+        return _MARKED.match(text) is not None or _COMPLETED.match(text) is not None
 
     def finish(self) -> None:
         """Nothing more comes."""
 
     def take(self, line: Line) -> bool:
         """Take a line; return False if it is about a message and can't be understood."""
-        found = _MARKED.match(line.text)
+        text = _unstamped(line)
+        found = _MARKED.match(text)
         if found is None:
-            found = _COMPLETED.match(line.text)
+            found = _COMPLETED.match(text)
             if found is not None:
                 self.record.ended(found[1].decode("ascii"), line.at)
-            elif _REFUSED.search(line.text):
-                code = "4xx" if b"temporarily rejected" in line.text else "5xx"
+            elif _REFUSED.search(text):
+                code = "4xx" if b"temporarily rejected" in text else "5xx"
                 self.record.kinds[f"refused at the door: {code}"] += 1
-            elif _PLAIN.match(line.text) and b" removed by " in line.text:
+            elif _PLAIN.match(text) and b" removed by " in text:
                 # "Completed" follows.
-                self.record.expire(line.text.partition(b" ")[0].decode("ascii"), line.at)
+                self.record.expire(text.partition(b" ")[0].decode("ascii"), line.at)
             return True
         key, mark, rest = found[1].decode("ascii"), found[2], found[3]
         if mark == b"<=":
@@ -132,6 +137,14 @@ class EximReader:
             reply=_reply(rest) if failed else "",
         )
         return True
+
+
+def _unstamped(line: Line) -> bytes:
+    """Return the text without an instant of its own."""
+    if not line.program:
+        return line.text
+    found = _STAMPED.match(line.text)
+    return line.text[found.end() :] if found is not None else line.text
 
 
 def _reply(rest: bytes) -> str:

@@ -18,23 +18,27 @@ _MONTHS: Final = {
         (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"), 1
     )
 }  # fmt: skip
+_YEARS: Final = range(date.min.year + 1, date.max.year)
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 _DAY: Final = 86_400
 
+_HOST: Final = rb"(?P<host>[^\s:\[]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*[0-9A-Fa-f])"
+"""A name, or an address: what a relay of syslog writes for who has no name."""
 _TAG: Final = rb"(?P<tag>[^\s\[:]+)(?:\[(?P<pid>\d{1,10})\])?: (?P<text>.*)"
 _OLD: Final = re.compile(
-    rb"(?:<\d{1,3}>)?(?P<stamp>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d)(?P<fraction>\.\d{1,9})? (?:(?P<host>[^\s:\[]+) )?" + _TAG,
+    rb"(?:<\d{1,3}>)?(?P<stamp>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d)(?P<fraction>\.\d{1,9})? (?:"
+    + _HOST + rb" )?" + _TAG,
     re.DOTALL,
 )  # fmt: skip
 _ISO_STAMP: Final = (
     rb"(?P<stamp>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?P<fraction>[.,]\d{1,9})?"
     rb"(?P<zone> ?[+-]\d\d:?\d\d|Z)?"
 )
-_ISO: Final = re.compile(_ISO_STAMP + rb" (?:(?P<host>[^\s:\[]+) )?" + _TAG, re.DOTALL)
+_ISO: Final = re.compile(_ISO_STAMP + rb" (?:" + _HOST + rb" )?" + _TAG, re.DOTALL)
 _RFC5424: Final = re.compile(
     rb"(?:<\d{1,3}>)?1 "
     + _ISO_STAMP
-    + rb" (?P<host>\S+) (?P<tag>\S+) (?P<pid>\S+) \S+ (?:-|(?:\[[^\]]*\])+) ?(?:\xef\xbb\xbf)?(?P<text>.*)",
+    + rb" (?P<host>\S+) (?P<tag>\S+) (?P<pid>\S+) \S+ (?:-|(?:\[(?:[^\]\\]|\\.)*\])+) ?(?:\xef\xbb\xbf)?(?P<text>.*)",
     re.DOTALL,
 )
 _EXIM: Final = re.compile(_ISO_STAMP + rb"(?: \[\d{1,10}\])? (?P<text>.*)", re.DOTALL)
@@ -48,6 +52,8 @@ class Line(NamedTuple):
     program: bytes
     """``postfix/smtp``; empty if the log is of one program only."""
     text: bytes
+    host: bytes = b""
+    """Who wrote it, as the line says; empty if it does not."""
 
 
 class Clock:
@@ -71,9 +77,9 @@ class Clock:
                 number = int(day[4:])  # "Nov  2": int() does not mind the space
                 if month is None or not 1 <= number <= 31:
                     return None
-                if month < self._month - 6:
+                if month < self._month - 6 and self.year + 1 in _YEARS:
                     self.year += 1  # The log went on over New Year.
-                elif self._month and month > self._month + 6:
+                elif self._month and month > self._month + 6 and self.year - 1 in _YEARS:
                     self.year -= 1  # A line of the old year came late.
                 self._month = month
                 # Why not date(year, month, day)? The 29th of February of a year that was guessed wrong.
@@ -131,11 +137,11 @@ def syslog_line(raw: bytes, clock: Clock) -> Line | None:
     found = _OLD.match(raw)
     if found is not None:
         at = clock.traditional(found["stamp"], found["fraction"])
-        return None if at is None else Line(at, found["tag"], found["text"])
+        return None if at is None else Line(at, found["tag"], found["text"], found["host"] or b"")
     found = _ISO.match(raw) or _RFC5424.match(raw)
     if found is not None:
         at = clock.iso(found["stamp"], found["fraction"], found["zone"])
-        return None if at is None else Line(at, found["tag"], found["text"])
+        return None if at is None else Line(at, found["tag"], found["text"], found["host"] or b"")
     return None
 
 

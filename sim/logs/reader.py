@@ -29,6 +29,15 @@ SNIFFED: Final = 5000
 BACKWARDS_S: Final = 5.0
 """A line this much older than one before it is counted: syslog's clock was set, or files overlap."""
 
+JUMP_S: Final = 30 * 86_400.0
+"""A line so far from those before it was written by a wrong clock (a machine that has just started has none), unless more follow."""
+
+STRAYS_MAX: Final = 1000
+"""Lines after a jump that are kept in memory until one tells whether the log goes on there."""
+
+HOSTS_MAX: Final = 1000
+"""Hosts that are told apart."""
+
 _MAGIC: Final[tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...]] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
     (b"BZh", bz2.BZ2File),
@@ -132,17 +141,28 @@ def feed(raws: Iterable[bytes], reader: LogReader, record: Record, clock: Clock)
     """Give lines to a reader, in their order; return how many there were."""
     take, kinds = reader.take, record.kinds
     count = 0
+    hosts = _Hosts(record)
+
+    def lines() -> Iterator[Line]:
+        nonlocal count
+        for raw in raws:
+            count += 1
+            if len(raw) > LINE_MAX:
+                kinds["line cut: too long"] += 1
+                raw = raw[:LINE_MAX]
+            line = any_line(raw, clock)
+            if line is None and raw.startswith(b"\0"):
+                # What a crash left of a block that was not written; the line after it is whole.
+                line = any_line(raw.lstrip(b"\0"), clock)
+            if line is None:
+                kinds["line without an instant" if raw.strip() else "empty line"] += 1
+            else:
+                yield line
+
     newest = record.last_at
     first = record.first_at
-    for raw in raws:
-        count += 1
-        if len(raw) > LINE_MAX:
-            kinds["line cut: too long"] += 1
-            raw = raw[:LINE_MAX]
-        line = any_line(raw, clock)
-        if line is None:
-            kinds["line without an instant" if raw.strip() else "empty line"] += 1
-            continue
+    host = None
+    for line in _without_strays(lines(), record):
         at = line.at
         if at > newest:
             record.last_at = newest = at
@@ -150,9 +170,47 @@ def feed(raws: Iterable[bytes], reader: LogReader, record: Record, clock: Clock)
             kinds["line out of order"] += 1
         if at < first:
             record.first_at = first = at
+        if line.host != host:
+            host = line.host
+            hosts.seen(host)
         if not take(line):
             kinds["line not understood"] += 1
     return count
+
+
+class _Hosts:
+    """Counts who writes a log: it is read as one server's, which an operator has to know if it is several."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def seen(self, host: bytes) -> None:
+        """Take in the name of who wrote a line."""
+        known = self._record.writers
+        if host and host not in known and len(known) < HOSTS_MAX:
+            known.add(host)
+            if len(known) > 1:
+                self._record.kinds["hosts in the log, read as one server"] = len(known)
+
+
+def _without_strays(lines: Iterator[Line], record: Record) -> Iterator[Line]:
+    """Leave lines out whose clock was wrong: a few that are far from all others, which go on where they were."""
+    last: float | None = None
+    strays: list[Line] = []
+    for line in lines:
+        if last is None or abs(line.at - last) <= JUMP_S:
+            if strays:
+                record.kinds["line of a wrong clock"] += len(strays)
+                strays.clear()
+            last = line.at
+            yield line
+            continue
+        strays.append(line)
+        if len(strays) > STRAYS_MAX:
+            yield from strays
+            strays.clear()
+            last = line.at
+    yield from strays
 
 
 def _whose(head: Sequence[bytes], year: int) -> type[LogReader] | None:

@@ -134,6 +134,8 @@ class Record:
         """What was counted beside all this: lines by what was wrong with them, messages forgotten, refusals at the door."""
         self.first_at = float("inf")
         self.last_at = float("-inf")
+        self.writers: set[bytes] = set()
+        """Hosts that wrote lines of it, as the lines say."""
         self._open: dict[str, _Open] = {}
         self._open_max = open_max
         self._messages_max = messages_max

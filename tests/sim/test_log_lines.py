@@ -25,6 +25,9 @@ AT = datetime(2026, 11, 2, 21, 55, 50, tzinfo=UTC).timestamp()
         ("2026-11-02T21:55:50 postfix/smtp[77]: text", 0),
         ("<22>1 2026-11-02T21:55:50.5Z mx1 postfix/smtp 77 - - text", 0.5),
         ('1 2026-11-02T21:55:50Z mx1 postfix/smtp 77 id [a@1 b="c"][d@1 e="f"] \ufefftext', 0),
+        (r'<22>1 2026-11-02T21:55:50Z mx1 postfix/smtp 77 id [a@1 b="c\]d"] text', 0),
+        ("Nov  2 21:55:50 2001:db8::1 postfix/smtp[77]: text", 0),
+        ("2026-11-02T21:55:50Z ::1 postfix/smtp[77]: text", 0),
     ],
 )  # fmt: skip
 def test_every_spelling_is_the_same_instant(line: str, seconds: float):
@@ -55,6 +58,32 @@ def test_a_log_may_go_on_over_new_year():
     found = [any_line(f"{stamp} mx1 p: t".encode(), clock) for stamp in stamps]
     new_year = datetime(2027, 1, 1, tzinfo=UTC).timestamp()
     assert [-1, 1, -2, 2] == [line.at - new_year for line in found if line is not None]
+
+
+def test_months_in_no_order_leave_no_year_behind():
+    """Lines that go back through more years than there are, or on, are lines all the same."""
+    for months in (("Jan", "Dec", "Jun"), ("Dec", "Jan", "Jun")):
+        clock = Clock(2026)
+        found = [
+            any_line(f"{month}  1 00:00:00 mx1 p: t".encode(), clock)
+            for _ in range(9000)
+            for month in months
+        ]
+        assert None not in found
+        assert clock.year in (2, 9998)
+
+
+def test_the_host_is_known():
+    """A name or an address; empty where the line has none."""
+    for line, host in (
+        ("Nov  2 21:55:50 mx1 postfix/smtp[77]: text", b"mx1"),
+        ("Nov  2 21:55:50 2001:db8::1 postfix/smtp[77]: text", b"2001:db8::1"),
+        ("<22>1 2026-11-02T21:55:50.5Z mx2 postfix/smtp 77 - - text", b"mx2"),
+        ("2026-11-02T21:55:50 postfix/smtp[77]: text", b""),
+    ):
+        found = any_line(line.encode(), Clock(2026))
+        assert found is not None
+        assert found.host == host
 
 
 def test_the_29th_of_february_of_a_year_that_was_guessed_wrong():

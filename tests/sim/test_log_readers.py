@@ -230,6 +230,25 @@ class TestExim:
         assert len(plain) == len(syslog)
         assert list(plain.outcome) == list(syslog.outcome)
 
+    def test_syslog_with_exims_own_instant(self):
+        """The default of syslog_timestamp: the instant is there twice."""
+        plain = record_of("exim", *self.LINES)
+        syslog = record_of(
+            "exim", *(f"Nov 22 {line[11:19]} mx1 exim[7]: {line}" for line in self.LINES)
+        )
+        assert bytes(plain.outcome) == bytes(syslog.outcome)
+        assert list(plain.arrived_at) == list(syslog.arrived_at)
+        assert plain.kinds == syslog.kinds
+
+    def test_a_subject_is_no_list_of_recipients(self):
+        """With +subject, what a stranger wrote stands before what Exim says."""
+        line = (
+            "2026-11-22 21:55:50 1xVFZs-00000N-1G <= a@a.test H=x [192.0.2.1] P=esmtp S=512"
+            ' T="Offer for you@all.test and S=9 more" from <a@a.test> for b@b.test c@c.test'
+        )
+        record = record_of("exim", line)
+        assert (2, 512) == (record._open["1xVFZs-00000N-1G"].due, record.size[0])
+
     def test_the_recorded_log(self):
         """Half of it was for a host that refuses connections, and is there to the end."""
         mail = read([str(DATA / "exim-mainlog.xz")])
@@ -467,6 +486,36 @@ class TestLimits:
         record = postfix(*LIFE[:3], "1 " + long)
         assert (1, {"line cut: too long": 1}) == (len(record), record.kinds)
         assert len(long) > LINE_MAX
+
+    def test_a_few_lines_of_a_wrong_clock_are_left_out(self):
+        """A machine that starts has no clock; what it says meanwhile is not 56 years of a log, nor 8000."""
+        lines = [f"2026-11-22T21:55:{10 + i}Z mx1 postfix/qmgr[7]: x" for i in range(40)]
+        for year in (1970, 9998):
+            strays = [f"{year}-01-01T00:00:0{i}Z mx1 postfix/qmgr[7]: x" for i in range(5)]
+            record = record_of("postfix", *lines[:20], *strays, *lines[20:])
+            assert {"line of a wrong clock": 5} == record.kinds
+            assert record.last_at - record.first_at == 39
+
+    def test_a_log_with_a_gap_goes_on_after_it(self):
+        """However few lines follow, and however many."""
+        first = [f"2026-01-22T21:55:{10 + i}Z mx1 postfix/qmgr[7]: x" for i in range(40)]
+        for count in (1, 1000, 1001, 3000):
+            later = ["2026-11-22T21:55:50Z mx1 postfix/qmgr[7]: x"] * count
+            record = record_of("postfix", *first, *later)
+            assert {} == record.kinds
+            assert record.last_at - record.first_at > 300 * 86_400
+
+    def test_several_hosts_are_told(self):
+        """They are read as one server, which is a mistake if mail goes from one to the other."""
+        lines = [f"2026-11-22T21:55:10Z mx{i % 3} postfix/qmgr[7]: x" for i in range(40)]
+        assert {"hosts in the log, read as one server": 3} == record_of("postfix", *lines).kinds
+
+    def test_what_a_crash_left_does_not_hide_a_line(self):
+        """A block of NULs, and what is written after it on the same line."""
+        lines = [f"2026-11-22T21:55:{10 + i}Z mx1 postfix/smtpd[7]: {A}: client=a" for i in (0, 1)]
+        record = record_of("postfix", b"\0" * 4096 + lines[0].encode(), b"\0" * 99, lines[1])
+        assert (1, {"line without an instant": 1}) == (record.messages, record.kinds)
+        assert record.last_at - record.first_at == 1
 
     def test_a_file_that_is_one_line(self, tmp_path: Path):
         """Megabytes without an end are not kept in memory."""

@@ -20,7 +20,9 @@ _SIZE: Final = re.compile(rb" S=(\d{1,18})\b")
 _REPORTED: Final = re.compile(rb"<> R=" + _ID)
 _FOR: Final = re.compile(rb".* for (\S+@\S.*)$", re.DOTALL)
 """The last one: a subject, which Exim may log before it, can have one of its own."""
-_STAMPED: Final = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?(?: [+-]\d{4})?(?: \[\d{1,10}\])? ")
+_STAMPED: Final = re.compile(
+    rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?(?: [+-]\d{4})?(?: \[\d{1,10}\])? "
+)
 """In syslog Exim repeats the instant, unless ``syslog_timestamp`` is off; its own file's stamp is gone when a line comes here."""
 _ADDRESS: Final = re.compile(rb"(?:[^\s<]+ )?<([^<>\s]*)>|(\"[^\"]*\"@[^\s:]+|[^\s<>:]+)")
 _HOST: Final = re.compile(rb" H=(\S+ \[[0-9A-Fa-f.:]+\])")

@@ -27,7 +27,7 @@ from sim.cpufit import NO_TLS, TlsShares
 from sim.leastsquares import near_prior
 from sim.loadrecord import LoadRecord
 from sim.measure import Listener, Measured, Rows, measure
-from sim.memory import fit_together
+from sim.memory import WARMED, fit_together
 from sim.remote import build_hosts
 from sim.result import later_trace
 from sim.scenario import Scenario, addresses
@@ -41,6 +41,8 @@ RESTORED_MIN: Final = 1000
 """A server that is started with fewer envelopes reads them in less time than its log shows."""
 READING_MIN: Final = 0.2
 """Share of the time in which a queue was read that reading it took at least, whatever else is said to have taken it."""
+WARM_UP: Final = "warm-up"
+"""Phase of samples in which the bench warms a server up; testbed/observe.py."""
 SAMPLES_MIN: Final = 10
 """Fewer measurements of a kind say nothing."""
 
@@ -355,6 +357,11 @@ def _samples(path: Path, notes: list[str]) -> dict[str, Floats]:
             )
         except ValueError as error:
             raise ConfigError(str(path), name, problem=str(error)) from None
+    if "phase" in names:
+        at = names.index("phase")
+        warming = [number for number, row in enumerate(rows) if row[at] == WARM_UP]
+        if warming:
+            found[WARMED] = (np.arange(len(rows)) > warming[-1]).astype(float)
     return found
 
 

@@ -40,6 +40,8 @@ class MemoryCosts:
     )
     """For each envelope of a local delivery, by its state; defaults are what an engine was seen to allocate
     (tests/sim/test_layout.py holds them to it): the agent's part, and the record in its queue while it waits there."""
+    slack_bytes: float = 0.0
+    """What a server has free when the load begins, beyond ``base_bytes``: what its warm-up left. The first envelopes take nothing else."""
     kept_share: float = 0.9
     """Part of the growth that is not given back when the queue drains: arenas with holes."""
     base_stderr: float = 0.0

@@ -1,27 +1,41 @@
 """Resident memory of the server, from what is in it.
 
-Memory that an allocator has touched is given back late or never: arenas keep their holes. So the
-estimate follows growth at once and shrinks only by the part that was seen to come back in a run that was
-filled and drained.
+Memory that an allocator has touched is given back late or never: an arena goes back when nothing in it lives any more, and what lives is
+spread over all of them. So the estimate follows growth at once; as the queue drains nothing comes back until few are left, and then
+the part that was seen to come back in a run that was filled and drained. What was kept is used first when the queue grows again, as is what
+a server has free that was busy before: ``slack_bytes``.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from sim.costs import MemoryCosts
 from sim.layout import Standing
-from sim.leastsquares import nonnegative
+from sim.leastsquares import Fit, nonnegative
 
 Floats = npt.NDArray[np.float64]
+_Columns: TypeAlias = tuple[Floats, Floats, Floats, Floats]
+"""RSS, queued, warmth, in flight."""
 
 SAMPLES_MIN: Final = 10
 """Fewer samples say nothing."""
 QUEUE_MIN: Final = 100
 """A queue that never held so many envelopes says nothing of what one costs."""
+
+RELEASE_POWER: Final = 8
+"""How late memory comes back in a drain: of what does in the end, 43 % when nine tenths of what lived are gone, 10 % at three quarters."""
+SLACK_MAX: Final = 12 * 1024 * 1024
+SLACK_STEP: Final = 256 * 1024
+"""Slack is looked for up to the one, in steps of the other."""
+ROUNDS: Final = 6
+"""Of a fit whose regressors follow from its coefficients."""
+
+WARMED: Final = "warmed"
+"""Column of samples: 1 from the end of the server's warm-up on, if it had one."""
 
 NO_LOCAL: Final = Standing()
 
@@ -37,11 +51,14 @@ def warmth(messages: int) -> float:
 class Memory:
     """The estimate of one server's RSS over time."""
 
-    __slots__ = ("_costs", "_high_bytes")
+    __slots__ = ("_costs", "_full_bytes", "_held_bytes")
 
     def __init__(self, costs: MemoryCosts) -> None:
         self._costs = costs
-        self._high_bytes = 0.0
+        self._held_bytes = costs.slack_bytes
+        """What the allocator has, in use or free."""
+        self._full_bytes = 0.0
+        """The same when all of it was in use last; 0 if it never was."""
 
     def live_bytes(
         self,
@@ -79,9 +96,19 @@ class Memory:
         live = self.live_bytes(
             envelopes=envelopes, body_bytes=body_bytes, in_flight=in_flight, local=local
         )
-        self._high_bytes = max(self._high_bytes, live)
-        kept = live + costs.kept_share * (self._high_bytes - live)
-        return round(costs.base_bytes + costs.warm_bytes * warmth(messages) + kept)
+        if live >= self._held_bytes:
+            self._held_bytes = self._full_bytes = live
+        else:
+            kept = _kept_bytes(live, self._full_bytes, costs.kept_share)
+            self._held_bytes = max(live, min(self._held_bytes, kept))
+        return round(costs.base_bytes + costs.warm_bytes * warmth(messages) + self._held_bytes)
+
+
+def _kept_bytes(live: float, full: float, share: float) -> float:
+    """Return how much an allocator keeps at most that was full and has so much in use."""
+    if not full:
+        return math.inf
+    return full - (1.0 - share) * full * (1.0 - live / full) ** RELEASE_POWER
 
 
 def fit(*runs: Mapping[str, Floats]) -> MemoryCosts | None:
@@ -94,14 +121,14 @@ def fit_together(
 ) -> dict[str, MemoryCosts]:
     """Fit RSS to what is queued, what is in flight and how warm the server is, over runs that were filled and drained.
 
-    The regressors are not the counts but the counts with the part of their high-water mark that is kept, which is how
-    `Memory` reckons. No coefficient is negative. What an envelope in flight takes besides counts only if the runs insist: more
-    than two standard errors. An empty server is the same with every representation, and so are its caches: one base and one
-    warmth for all, so that what envelopes are compared by is not the chance of where a process begins.
+    The regressors are not the counts but what an allocator has for them, which is how `Memory` reckons. No coefficient is negative.
+    What an envelope in flight takes besides counts only if the runs insist: more than two standard errors. An empty server is the same
+    with every representation, and so are its caches and what it has free: one base, one warmth and one slack for all, so that what
+    envelopes are compared by is not the chance of where a process begins. A server that was warmed up is as warm as it gets.
 
     Args:
         runs: by representation, of each run the columns ``rss_bytes``, ``scheduler.envelope`` and, if they were had,
-            ``scheduler.envelope.inflight`` and ``smtp.message``.
+            ``scheduler.envelope.inflight``, ``smtp.message`` and `WARMED`.
 
     Returns:
         What each representation costs, without those of which there are too few samples or whose queue did not grow.
@@ -113,47 +140,115 @@ def fit_together(
     }
     if not usable:
         return {}
-    kept = {
-        name: float(np.median([_kept(rss, queued) for rss, queued, _, _ in each]))
-        for name, each in usable.items()
-    }
-    names = list(usable)
-    blocks, observed = [], []
-    for name, each in usable.items():
-        for rss, queued, accepted, in_flight in each:
-            block = np.zeros((len(rss), 2 + 2 * len(names)))
-            block[:, 0] = 1.0
-            block[:, 1] = [warmth(int(count)) for count in accepted]
-            at = 2 + 2 * names.index(name)
-            block[:, at] = _with_kept(queued, kept[name])
-            block[:, at + 1] = _with_kept(in_flight, kept[name])
-            blocks.append(block)
-            observed.append(rss)
-    table, rss = np.vstack(blocks), np.concatenate(observed)
-    found = nonnegative(table, rss)
-    vague = [at for at in range(3, table.shape[1], 2) if found.values[at] <= 2 * found.stderr[at]]
-    if vague:
-        table[:, vague] = 0.0
-        found = nonnegative(table, rss)
+    best: _Trial | None = None
+    # A cold server has nothing free: its first growth is its warmth.
+    most = SLACK_MAX if all(WARMED in one for each in runs.values() for one in each) else 0
+    for slack in range(0, most + 1, SLACK_STEP):
+        trial = _tried(usable, float(slack))
+        # Slack is for what nothing else explains: a little better is no better.
+        if best is None or trial.squares < 0.98 * best.squares:
+            best = trial
+    assert best is not None
+    found = best.found
     return {
         name: MemoryCosts(
             base_bytes=float(found.values[0]),
             envelope_bytes=float(found.values[2 + 2 * i]),
             warm_bytes=float(found.values[1]),
             in_flight_bytes=float(found.values[3 + 2 * i]),
+            slack_bytes=best.slack,
             body_share=0.0,
-            kept_share=kept[name],
+            kept_share=best.kept[name],
             base_stderr=float(found.stderr[0]),
             envelope_stderr=float(found.stderr[2 + 2 * i]),
             in_flight_stderr=float(found.stderr[3 + 2 * i]),
             samples=sum(len(each[0]) for each in usable[name]),
         )
-        for i, name in enumerate(names)
+        for i, name in enumerate(usable)
     }
 
 
-def _filled(samples: Mapping[str, Floats]) -> tuple[Floats, Floats, Floats, Floats] | None:
-    """Return RSS, queued, accepted and in flight, from the first message of the load on; None if they say nothing."""
+class _Trial(NamedTuple):
+    """A fit with one slack."""
+
+    slack: float
+    kept: dict[str, float]
+    found: Fit
+    squares: float
+    """Sum of the squares of what is left."""
+
+
+def _tried(usable: Mapping[str, Sequence[_Columns]], slack: float) -> _Trial:
+    """Fit with so much slack: which samples are above it, and what is kept, follows from the coefficients, and these from the samples."""
+    kept = _kept_by(usable, slack, 0.0)
+    coefficients = {name: (math.inf, 0.0) for name in usable}
+    found, squares = _solved(usable, kept, slack, coefficients)
+    best = _Trial(slack, kept, found, squares)
+    for _ in range(ROUNDS):
+        coefficients = {
+            name: (float(found.values[2 + 2 * i]), float(found.values[3 + 2 * i]))
+            for i, name in enumerate(usable)
+        }
+        kept = _kept_by(usable, slack, float(found.values[1]))
+        found, squares = _solved(usable, kept, slack, coefficients)
+        if squares >= best.squares:
+            break
+        best = _Trial(slack, kept, found, squares)
+    return best
+
+
+def _kept_by(
+    usable: Mapping[str, Sequence[_Columns]], slack: float, warm_bytes: float
+) -> dict[str, float]:
+    return {
+        name: float(
+            np.median(
+                [_kept(rss - warm_bytes * warm, queued, slack) for rss, queued, warm, _ in each]
+            )
+        )
+        for name, each in usable.items()
+    }
+
+
+def _solved(
+    usable: Mapping[str, Sequence[_Columns]],
+    kept: Mapping[str, float],
+    slack: float,
+    coefficients: Mapping[str, tuple[float, float]],
+) -> tuple[Fit, float]:
+    """Return the least squares where samples are above the slack that are so by the coefficients, and their sum."""
+    width = 2 + 2 * len(usable)
+    blocks, observed = [], []
+    for i, (name, each) in enumerate(usable.items()):
+        envelope, flying = coefficients[name]
+        for rss, queued, warm, in_flight in each:
+            columns = np.column_stack(
+                (_with_kept(queued, kept[name]), _with_kept(in_flight, kept[name]))
+            )
+            above = np.ones(len(rss), dtype=bool)
+            if slack and math.isfinite(envelope):
+                live = np.maximum.accumulate(envelope * queued + flying * in_flight)
+                above = live > slack
+            elif slack:
+                # At first, those that have grown.
+                above = np.maximum.accumulate(rss) > rss[0] + 0.1 * (rss.max() - rss[0])
+            block = np.zeros((len(rss), width))
+            block[:, 0] = 1.0
+            block[:, 1] = warm
+            block[:, 2 + 2 * i : 4 + 2 * i] = columns * above[:, None]
+            blocks.append(block)
+            observed.append(np.where(above, rss, rss - slack))
+    table, target = np.vstack(blocks), np.concatenate(observed)
+    found = nonnegative(table, target)
+    vague = [at for at in range(3, width, 2) if found.values[at] <= 2 * found.stderr[at]]
+    if vague:
+        table[:, vague] = 0.0
+        found = nonnegative(table, target)
+    return found, float(((target - table @ found.values) ** 2).sum())
+
+
+def _filled(samples: Mapping[str, Floats]) -> _Columns | None:
+    """Return RSS, queued, warmth and in flight, from the first message of the load on; None if they say nothing."""
     if "rss_bytes" not in samples:
         return None
     rss, queued = samples["rss_bytes"], samples["scheduler.envelope"]
@@ -161,27 +256,40 @@ def _filled(samples: Mapping[str, Floats]) -> tuple[Floats, Floats, Floats, Floa
     accepted = samples.get("smtp.message", nothing)
     in_flight = np.nan_to_num(samples.get("scheduler.envelope.inflight", nothing), nan=0.0)
     known = np.isfinite(rss) & np.isfinite(queued) & np.isfinite(accepted)
-    columns = [each[known] for each in (rss, queued, accepted, in_flight)]
+    warm = np.array([warmth(int(count)) for count in np.nan_to_num(accepted)])
+    if WARMED in samples:
+        # What it grew by once and for all it has.
+        known &= samples[WARMED] > 0
+        warm = nothing
+    columns = [each[known] for each in (rss, queued, accepted, in_flight, warm)]
     # From the first message of the load on: before, modules are loaded.
     busy = np.flatnonzero(np.diff(columns[2], prepend=columns[2][:1]) > 0)
     if len(busy):
         columns = [each[busy[0] :] for each in columns]
     if len(columns[0]) < SAMPLES_MIN or columns[1].max() < QUEUE_MIN:
         return None
-    return columns[0], columns[1], columns[2], columns[3]
+    return columns[0], columns[1], columns[4], columns[3]
 
 
-def _kept(rss: Floats, queued: Floats) -> float:
+def _kept(rss: Floats, queued: Floats, slack: float) -> float:
     """Return the share of the growth that is still there when the queue has drained; 1 if it did not."""
     top = int(np.argmax(queued))
-    floor, peak = float(rss[: top + 1].min()), float(rss.max())
+    floor, peak = float(rss[: top + 1].min()) - slack, float(rss.max())
     if queued[-1] >= 0.2 * queued[top] or peak <= floor:
         return 1.0
     # What has come back by the end, of what had grown.
-    gone = 1 - float(queued[-1] / queued[top])
+    gone = (1 - float(queued[-1] / queued[top])) ** RELEASE_POWER
     return min(max(1 - (peak - float(rss[-1])) / (peak - floor) / gone, 0.0), 1.0)
 
 
 def _with_kept(count: Floats, kept: float) -> Floats:
-    high: Floats = np.maximum.accumulate(count)
-    return count + kept * (high - count)
+    """Return how many an allocator has room for, as `Memory` reckons it for bytes."""
+    found = np.empty(len(count))
+    held = full = 0.0
+    for i, now in enumerate(count.tolist()):
+        if now >= held:
+            held = full = now
+        else:
+            held = max(now, min(held, _kept_bytes(now, full, kept)))
+        found[i] = held
+    return found

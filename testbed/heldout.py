@@ -362,6 +362,7 @@ def _real(part: Mapping[str, Any]) -> dict[str, float | None]:
         "drain_time": part["drain_time_s"],
         MESSAGES_PER_S: part["messages_per_s"],
         "peak_rss": part["peak_rss_bytes"],
+        "end_rss": part["end_rss_bytes"] if part["drained"] else None,
     }
 
 
@@ -374,6 +375,7 @@ def _predicted(result: SimResult, scenario: Scenario) -> dict[str, float | None]
         "drain_time": result.drain_time_s,
         MESSAGES_PER_S: result.counts["accepted_messages"] / span if drained and span else None,
         "peak_rss": result.peak_rss_bytes,
+        "end_rss": int(result.rss_bytes[-1]) if drained else None,
     }
 
 

@@ -39,6 +39,7 @@ GATES: Final[Mapping[str, Gate]] = {
     "drain_time": Gate("Empty after", 0.15, "s", power=-1),
     "messages_per_s": Gate("Throughput", 0.10, "messages/s", power=1),
     "peak_rss": Gate("Peak RSS", 0.15, "MiB", 1 / MIB),
+    "end_rss": Gate("RSS after the drain", 0.15, "MiB", 1 / MIB),
     "rss_curve": Gate("RSS over time", 0.15, is_distance=True),
     "saving": Gate("Saved by slim", 0.20, "MiB", 1 / MIB, power=-1, nothing=1.0 * MIB),
 }

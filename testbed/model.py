@@ -34,7 +34,7 @@ NEAR: Final = 9
 NEAR_S: Final = 0.1
 """Seconds that these are spread over."""
 
-ERRORS: Final = ("peak_queue_error", "drain_time_error", "peak_rss_error")
+ERRORS: Final = ("peak_queue_error", "drain_time_error", "peak_rss_error", "end_rss_error")
 """Relative, 0 for none; the worst over representations is what a run is judged by."""
 
 
@@ -69,6 +69,8 @@ def predict(run: Run, representation: str, costs: Costs) -> dict[str, Any]:
         # Of the samples, as in the run: the largest between two samples is nobody's measurement.
         "peak_queue": int(np.nanmax(columns["queued"], initial=0)),
         "peak_rss_bytes": int(np.nanmax(columns["rss_bytes"], initial=0)),
+        # As long as it goes on, memory comes back: who is not empty yet is not compared.
+        "end_rss_bytes": None if result.drain_time_s is None else int(columns["rss_bytes"][-1]),
         "drain_time_s": result.drain_time_s,
         "restarts": [told(each) for each in result.restarts],
         "disk": diskphases.predicted(result, diskphases.phases_of(run.scenario)),
@@ -131,10 +133,14 @@ def compare(
             "peak_queue_error": off(predicted["peak_queue"], part["peak_queue"]),
             "drain_time_error": off(predicted["drain_time_s"], part["drain_time_s"]),
             "peak_rss_error": off(predicted["peak_rss_bytes"], part["peak_rss_bytes"]),
+            "end_rss_error": off(
+                predicted.get("end_rss_bytes"), part["end_rss_bytes"] if part["drained"] else None
+            ),
             "queue_area_error": area_between(measured, model),
             "peak_queue": predicted["peak_queue"],
             "drain_time_s": predicted["drain_time_s"],
             "peak_rss_bytes": predicted["peak_rss_bytes"],
+            "end_rss_bytes": predicted.get("end_rss_bytes"),
             "restarts": predicted.get("restarts", []),
             "disk": predicted.get("disk", []),
             "counts": predicted.get("counts", {}),

@@ -255,6 +255,12 @@ def _model(run: Run, summary: Mapping[str, Any]) -> str:
                         found["peak_rss_error"],
                         1,
                     ),
+                    *_pair(
+                        part["end_rss_bytes"] / MIB,
+                        None if (end := found.get("end_rss_bytes")) is None else end / MIB,
+                        found.get("end_rss_error"),
+                        1,
+                    ),
                     _percent(found["queue_area_error"]),
                 ]
             )
@@ -267,6 +273,8 @@ def _model(run: Run, summary: Mapping[str, Any]) -> str:
                 _percent(model["drain_time_error"]),
                 "",
                 _percent(model["peak_rss_error"]),
+                "",
+                _percent(model.get("end_rss_error")),
                 "",
             ]
         )
@@ -283,6 +291,8 @@ def _model(run: Run, summary: Mapping[str, Any]) -> str:
                     "Empty after, s: run / model",
                     "off by",
                     "Peak RSS, MiB: run / model",
+                    "off by",
+                    "RSS after the drain",
                     "off by",
                     "Queue curve, area between",
                 ],

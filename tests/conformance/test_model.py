@@ -291,14 +291,19 @@ def test_ten_times_slower_is_the_same_run_ten_times_as_long():
 
 
 def test_memory_is_what_its_parts_add_up_to():
-    """RSS is base, warmth and envelopes; what came back is the share that is not kept."""
+    """RSS is base and envelopes as the queue grows; what comes back is the share that is not kept, and late."""
     memory = MemoryCosts(base_bytes=1e6, envelope_bytes=1000.0, warm_bytes=0.0, kept_share=0.5)
     of = scenario(
         LATENCY, {"kind": "outage", "from_s": 0.1, "to_s": 2.0}, server={"retry": {"base_s": 1.0}}
     )
     result = simulate(of, costs=Costs(memory={"slim": memory}))
+    top = int(result.queued.argmax())
     high = np.maximum.accumulate(result.queued)
-    expected = 1e6 + 1000.0 * (result.queued + 0.5 * (high - result.queued))
-    assert (result.rss_bytes == np.rint(expected)).all()
+    assert (result.rss_bytes[: top + 1] == 1e6 + 1000.0 * high[: top + 1]).all()
+    kept = result.queued.max() * (1 - 0.5 * (1 - result.queued / result.queued.max()) ** 8)
+    drain = slice(top, None)
+    expected = np.minimum.accumulate(np.maximum(kept[drain], result.queued[drain]))
+    assert result.rss_bytes[drain] == pytest.approx(1e6 + 1000.0 * expected, abs=1)
+    assert result.rss_bytes[-1] == 1e6 + 500.0 * result.queued.max()
     assert result.queued.max() > 100
     assert draw(of).envelopes == result.counts["delivered"]

@@ -18,7 +18,7 @@ SCENARIO = """
 name = "x"
 drain_s = 120.0
 [load]
-messages = 1000
+messages = MESSAGES
 rate = 100.0
 sessions = 20
 tries = 2
@@ -43,14 +43,17 @@ def costs(kept: float = 0.0) -> Costs:
     return replace(Costs(), memory={"slim": memory})
 
 
-def scenario(limit_bytes: float = 0, extra: str = "") -> Scenario:
+def scenario(limit_bytes: float = 0, extra: str = "", messages: int = 1000) -> Scenario:
     limit = f"[server.limits.memory]\nlimit_bytes = {limit_bytes:.0f}\n" if limit_bytes else ""
-    return parse((SCENARIO + limit + extra).encode(), source="x.toml")
+    text = SCENARIO.replace("MESSAGES", str(messages)) + limit + extra
+    return parse(text.encode(), source="x.toml")
 
 
-def run(limit_bytes: float = 0, extra: str = "", **options: Any) -> SimResult:
+def run(
+    limit_bytes: float = 0, extra: str = "", messages: int = 1000, **options: Any
+) -> SimResult:
     options.setdefault("costs", costs())
-    return simulate(scenario(limit_bytes, extra), **options)
+    return simulate(scenario(limit_bytes, extra, messages), **options)
 
 
 def test_without_a_limit_the_machine_is_not_asked():
@@ -69,12 +72,12 @@ def test_a_limit_that_is_never_near_changes_nothing():
 
 def test_mail_is_refused_above_the_soft_mark_and_taken_again_below_it():
     """75 % of 17 MB are 12.75 MB: 2,750 envelopes, and what comes until the next look."""
-    found = run(17 * MB)
+    found = run(17 * MB, messages=3000)
     levels = [level for _, level in found.memory_levels]
     assert levels[0] is MemoryLevel.LOW or levels[0] is MemoryLevel.SOFT
     assert MemoryLevel.SOFT in levels
     assert found.counts["refused_messages"] > 0
-    assert found.counts["accepted_messages"] + found.counts["refused_messages"] == 1000
+    assert found.counts["accepted_messages"] + found.counts["refused_messages"] == 3000
     soft_at = next(at for at, level in found.memory_levels if level is MemoryLevel.SOFT)
     # Without kept memory the level ends as the queue drains, and what comes then is taken.
     after = found.accepted[found.t > soft_at + 1.0]

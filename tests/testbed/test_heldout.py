@@ -30,7 +30,14 @@ from tests.support.server import ROOT
 
 MIB = 1024 * 1024
 VALUES = (2, 4, 8)
-TRUE = {"peak_queue": 8000.0, "drain_time": 16.0, "messages_per_s": 10.0, "peak_rss": 70.0 * MIB}
+TRUE = {
+    "peak_queue": 8000.0,
+    "drain_time": 16.0,
+    "messages_per_s": 10.0,
+    "peak_rss": 70.0 * MIB,
+    "end_rss": 68.0 * MIB,
+}
+RSS = ("peak_rss", "end_rss")
 
 
 def setting(
@@ -42,16 +49,17 @@ def setting(
         "drain_time": 4 / value,
         "messages_per_s": value / 4,
         "peak_rss": 1.0,
+        "end_rss": 1.0,
     }
     jitter = [1 + wobble * (i - runs // 2) / max(runs // 2, 1) for i in range(runs)]
     real: dict[str, list[float | None]] = {}
     model: dict[str, list[float | None]] = {}
     for name, less in (("full", 0.0), ("slim", 8.0 * MIB / value)):
         for quantity, amount in TRUE.items():
-            true = amount * scale[quantity] - (less if quantity == "peak_rss" else 0)
-            around = [1.0] * runs if quantity == "peak_rss" else jitter
+            true = amount * scale[quantity] - (less if quantity in RSS else 0)
+            around = [1.0] * runs if quantity in RSS else jitter
             real[f"{name}.{quantity}"] = [true * each for each in around]
-            model[f"{name}.{quantity}"] = [true * (1.0 if quantity == "peak_rss" else off)] * runs
+            model[f"{name}.{quantity}"] = [true * (1.0 if quantity in RSS else off)] * runs
     real["saving.peak_rss"] = [8.0 * MIB / value * each for each in jitter]
     model["saving.peak_rss"] = [8.0 * MIB / value * off] * runs
     t = [0.0, 0.2, 0.4]

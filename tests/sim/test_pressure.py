@@ -49,9 +49,7 @@ def scenario(limit_bytes: float = 0, extra: str = "", messages: int = 1000) -> S
     return parse(text.encode(), source="x.toml")
 
 
-def run(
-    limit_bytes: float = 0, extra: str = "", messages: int = 1000, **options: Any
-) -> SimResult:
+def run(limit_bytes: float = 0, extra: str = "", messages: int = 1000, **options: Any) -> SimResult:
     options.setdefault("costs", costs())
     return simulate(scenario(limit_bytes, extra, messages), **options)
 

@@ -181,7 +181,7 @@ class _Trial(NamedTuple):
 def _tried(usable: Mapping[str, Sequence[_Columns]], slack: float) -> _Trial:
     """Fit with so much slack: which samples are above it, and what is kept, follows from the coefficients, and these from the samples."""
     kept = _kept_by(usable, slack, 0.0)
-    coefficients = {name: (math.inf, 0.0) for name in usable}
+    coefficients = dict.fromkeys(usable, (math.inf, 0.0))
     found, squares = _solved(usable, kept, slack, coefficients)
     best = _Trial(slack, kept, found, squares)
     for _ in range(ROUNDS):

@@ -210,10 +210,10 @@ class TestPlan:
         """Each round begins with another value; no schedule of the training comes again."""
         plan = plan_of("held-out", (), train=None, repeats=5, training_runs=2)
         turns = plan.turns()
-        assert plan.train == 7
+        assert plan.train == 8
         assert len(turns) == 4 * 5 + 2
-        assert [turn.value for turn in turns[:5]] == [6, 7, 9, 12, 32]
-        assert turns[5].value == 7
+        assert [turn.value for turn in turns[:5]] == [6, 8, 12, 18, 40]
+        assert turns[5].value == 8
         assert len({turn.name for turn in turns}) == len(turns)
         seeds = {
             trains: {plan.load(turn)[-1] for turn in turns if turn.trains is trains}
@@ -233,7 +233,7 @@ class TestPlan:
                 "2 to 50",
             ),
             ("held-out", ("vary={seed=[[1], [2]]}",), None, "values must be"),
-            ("held-out", (), "8", "must be one of 6, 7"),
+            ("held-out", (), "7", "must be one of 6, 8"),
             ("held-out", ("load.rate=x",), None, "load.rate"),
             ("nowhere", (), None, "nowhere"),
         ],
@@ -251,7 +251,7 @@ class TestPlan:
         plan = plan_of("held-out", (), train=None, repeats=2, training_runs=1)
         out = directory_of(plan, tmp_path / "v")
         assert directory_of(plan, out) == out
-        other = plan_of("held-out", (), train="9", repeats=2, training_runs=1)
+        other = plan_of("held-out", (), train="12", repeats=2, training_runs=1)
         with pytest.raises(UsageError, match="another train"):
             directory_of(other, out)
         (out / PLAN).write_text("{")

@@ -1,14 +1,15 @@
 """MX look-ups of the model: a cache that obeys TTLs in front of scripted name servers.
 
 What is asked and for how long it is kept is that of mta/resolver.py: MX first, then the addresses of all
-hosts at once; one look-up at a time for each domain. The core asks again only when an answer has
+hosts at once; one look-up at a time for each domain, and `LOOKUPS_MAX` in all. The core asks again only when an answer has
 expired, so that nothing is looked up twice at once.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Final, TypeAlias
 
 from mta.core.routing import MxHost, Resolution, ResolutionStatus
 from sim.behaviours.dns import DnsAnswer, DnsVerdict
@@ -19,7 +20,13 @@ from sim.scenario import MxAnswer
 NEGATIVE_TTL_S = 60.0
 """What the scripted name servers let others keep a name that is not there."""
 
+LOOKUPS_MAX: Final = 100
+"""Domains looked up at once; others wait, as long as a look-up may take. mta/resolver.py."""
+
 _TEMPORARY = "Temporary failure in MX lookup"
+
+
+_Told: TypeAlias = Callable[[tuple[str, Resolution]], None]
 
 
 @dataclass(slots=True)
@@ -70,12 +77,18 @@ class Resolver:
         self._network_s = network_s
         self._max_mx = max_mx
         self._cache: OrderedDict[str, tuple[float, Resolution]] = OrderedDict()
+        self._running = 0
+        self._waiting: deque[tuple[str, _Told]] = deque()
         self.hits = 0
         self.misses = 0
+        self.gave_up = 0
+        """Look-ups that were never made: others took too long."""
 
     def lose(self) -> None:
         """The process is gone, and its cache with it."""
         self._cache.clear()
+        self._running = 0
+        self._waiting.clear()
 
     def cached(self, domain: str) -> Resolution | None:
         """Return the answer if it is known, with the rest of its TTL."""
@@ -90,27 +103,48 @@ class Resolver:
         self.hits += 1
         return kept[1]._replace(ttl_s=left)
 
-    def look_up(
-        self, domain: str, after: float, told: Callable[[tuple[str, Resolution]], None]
-    ) -> None:
+    def look_up(self, domain: str, after: float, told: _Told) -> None:
         """Ask the name servers ``after`` seconds from now, and tell what they said."""
         self.misses += 1
         self._kernel.schedule(after, self._ask, (domain, told))
 
-    def _ask(self, question: tuple[str, Callable[[tuple[str, Resolution]], None]]) -> None:
+    def _ask(self, question: tuple[str, _Told]) -> None:
+        """Ask, or wait for one of those who do to be done."""
+        if self._running >= LOOKUPS_MAX:
+            self._waiting.append(question)
+            self._kernel.schedule(self._settings.lifetime_s, self._give_up, question)
+            return
+        self._running += 1
         domain, told = question
         seconds, resolution = self._answer(domain)
         self._kernel.schedule(seconds + self._network_s, self._answered, (domain, resolution, told))
 
-    def _answered(
-        self, answer: tuple[str, Resolution, Callable[[tuple[str, Resolution]], None]]
-    ) -> None:
+    def _give_up(self, question: tuple[str, _Told]) -> None:
+        """To queue behind servers that are silent would only make the answer late."""
+        # All are as patient: who gives up has waited longest.
+        if not self._waiting or self._waiting[0] is not question:
+            return
+        self._waiting.popleft()
+        self.gave_up += 1
+        domain, told = question
+        # That says nothing about the domain: it is not kept as long as a failure of its own.
+        busy = self._temporary()._replace(ttl_s=self._settings.ttl_min_s)
+        self._keep(domain, busy)
+        told((domain, busy))
+
+    def _answered(self, answer: tuple[str, Resolution, _Told]) -> None:
         domain, resolution, told = answer
+        self._running -= 1
+        if self._waiting:
+            self._ask(self._waiting.popleft())
+        self._keep(domain, resolution)
+        told((domain, resolution))
+
+    def _keep(self, domain: str, resolution: Resolution) -> None:
         self._cache[domain] = (self._kernel.now + resolution.ttl_s, resolution)
         self._cache.move_to_end(domain)
         while len(self._cache) > self._settings.cache_max:
             self._cache.popitem(last=False)
-        told((domain, resolution))
 
     def _answer(self, domain: str) -> tuple[float, Resolution]:
         """Return how long a look-up takes and what comes of it."""

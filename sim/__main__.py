@@ -6,18 +6,34 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mta.core.settings import ConfigError
 from sim import scenario as scenarios
+from sim.ending import catch_signals, interrupted
 from sim.settings import server_config
 from sim.sweepcommand import sweep
+from sim.wholefile import none_left, whole
+
+
+class _Commands(TyperGroup):
+    """All commands: whichever is interrupted says so."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run one."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            interrupted("sim")
+
 
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     help="A model of the server: the same decisions, with calibrated costs, thousands of times as fast.",
@@ -158,17 +174,18 @@ def _run(
                 trace = out / ("trace.jsonl" if replications == 1 else f"trace-{number}.jsonl")
             done = number * scenario.messages
             try:
-                result = simulate(
-                    scenario,
-                    costs=costs,
-                    config=config,
-                    replication=number,
-                    trace=trace,
-                    backend="simpy" if backend == "simpy" else "heapq",
-                    layout=layout,
-                    progress=lambda t, settled, queued, done=done: advance(done + settled),  # type: ignore[misc]
-                    source=source,
-                )
+                with none_left(out, f"{trace.stem}*.jsonl") if out and trace else nullcontext():
+                    result = simulate(
+                        scenario,
+                        costs=costs,
+                        config=config,
+                        replication=number,
+                        trace=trace,
+                        backend="simpy" if backend == "simpy" else "heapq",
+                        layout=layout,
+                        progress=lambda t, settled, queued, done=done: advance(done + settled),  # type: ignore[misc]
+                        source=source,
+                    )
             except OSError as error:
                 problem = f"can't be written: {error.strerror}"
                 raise ConfigError("--out", value=str(out), problem=problem) from None
@@ -193,7 +210,8 @@ def _make(out: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        with whole(path) as new:
+            new.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(str(path), problem=f"can't be written: {error.strerror}") from None
 
@@ -595,6 +613,7 @@ def list_layouts(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command."""
+    catch_signals()
     app()
 
 

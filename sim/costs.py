@@ -14,6 +14,7 @@ from typing import Any
 
 from mta.core.settings import ConfigError, build
 from sim.layout import EnvelopeBytes
+from sim.wholefile import whole
 
 MIB = 1024 * 1024
 
@@ -212,7 +213,8 @@ def _negative(costs: object) -> Any:
 
 def save(costs: Costs, path: Path) -> None:
     """Write costs as JSON."""
-    path.write_text(json.dumps(asdict(costs), indent=2) + "\n", encoding="utf-8")
+    with whole(path) as new:
+        new.write_text(json.dumps(asdict(costs), indent=2) + "\n", encoding="utf-8")
 
 
 def load(path: Path) -> Costs:

@@ -45,6 +45,7 @@ from mta.core.stimuli import (
 )
 from sim.records import Retrace
 from sim.tracefile import parse
+from sim.wholefile import whole
 
 Event: TypeAlias = dict[str, Any]
 
@@ -340,7 +341,7 @@ def export(trace: Path, out: Path, *, envelopes_max: int = ENVELOPES_MAX) -> int
         ConfigError: a file can't be read or written, or the trace is none that can be retraced.
     """
     try:
-        with trace.open("rb") as lines, _writable(out) as file:
+        with trace.open("rb") as lines, whole(out) as new, _writable(new) as file:
             try:
                 parsed = parse(lines, source=str(trace))
                 return _write(file, parsed.header, events(parsed, envelopes_max=envelopes_max))

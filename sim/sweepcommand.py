@@ -13,6 +13,7 @@ import typer
 
 from mta.core.settings import ConfigError
 from sim import costs as costing
+from sim.ending import interrupted
 from sim.executors import JOBS_MAX, Cluster, Executor, Here, Pool, WorkerLostError
 from sim.pareto import WITHIN
 from sim.sweep import POINTS_MAX, REPLICATIONS_MAX, Sampling, design
@@ -22,6 +23,7 @@ from sim.sweeprun import RUN_S_MAX, Found, Progress, carry_out_plan, make_plan
 from sim.sweepstats import LATENCY, MEMORY
 from sim.sweepsubject import subject
 from sim.sweepwords import listed, mib, seconds, setting_of, settings_lines
+from sim.wholefile import whole
 
 SAY_EVERY_S: Final = 10.0
 """Seconds between lines of progress where there is no terminal."""
@@ -174,8 +176,7 @@ def sweep(
         typer.echo(f"sim: {error}; {done} runs are kept, the same command goes on", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo(f"sim: interrupted; {done} runs are kept, the same command goes on", err=True)
-        raise typer.Exit(130) from None
+        interrupted("sim", f"; {done} runs are kept, the same command goes on")
     finally:
         if isinstance(executor, Cluster):
             executor.close()
@@ -240,7 +241,8 @@ def _write(folder: Path, result: dict[str, Any]) -> None:
     }
     for name, text in texts.items():
         try:
-            (folder / name).write_text(text, encoding="utf-8")
+            with whole(folder / name) as path:
+                path.write_text(text, encoding="utf-8")
         except OSError as error:
             problem = f"can't be written: {error.strerror}"
             raise ConfigError(str(folder / name), problem=problem) from None

@@ -182,7 +182,8 @@ def _memory(costs: Costs, parts: Sequence[_Part], notes: list[str]) -> dict[str,
     by_name: dict[str, list[dict[str, Floats]]] = {}
     for part in parts:
         by_name.setdefault(part.representation, []).append(part.samples)
-    fitted = fit_together(by_name)
+    shares = {name: costs.memory_of(name).due_share for name in by_name}
+    fitted = fit_together(by_name, shares)
     if len(fitted) < len(by_name):
         notes.append("the queue did not grow, or nobody watched: memory costs are defaults")
     # Local envelopes have states, which one number per envelope can't tell apart.
@@ -326,6 +327,8 @@ def _samples(path: Path, notes: list[str]) -> dict[str, Floats]:
         "cpu_s",
         "scheduler.envelope",
         "scheduler.envelope.inflight",
+        "scheduler.envelope.scheduled",
+        "scheduler.ramqueue.hold",
         "queue.bytes",
         "smtp.message",
         "smtp.session.local",

@@ -178,6 +178,7 @@ def recount(
             "envelopes": sum(of),
             "body_bytes": census.body_bytes,
             "in_flight": of.in_flight,
+            "due": of.scheduled + of.held,
             "local": census.local,
         }
         live_bytes.append(round(memory.live_bytes(**there)))  # type: ignore[arg-type]  # as in the dict

@@ -66,11 +66,13 @@ class Memory:
         envelopes: int,
         body_bytes: int,
         in_flight: int = 0,
+        due: int = 0,
         local: Standing = NO_LOCAL,
     ) -> float:
         """Return what the queue takes now, the process and what its allocator keeps not counted."""
         costs = self._costs
-        live = costs.envelope_bytes * envelopes + costs.body_share * body_bytes
+        weighed = envelopes + (costs.due_share - 1.0) * due
+        live = costs.envelope_bytes * weighed + costs.body_share * body_bytes
         live += costs.in_flight_bytes * in_flight
         return live + costs.local.of(local) if local is not NO_LOCAL else live
 
@@ -81,6 +83,7 @@ class Memory:
         body_bytes: int,
         messages: int,
         in_flight: int = 0,
+        due: int = 0,
         local: Standing = NO_LOCAL,
     ) -> int:
         """Return the estimate now; calls are in order of time.
@@ -90,11 +93,16 @@ class Memory:
             body_bytes: bytes of the queued messages.
             messages: messages accepted so far.
             in_flight: those of ``envelopes`` that the agent has.
+            due: those of them that are scheduled or held.
             local: queued envelopes of local deliveries.
         """
         costs = self._costs
         live = self.live_bytes(
-            envelopes=envelopes, body_bytes=body_bytes, in_flight=in_flight, local=local
+            envelopes=envelopes,
+            body_bytes=body_bytes,
+            in_flight=in_flight,
+            due=due,
+            local=local,
         )
         if live >= self._held_bytes:
             self._held_bytes = self._full_bytes = live
@@ -118,6 +126,7 @@ def fit(*runs: Mapping[str, Floats]) -> MemoryCosts | None:
 
 def fit_together(
     runs: Mapping[str, Sequence[Mapping[str, Floats]]],
+    due_shares: Mapping[str, float] | None = None,
 ) -> dict[str, MemoryCosts]:
     """Fit RSS to what is queued, what is in flight and how warm the server is, over runs that were filled and drained.
 
@@ -128,15 +137,17 @@ def fit_together(
 
     Args:
         runs: by representation, of each run the columns ``rss_bytes``, ``scheduler.envelope`` and, if they were had,
-            ``scheduler.envelope.inflight``, ``smtp.message`` and `WARMED`.
+            ``scheduler.envelope.inflight``, ``scheduler.envelope.scheduled``, ``scheduler.ramqueue.hold``, ``smtp.message`` and `WARMED`.
+        due_shares: `MemoryCosts.due_share` by representation; 1 where there is none.
 
     Returns:
         What each representation costs, without those of which there are too few samples or whose queue did not grow.
     """
+    shares = {name: (due_shares or {}).get(name, 1.0) for name in runs}
     usable = {
         name: filled
         for name, each in runs.items()
-        if (filled := [run for samples in each if (run := _filled(samples)) is not None])
+        if (filled := [run for one in each if (run := _filled(one, shares[name])) is not None])
     }
     if not usable:
         return {}
@@ -156,6 +167,7 @@ def fit_together(
             envelope_bytes=float(found.values[2 + 2 * i]),
             warm_bytes=float(found.values[1]),
             in_flight_bytes=float(found.values[3 + 2 * i]),
+            due_share=shares[name],
             slack_bytes=best.slack,
             body_share=0.0,
             kept_share=best.kept[name],
@@ -247,14 +259,16 @@ def _solved(
     return found, float(((target - table @ found.values) ** 2).sum())
 
 
-def _filled(samples: Mapping[str, Floats]) -> _Columns | None:
-    """Return RSS, queued, warmth and in flight, from the first message of the load on; None if they say nothing."""
+def _filled(samples: Mapping[str, Floats], due_share: float) -> _Columns | None:
+    """Return RSS, queued as they weigh, warmth and in flight, from the first message of the load on; None if they say nothing."""
     if "rss_bytes" not in samples:
         return None
     rss, queued = samples["rss_bytes"], samples["scheduler.envelope"]
     nothing = np.zeros(len(rss))
     accepted = samples.get("smtp.message", nothing)
     in_flight = np.nan_to_num(samples.get("scheduler.envelope.inflight", nothing), nan=0.0)
+    for name in ("scheduler.envelope.scheduled", "scheduler.ramqueue.hold"):
+        queued = queued + (due_share - 1.0) * np.nan_to_num(samples.get(name, nothing), nan=0.0)
     known = np.isfinite(rss) & np.isfinite(queued) & np.isfinite(accepted)
     warm = np.array([warmth(int(count)) for count in np.nan_to_num(accepted)])
     if WARMED in samples:

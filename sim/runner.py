@@ -282,14 +282,21 @@ class Model:
         local = local_standing(driver)
         envelopes = len(self.engine.store) - fill.local
         in_flight = self.engine.scheduler.in_flight - local.in_flight
+        scheduler = self.engine.scheduler
+        due = scheduler.scheduled + scheduler.held - local.scheduled - local.held
         live_bytes = memory.live_bytes(
-            envelopes=envelopes, body_bytes=fill.size_bytes, in_flight=in_flight, local=local
+            envelopes=envelopes,
+            body_bytes=fill.size_bytes,
+            in_flight=in_flight,
+            due=due,
+            local=local,
         )
         rss_bytes = memory.rss_bytes(
             envelopes=envelopes,
             body_bytes=fill.size_bytes,
             messages=driver.inbound.accepted - before,
             in_flight=in_flight,
+            due=due,
             local=local,
         )
         return rss_bytes, round(live_bytes)

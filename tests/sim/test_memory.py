@@ -104,6 +104,20 @@ def test_slack_and_costs_are_found_again(slack: float):
     assert found["slim"].warm_bytes == 0.0
 
 
+def test_what_is_due_weighs_as_its_representation_says():
+    """Whether an envelope is due or waits for its next try is another number of bytes, and found again in a run."""
+    memory = Memory(costs(due_share=1.5))
+    assert memory.live_bytes(envelopes=1000, body_bytes=0, due=400) == EACH * 1200
+    samples = filled(costs(due_share=1.5), 40_000)
+    # Of each envelope that weighs so much, half are due: 1.25 each.
+    samples["scheduler.envelope"] = samples["scheduler.envelope"] / 1.25
+    samples["scheduler.ramqueue.hold"] = samples["scheduler.envelope"] / 4
+    samples["scheduler.envelope.scheduled"] = samples["scheduler.envelope"] / 4
+    found = fit_together({"slim": [samples]}, {"slim": 1.5})["slim"]
+    assert found.envelope_bytes == pytest.approx(EACH, rel=0.03)
+    assert found.due_share == 1.5
+
+
 def test_what_the_warm_up_did_is_not_the_loads():
     """Rows of the warm-up are left out; a run that says nothing of one begins cold, and has no slack."""
     samples = filled(costs(slack_bytes=3e6), 40_000)

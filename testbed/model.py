@@ -19,7 +19,7 @@ from sim.result import told
 from sim.runner import SERIES, simulate
 from sim.scenario import Scenario
 from sim.workload import Schedule
-from testbed import diskphases
+from testbed import beside, diskphases
 from testbed.rundir import Run, Samples, write_samples
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def predict(run: Run, representation: str, costs: Costs) -> dict[str, Any]:
         "end_rss_bytes": None if result.drain_time_s is None else int(columns["rss_bytes"][-1]),
         "drain_time_s": result.drain_time_s,
         "restarts": [told(each) for each in result.restarts],
+        "beside": beside.predicted(result),
         "disk": diskphases.predicted(result, diskphases.phases_of(run.scenario)),
         # In recipients, as the ledger counts.
         "near": _near(run.scenario, representation, costs, schedule) if result.restarts else {},
@@ -143,6 +144,7 @@ def compare(
             "end_rss_bytes": predicted.get("end_rss_bytes"),
             "restarts": predicted.get("restarts", []),
             "disk": predicted.get("disk", []),
+            "beside": predicted.get("beside", {}),
             "counts": predicted.get("counts", {}),
             "near": predicted.get("near", {}),
         }

@@ -16,7 +16,7 @@ from sim.pages import picture as picture
 from sim.pages import table as table
 from sim.scenario import Scenario
 from sim.timeline import SIGNALS
-from testbed import diskphases, plots
+from testbed import beside, diskphases, plots
 from testbed.peers import PEERS
 from testbed.rundir import Run
 from testbed.summary import scenario_line
@@ -40,6 +40,7 @@ def html(run: Run) -> str:
         _model(run, summary),
         _restarts(summary),
         diskphases.section(run, summary),
+        beside.section(run, summary),
         _flow(run, summary),
         _ledger(run, summary),
         _reproduce(run, scenario, summary),

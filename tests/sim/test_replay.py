@@ -8,6 +8,7 @@ import pytest
 
 from mta.core.settings import ConfigError
 from sim import __main__ as command
+from sim.commands.runtable import half_width
 from sim.recorded import Story, recorded
 from sim.replay import arrivals, find_run, replay, table
 from sim.replaylocal import LocalStory, of_model, rows_of
@@ -312,5 +313,5 @@ def test_intervals_are_students(n: int, t: float):
     import statistics
 
     expected = t * statistics.stdev(values) / n**0.5
-    assert command.half_width(values) == pytest.approx(expected, rel=0.01)
-    assert command.half_width([1.0]) == 0.0
+    assert half_width(values) == pytest.approx(expected, rel=0.01)
+    assert half_width([1.0]) == 0.0

@@ -17,9 +17,13 @@ from functools import partial
 from typing import Any, Final
 
 from mta.core.settings import ConfigError
+from sim.validation.comparisons import COMPARISONS
 from sim.validation.laws import LAWS, Law
-from sim.validation.rules import RULES, Rule
+from sim.validation.rules import EXACT, Rule
 from sim.validation.stats import Estimate, estimate, student_quantile
+
+RULES: Final[tuple[Rule, ...]] = (*EXACT, *COMPARISONS)
+"""What holds exactly."""
 
 CHANCE: Final = 0.001
 """What is less probable than this, is not taken for chance."""

@@ -463,7 +463,7 @@ def _drain(messages: int) -> Iterator[Finding]:
     yield Finding("burst gone", "s", expected, emptied[0], slack_s)
 
 
-RULES: Final = (
+EXACT: Final = (
     Rule("conservation", "no envelope is lost or made, at every event of a rough run", _conservation, 300),
     Rule("little", "Little's law as an identity: area under a number = time spent (Little 1961)", _little, 300),
     Rule("restarts", "both of these over processes that end and start again", _restarts, 300),

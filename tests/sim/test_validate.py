@@ -12,25 +12,27 @@ from typer.testing import CliRunner
 from mta.core.engine import Engine
 from mta.core.holdqueue import HoldQueue
 from mta.core.instructions import RemoveEnvelope
+from mta.core.local import LocalAgent
 from mta.core.retry import QuadraticRetry
 from mta.core.settings import ConfigError
 from sim import inbound as door
+from sim import runner
 from sim import validate as validating
 from sim.__main__ import app
 from sim.behaviours import Latency
 from sim.behaviours.delays import LatencyBehaviour
 from sim.behaviours.refusals import Reject
 from sim.cpu import EventLoop
+from sim.driver import Driver
 from sim.inbound import Inbound
 from sim.kernel import SimpyKernel
 from sim.local import LocalMail
 from sim.queue import GroupCommit
 from sim.remote import RemoteHost
 from sim.spool import Spool
-from sim.validate import Profile, Row, chosen, validate, verdict
+from sim.validate import RULES, Profile, Row, chosen, validate, verdict
 from sim.validation import degenerate
 from sim.validation.laws import LAWS
-from sim.validation.rules import RULES
 from sim.validation.stats import Estimate, estimate, student_cdf, student_quantile
 
 SMALL = Profile("small", scale=0.2, runs_min=6, runs_max=12, strictness=0.4)
@@ -269,6 +271,66 @@ def draws_depend_on_limits(patch: Patch) -> None:
     patch.setattr(LocalMail, "start", start)
 
 
+def bytes_of_the_gone_stay(patch: Patch) -> None:
+    """A message that is gone is counted by one byte for ever."""
+    honest = Driver._gone
+
+    def gone(self: Driver, envelope: Any) -> Any:
+        message = honest(self, envelope)
+        self.fill.size_bytes += not message.left
+        return message
+
+    patch.setattr(Driver, "_gone", gone)
+
+
+def local_mail_is_counted_twice(patch: Patch) -> None:
+    """A local envelope that its agent has counts as one that waits, too."""
+    honest = runner.local_standing
+
+    def local_standing(driver: Any) -> Any:
+        found = honest(driver)
+        return found._replace(pending=found.pending + found.in_flight)
+
+    patch.setattr(runner, "local_standing", local_standing)
+
+
+def limits_have_two_bits(patch: Patch) -> None:
+    """A limit of 5 connections is one of 1."""
+    honest = degenerate.model_config
+
+    def model_config(*args: Any, **named: Any) -> Any:
+        config = honest(*args, **named)
+        config.concurrency.limit = config.concurrency.limit % 4 or 4
+        return config
+
+    patch.setattr(degenerate, "model_config", model_config)
+
+
+def names_matter(patch: Patch) -> None:
+    """A host answers later the later it is in the alphabet."""
+    honest = RemoteHost.transaction
+
+    def transaction(self: Any, conn: Any, sender: Any, rcpts: Any, *args: Any) -> Any:
+        found = honest(self, conn, sender, rcpts, *args)
+        late_s = 0.001 * any("@zz." in str(rcpt) for rcpt in rcpts)
+        return found._replace(duration_s=found.duration_s + late_s)
+
+    patch.setattr(RemoteHost, "transaction", transaction)
+
+
+def who_has_the_turn_keeps_it(patch: Patch) -> None:
+    """A user with more mail is at the head of the line again, not at its end."""
+    honest = LocalAgent._offer_turn
+
+    def offer_turn(self: LocalAgent, user: Any) -> None:
+        before = len(self._turns)
+        honest(self, user)
+        if len(self._turns) > before:
+            self._turns.rotate(1)
+
+    patch.setattr(LocalAgent, "_offer_turn", offer_turn)
+
+
 class TestMutations:
     @pytest.mark.parametrize(
         ("fault", "names"),
@@ -291,6 +353,12 @@ class TestMutations:
             (users_think_longer, ("users", "closed")),
             (clients_are_slow, ("md1", "zero-load")),
             (draws_depend_on_limits, ("common",)),
+            (one_more_connection, ("recursion",)),
+            (bytes_of_the_gone_stay, ("memory",)),
+            (local_mail_is_counted_twice, ("memory",)),
+            (limits_have_two_bits, ("monotone",)),
+            (names_matter, ("relabelled",)),
+            (who_has_the_turn_keeps_it, ("shares",)),
         ],
     )
     def test_a_fault_is_found(

@@ -25,6 +25,9 @@ from sim.validation.stats import Estimate, estimate, student_quantile
 RULES: Final[tuple[Rule, ...]] = (*EXACT, *COMPARISONS)
 """What holds exactly."""
 
+EXPERIMENTS: Final[tuple[Rule | Law, ...]] = (*RULES, *LAWS)
+"""All, in their order."""
+
 CHANCE: Final = 0.001
 """What is less probable than this, is not taken for chance."""
 
@@ -100,7 +103,7 @@ def profile_of(name: str) -> Profile:
 
 def names() -> list[str]:
     """Return the names of all experiments, in their order."""
-    return [each.name for each in (*RULES, *LAWS)]
+    return [each.name for each in EXPERIMENTS]
 
 
 def chosen(only: Collection[str]) -> tuple[Rule | Law, ...]:
@@ -113,7 +116,7 @@ def chosen(only: Collection[str]) -> tuple[Rule | Law, ...]:
         if name not in names():
             problem = f"there is no such experiment; there are {', '.join(names())}"
             raise ConfigError("--only", value=name, problem=problem)
-    return tuple(each for each in (*RULES, *LAWS) if not only or each.name in only)
+    return tuple(each for each in EXPERIMENTS if not only or each.name in only)
 
 
 def validate(

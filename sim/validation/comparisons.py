@@ -139,7 +139,8 @@ class _Recount:
                 local += 1
                 live += states[state]
             else:
-                live += costs.envelope_bytes
+                due = state in (EnvelopeState.SCHEDULED, EnvelopeState.HELD)
+                live += costs.envelope_bytes * (costs.due_share if due else 1.0)
                 live += costs.in_flight_bytes * (state is EnvelopeState.IN_FLIGHT)
         known = model.driver.messages
         live += costs.body_share * sum(known[msgid].transaction.size for msgid in messages)

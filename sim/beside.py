@@ -5,7 +5,7 @@ after the last one, as long as the load goes on. Who is let in, who is sent away
 `mta.core.stress` with the server's limits, as at its door: a client that was idle for too long by the limits of stress goes
 the moment that stress begins.
 
-Left out: what single bytes cost the loop, and what a connection takes of memory.
+Left out: what single bytes cost the loop.
 """
 
 import math

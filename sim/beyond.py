@@ -23,7 +23,7 @@ def beyond(scenario: Scenario) -> Iterator[str]:
         yield "421 for sessions with limits.smtp.max_errors refusals, and their second attempts: the model counts no errors"
     if scenario.load.beside:
         kinds = ", ".join(group.kind for group in scenario.load.beside)
-        yield f"memory for connections of clients that send no mail ({kinds}), and the bytes of slow ones"
+        yield f"single bytes of clients that send no mail ({kinds}), and their buffers"
     unheard = [key for key in scenario.server if key in IGNORED]
     if unheard:
         yield f"settings of {', '.join(unheard)}: they are the real server's"

@@ -331,6 +331,8 @@ def _samples(path: Path, notes: list[str]) -> dict[str, Floats]:
         "scheduler.ramqueue.hold",
         "queue.bytes",
         "smtp.message",
+        "smtp.session",
+        "mta.session",
         "smtp.session.local",
     )
     if not path.is_file():

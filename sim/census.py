@@ -33,4 +33,6 @@ def census_of(driver: Driver) -> Census:
         tasks=gauges["mta.task"] + gauges["mta.task.running"],
         users=gauges["mda.user"],
         hold_queues=gauges["scheduler.ramqueue.holdq"],
+        sessions=driver.inbound.connections,
+        connections=len(driver.outbound.connections),
     )

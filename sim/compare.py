@@ -182,7 +182,14 @@ def recount(
             "local": census.local,
         }
         live_bytes.append(round(memory.live_bytes(**there)))  # type: ignore[arg-type]  # as in the dict
-        rss_bytes.append(memory.rss_bytes(messages=accepted, **there))  # type: ignore[arg-type]  # as above
+        rss_bytes.append(
+            memory.rss_bytes(
+                messages=accepted,
+                sessions=census.sessions,
+                connections=census.connections,
+                **there,  # type: ignore[arg-type]  # as above
+            )
+        )
     return replace(
         result,
         representation=envelope,

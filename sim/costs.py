@@ -45,6 +45,16 @@ class MemoryCosts:
     """What a relayed envelope takes that is scheduled or held, relative to one that waits for its next try (and so is ``envelope_bytes``). A
     run that is filled can't tell them apart, since both grow in step: defaults are the server's own count, gauge ``memory.envelopes``, fitted
     to 2,000 samples: ``full`` 434 of 524 B, ``slim`` 345 of 255 B."""
+    session_bytes: float = 4200.0
+    """Each open inbound session, in clear and idle; measured with 1,000 of them (tests/benchmarks/test_memory_per_session.py)."""
+    session_tls_bytes: float = 17_200.0
+    """Each of them in TLS, beyond that."""
+    connection_bytes: float = 9200.0
+    """Each open outbound connection with its route and relay; measured with 900 of them, each to a host of its own."""
+    warm_sessions: float = 0.0
+    """Sessions whose memory ``base_bytes`` has: the bench opens them all while it warms a server up, and what they took stays."""
+    warm_connections: float = 0.0
+    """The same of outbound connections."""
     slack_bytes: float = 0.0
     """What a server has free when the load begins, beyond ``base_bytes``: what its warm-up left. The first envelopes take nothing else."""
     kept_share: float = 0.9

@@ -44,6 +44,10 @@ class Census(NamedTuple):
     """Local users with something to do."""
     hold_queues: int = 0
     """Relays and users with held mail."""
+    sessions: int = 0
+    """Open inbound connections."""
+    connections: int = 0
+    """Open outbound connections."""
 
     @property
     def envelopes(self) -> int:

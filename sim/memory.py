@@ -51,10 +51,12 @@ def warmth(messages: int) -> float:
 class Memory:
     """The estimate of one server's RSS over time."""
 
-    __slots__ = ("_costs", "_full_bytes", "_held_bytes")
+    __slots__ = ("_costs", "_full_bytes", "_held_bytes", "_session_bytes")
 
-    def __init__(self, costs: MemoryCosts) -> None:
+    def __init__(self, costs: MemoryCosts, tls: float = 0.0) -> None:
+        """Begin with an empty server, of whose inbound sessions such a part is in TLS."""
         self._costs = costs
+        self._session_bytes = costs.session_bytes + tls * costs.session_tls_bytes
         self._held_bytes = costs.slack_bytes
         """What the allocator has, in use or free."""
         self._full_bytes = 0.0
@@ -85,6 +87,8 @@ class Memory:
         in_flight: int = 0,
         due: int = 0,
         local: Standing = NO_LOCAL,
+        sessions: int = 0,
+        connections: int = 0,
     ) -> int:
         """Return the estimate now; calls are in order of time.
 
@@ -95,6 +99,8 @@ class Memory:
             in_flight: those of ``envelopes`` that the agent has.
             due: those of them that are scheduled or held.
             local: queued envelopes of local deliveries.
+            sessions: open inbound connections.
+            connections: open outbound connections.
         """
         costs = self._costs
         live = self.live_bytes(
@@ -104,6 +110,8 @@ class Memory:
             due=due,
             local=local,
         )
+        live += self._session_bytes * max(0.0, sessions - costs.warm_sessions)
+        live += costs.connection_bytes * max(0.0, connections - costs.warm_connections)
         if live >= self._held_bytes:
             self._held_bytes = self._full_bytes = live
         else:
@@ -137,12 +145,16 @@ def fit_together(
 
     Args:
         runs: by representation, of each run the columns ``rss_bytes``, ``scheduler.envelope`` and, if they were had,
-            ``scheduler.envelope.inflight``, ``scheduler.envelope.scheduled``, ``scheduler.ramqueue.hold``, ``smtp.message`` and `WARMED`.
+            ``scheduler.envelope.inflight``, ``scheduler.envelope.scheduled``, ``scheduler.ramqueue.hold``, ``smtp.message``,
+            ``smtp.session``, ``mta.session`` and `WARMED`.
         due_shares: `MemoryCosts.due_share` by representation; 1 where there is none.
 
     Returns:
         What each representation costs, without those of which there are too few samples or whose queue did not grow.
     """
+    every = [one for each in runs.values() for one in each]
+    warm_sessions = max((_while_warming(one, "smtp.session") for one in every), default=0.0)
+    warm_connections = max((_while_warming(one, "mta.session") for one in every), default=0.0)
     shares = {name: (due_shares or {}).get(name, 1.0) for name in runs}
     usable = {
         name: filled
@@ -168,6 +180,8 @@ def fit_together(
             warm_bytes=float(found.values[1]),
             in_flight_bytes=float(found.values[3 + 2 * i]),
             due_share=shares[name],
+            warm_sessions=warm_sessions,
+            warm_connections=warm_connections,
             slack_bytes=best.slack,
             body_share=0.0,
             kept_share=best.kept[name],
@@ -178,6 +192,14 @@ def fit_together(
         )
         for i, name in enumerate(usable)
     }
+
+
+def _while_warming(samples: Mapping[str, Floats], gauge: str) -> float:
+    """Return the largest value of a gauge while the server was warmed up, as far as samples have seen."""
+    if WARMED not in samples or gauge not in samples:
+        return 0.0
+    values = np.nan_to_num(samples[gauge][samples[WARMED] == 0], nan=0.0)
+    return float(values.max(initial=0.0))
 
 
 class _Trial(NamedTuple):

@@ -144,7 +144,7 @@ class Model:
         self.layout = layout
         self.census: list[tuple[Census, int]] | None = None
         """What was there at each sample, and messages accepted by then; None if nobody asks."""
-        self.memory = Memory(costs.memory_of(config.envelope))
+        self.memory = Memory(costs.memory_of(config.envelope), scenario.load.tls)
         self._starts = 0
         self.start_at = start
         self.replication = replication
@@ -273,7 +273,9 @@ class Model:
             if len(mortal.restarts) != self._starts:
                 # What the process before had and kept went with it.
                 self._starts = len(mortal.restarts)
-                self.memory = memory = Memory(self.costs.memory_of(self.config.envelope))
+                self.memory = memory = Memory(
+                    self.costs.memory_of(self.config.envelope), self.scenario.load.tls
+                )
                 if self.guard is not None:
                     self.guard.begin_anew()
         if self.layout is not None:
@@ -298,6 +300,8 @@ class Model:
             in_flight=in_flight,
             due=due,
             local=local,
+            sessions=driver.inbound.connections,
+            connections=len(driver.outbound.connections),
         )
         return rss_bytes, round(live_bytes)
 

@@ -292,7 +292,14 @@ def test_ten_times_slower_is_the_same_run_ten_times_as_long():
 
 def test_memory_is_what_its_parts_add_up_to():
     """RSS is base and envelopes as the queue grows; what comes back is the share that is not kept, and late."""
-    memory = MemoryCosts(base_bytes=1e6, envelope_bytes=1000.0, warm_bytes=0.0, kept_share=0.5)
+    memory = MemoryCosts(
+        base_bytes=1e6,
+        envelope_bytes=1000.0,
+        warm_bytes=0.0,
+        kept_share=0.5,
+        session_bytes=0.0,
+        connection_bytes=0.0,
+    )
     of = scenario(
         LATENCY, {"kind": "outage", "from_s": 0.1, "to_s": 2.0}, server={"retry": {"base_s": 1.0}}
     )

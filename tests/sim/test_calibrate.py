@@ -35,7 +35,14 @@ TRUTH = Costs(
     commit_s=2e-3,
     commit_message_s=100e-6,
     memory={
-        "slim": MemoryCosts(base_bytes=50e6, envelope_bytes=700.0, warm_bytes=2e6, kept_share=0.9)
+        "slim": MemoryCosts(
+            base_bytes=50e6,
+            envelope_bytes=700.0,
+            warm_bytes=2e6,
+            kept_share=0.9,
+            session_bytes=0.0,
+            connection_bytes=0.0,
+        )
     },
 )
 

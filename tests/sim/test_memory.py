@@ -118,6 +118,23 @@ def test_what_is_due_weighs_as_its_representation_says():
     assert found.due_share == 1.5
 
 
+def test_open_connections_take_memory_beyond_those_of_the_warm_up():
+    """In TLS they take more; what they took stays when they close."""
+    of = costs(warm_sessions=100.0, kept_share=1.0)
+    memory = Memory(of, tls=0.5)
+
+    def rss(sessions: int, connections: int) -> float:
+        found = memory.rss_bytes(
+            envelopes=0, body_bytes=0, messages=0, sessions=sessions, connections=connections
+        )
+        return found - of.base_bytes
+
+    assert rss(100, 0) == 0.0
+    most = 900 * (of.session_bytes + of.session_tls_bytes / 2) + 50 * of.connection_bytes
+    assert rss(1000, 50) == pytest.approx(most)
+    assert rss(0, 0) == pytest.approx(most)
+
+
 def test_what_the_warm_up_did_is_not_the_loads():
     """Rows of the warm-up are left out; a run that says nothing of one begins cold, and has no slack."""
     samples = filled(costs(slack_bytes=3e6), 40_000)

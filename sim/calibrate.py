@@ -11,6 +11,7 @@ Nothing here extrapolates: what the runs did not do keeps its default, and the c
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -110,13 +111,12 @@ def calibrate(
     costs = _starts(replace(costs, stderr=errors), parts, notes)
     every = [_one(part, costs) for part in _servers(parts)]
     numbers: dict[str, Any] = {
-        name: float(np.median([getattr(each, name) for each in every]))
+        name: _median(value, [getattr(each, name) for each in every])
         for name, value in asdict(costs).items()
         if isinstance(value, float)
     }
     memory = _memory(costs, parts, notes)
-    for part in parts:
-        notes += part.notes
+    notes += _of_servers(parts)
     hosts = [_told(run, "host") for run in runs]
     if any(host != hosts[0] for host in hosts):
         notes.append("the runs were made on different machines, or on one that changed")
@@ -160,6 +160,24 @@ def _one(part: _Part, costs: Costs) -> Costs:
         costs = localcosts.waits(costs, measured, scenario, notes)
     sessions = scenario.load.sessions if scenario else 0
     return waitfit.clients(costs, part.load, sessions, notes, tls=tls.inbound)
+
+
+def _median(default: float, found: Sequence[float]) -> float:
+    """Return the median of what servers measured; who measured nothing has the default, which must not weigh."""
+    measured = [value for value in found if value != default]
+    return float(np.median(measured)) if measured else default
+
+
+def _of_servers(parts: Sequence[_Part]) -> list[str]:
+    """Return what could not be measured, and of how many servers, if of others it could."""
+    said: dict[Path, set[str]] = {}
+    for part in parts:
+        said.setdefault(part.directory, set()).update(part.notes)
+    missed = Counter(note for notes in said.values() for note in notes)
+    return [
+        note if count == len(said) else f"{count} of {len(said)} servers: {note}"
+        for note, count in missed.items()
+    ]
 
 
 def _tls(scenario: Scenario | None) -> TlsShares:

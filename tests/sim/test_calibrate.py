@@ -209,6 +209,18 @@ class TestWhatIsMissing:
         assert found.memory == Costs().memory
         assert len(found.provenance.notes) >= 4
 
+    def test_a_server_that_measured_nothing_does_not_weigh(self, run: Path, tmp_path: Path):
+        """Its defaults are no measurements: the median is that of the others, and the notes say of how many."""
+        write_run(tmp_path / "one-1", scenario(messages=1), costs=TRUTH)
+        alone, both = calibrate(run), calibrate(run, tmp_path / "one-1")
+        for name in ("commit_s", "commit_message_s", "network_s", "connect_network_s", "client_s"):
+            assert getattr(alone, name) != getattr(Costs(), name), name
+            assert getattr(both, name) == pytest.approx(getattr(alone, name), rel=0.01), name
+        assert (
+            "1 of 2 servers: too few commits: the disk's costs are defaults"
+            in both.provenance.notes
+        )
+
     @pytest.mark.parametrize(
         ("damage", "line"),
         [

@@ -26,6 +26,9 @@ FILES_MAX: Final = 1000
 SNIFFED: Final = 5000
 """Lines at the beginning that are looked at to find out whose log it is."""
 
+SNIFFED_LATER: Final = 200
+"""The same, of the other files of a set: to tell that one is another server's."""
+
 BACKWARDS_S: Final = 5.0
 """A line this much older than one before it is counted: syslog's clock was set, or files overlap."""
 
@@ -120,16 +123,22 @@ def read(
     for path, started in files:
         clock = Clock(started)
         raws = _raw_lines(path, record)
+        head = list(islice(raws, SNIFFED if reader is None else SNIFFED_LATER))
+        votes = _whose(head, started)
         if reader is None:
-            head = list(islice(raws, SNIFFED))
-            found = _whose(head, started)
-            if found is None:
+            found = max(votes, key=lambda name: votes[name])
+            if not votes[found]:
                 lines += len(head)
                 record.kinds["line of nobody known"] += len(head)
                 continue
-            reader = found(record)
-            raws = chain(head, raws)
-        lines += feed(raws, reader, record, clock)
+            reader = READERS[found](record)
+        mine = type(reader).name
+        for name, count in votes.items():
+            if count and name != mine:
+                record.kinds[
+                    f"line of {name} at the beginning of a file, left out with the rest"
+                ] += count
+        lines += feed(chain(head, raws), reader, record, clock)
     if reader is None or not record.messages:
         what = f"no {kind} log" if kind else "no log of Postfix, OpenSMTPD or Exim"
         raise ConfigError(str(files[0][0]), problem=f"is {what}: not one message in {lines} lines")
@@ -213,8 +222,8 @@ def _without_strays(lines: Iterator[Line], record: Record) -> Iterator[Line]:
     yield from strays
 
 
-def _whose(head: Sequence[bytes], year: int) -> type[LogReader] | None:
-    """Return the reader that knows most of the lines."""
+def _whose(head: Sequence[bytes], year: int) -> dict[str, int]:
+    """Return how many of the lines each reader knows."""
     clock = Clock(year)
     votes = dict.fromkeys(READERS, 0)
     for raw in head:
@@ -224,8 +233,7 @@ def _whose(head: Sequence[bytes], year: int) -> type[LogReader] | None:
                 if reader.knows(line):
                     votes[name] += 1
                     break
-    best = max(votes, key=lambda name: votes[name])
-    return READERS[best] if votes[best] else None
+    return votes
 
 
 def _files(names: Iterable[str]) -> Iterator[Path]:

@@ -397,6 +397,20 @@ class TestFiles:
             assert {} == mail.record.kinds
         assert bytes(read([str(tmp_path)]).record.outcome) == bytes(whole.outcome)
 
+    @pytest.mark.parametrize("together", [True, False])
+    def test_two_servers_are_told(self, tmp_path: Path, together: bool):
+        """One is read, and that there is another is said: in the same file, or in one of its own."""
+        ours = [f"2026-11-22T21:55:10Z mx1 postfix/{line[2:]}" for line in LIFE[:4]]
+        ours = [line.replace(": ", "[7]: ", 1) for line in ours]
+        other = ["2026-11-22 21:55:50 1xVFZs-00000N-1G Completed"] * 3
+        (tmp_path / "a.log").write_text("\n".join(ours + other * together) + "\n")
+        if not together:
+            (tmp_path / "b.log").write_text("\n".join(other) + "\n")
+        mail = read([str(tmp_path)])
+        assert ("postfix", 1) == (mail.kind, mail.record.messages)
+        note = "line of exim at the beginning of a file, left out with the rest"
+        assert {note: 3} == mail.record.kinds
+
     def test_the_year_is_that_of_the_file(self, tmp_path: Path):
         """The last that is not after it was written; or what is said."""
         path = tmp_path / "mail.log"

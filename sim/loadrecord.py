@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mta.core.settings import ConfigError
-from sim.tracefile import decode
+from sim.tracefile import SentLine, decode, sent_line
 
 NOT_OURS: Final = -1
 """In place of a message id: it was not accepted, or not by our server."""
@@ -71,6 +71,10 @@ def read(path: Path) -> LoadRecord:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
+                said = sent_line(line)
+                if said is not None:
+                    _take_whole(found, said)
+                    continue
                 record = decode(line)
                 if record["kind"] == "message":
                     _take(found, record)
@@ -81,6 +85,18 @@ def read(path: Path) -> LoadRecord:
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(str(path), problem=f"is no record of a load: {error!r}") from None
     return found
+
+
+def _take_whole(found: LoadRecord, said: SentLine) -> None:
+    accepted = _ACCEPTED.search(said.reply) if said.code == 250 else None
+    found.msgid.append(int(accepted[1], 16) if accepted else NOT_OURS)
+    found.number.append(said.seq)
+    found.sent.append(said.sent)
+    found.scheduled.append(said.scheduled)
+    found.done.append(said.done)
+    found.code.append(said.code)
+    found.attempts.append(said.attempts)
+    found.recipients.append(len(said.rcpts))
 
 
 def _take(found: LoadRecord, record: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from mta.core.records import plain_json
 from mta.core.settings import ConfigError
 from sim import loadrecord
 from sim.measure import Rows
-from sim.tracefile import decode
+from sim.tracefile import decode, sent_line
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -100,3 +100,32 @@ def test_a_damaged_load_is_one_line(tmp_path: Path, line: str):
         loadrecord.read(path)
     with pytest.raises(ConfigError, match="can't be read"):
         loadrecord.read(tmp_path / "none")
+
+
+def test_an_unusual_message_is_read_as_the_usual_one(tmp_path: Path):
+    """Whole lines are read without what nobody asks for; one that is not so whole counts as much."""
+    said = {
+        "kind": "message",
+        "seq": 3,
+        "scheduled": 5.0,
+        "sent": 5.5,
+        "done": 5.5,
+        "attempts": 1,
+        "code": 250,
+        "reply": "2.0.0 0000002a Message accepted for delivery",
+        "rcpts": ["a@b.test", "c@b.test"],
+        "digest": {"nobody": ["asks"]},
+    }
+    unusual = {**said, "seq": 3.0, "attempts": "1"}
+    never_answered = {"kind": "message", "seq": 4, "sent": 6, "code": None, "reply": None}
+    lines = [json.dumps(each) + "\n" for each in (said, unusual, never_answered)]
+    (tmp_path / "load.jsonl").write_text("".join(lines))
+    found = loadrecord.read(tmp_path / "load.jsonl")
+    assert sent_line(lines[0].encode()) is not None
+    assert sent_line(lines[1].encode()) is None
+    columns = (found.number, found.scheduled, found.sent, found.done, found.code, found.attempts)
+    assert [(3, 5.0, 5.5, 5.5, 250, 1)] * 2 + [(4, 6, 6, 6, 0, 1)] == list(
+        zip(*columns, strict=True)
+    )
+    assert list(found.recipients) == [2, 2, 0]
+    assert list(found.msgid) == [42, 42, loadrecord.NOT_OURS]

@@ -176,7 +176,7 @@ def _reproduce(result: Mapping[str, Any]) -> str:
             f"<p>{mail}, so that differences are taken run by run: common luck drops out. ± is half of a {CONFIDENCE:.0%} interval of the"
             f" mean (Student's t). Points: {drawn[result['sampling']]}.</p>",
             f"<p>Costs are {costs}. Memory is the process, the queue, open connections and what an allocator keeps; what a connection takes in the"
-            " server is not in the model. A limit that never binds changes nothing here, and protects from loads that were not tried.</p>",
+            " kernel is not in the model. A limit that never binds changes nothing here, and protects from loads that were not tried.</p>",
             notes_list("warn", result["notes"]),
             f"<p>{meanings}.</p>",
             f"<pre>{escape(result['command'])}</pre>",

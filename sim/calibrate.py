@@ -27,10 +27,12 @@ from sim.costs import Costs, Provenance, sha256_of
 from sim.cpufit import NO_TLS, TlsShares
 from sim.leastsquares import near_prior
 from sim.loadrecord import LoadRecord
-from sim.measure import Listener, Measured, Rows, measure
+from sim.measure import Listener, measure
+from sim.measured import Measured
 from sim.memory import WARMED, fit_together
 from sim.remote import build_hosts
 from sim.result import later_trace
+from sim.rows import Rows
 from sim.scenario import Scenario, addresses
 from sim.scenario import load as load_scenario
 from sim.settings import model_config

@@ -58,6 +58,7 @@ COMPILED: Final = (
     "sim/records.py",
     "sim/replay.py",
     "sim/restarts.py",
+    "sim/rows.py",
 )
 """What runs for each message. A class of Python can't inherit from one of machine code, and settings can't be built from hints
 that machine code has not: whatever has either stays Python, or goes along."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sim import localcosts
 from sim.costs import Costs
 from sim.leastsquares import near_prior
-from sim.measure import Measured
+from sim.measured import Measured
 
 Floats = npt.NDArray[np.float64]
 

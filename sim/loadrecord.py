@@ -6,7 +6,6 @@ Objects for a million messages take a gigabyte; columns take fifty megabytes.
 import re
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,31 +19,24 @@ _ACCEPTED: Final = re.compile(r"\b([0-9a-f]{8}) Message accepted")
 """What our server answers to the final dot."""
 
 
-def _doubles() -> "array[float]":
-    return array("d")
-
-
-def _longs() -> "array[int]":
-    return array("q")
-
-
-@dataclass(slots=True)
 class LoadRecord:
     """A row for each message, in the order in which their dialogues ended; instants in seconds since the epoch."""
 
-    start: float = 0.0
-    """When the load began; 0 if the record does not say."""
-    number: "array[int]" = field(default_factory=_longs)
-    """Of the message in the scenario's schedule."""
-    scheduled: "array[float]" = field(default_factory=_doubles)
-    sent: "array[float]" = field(default_factory=_doubles)
-    done: "array[float]" = field(default_factory=_doubles)
-    code: "array[int]" = field(default_factory=_longs)
-    """Of the last reply."""
-    attempts: "array[int]" = field(default_factory=_longs)
-    recipients: "array[int]" = field(default_factory=_longs)
-    msgid: "array[int]" = field(default_factory=_longs)
-    """By which our server knows it, or `NOT_OURS`."""
+    def __init__(self) -> None:
+        """Begin without messages."""
+        self.start = 0.0
+        """When the load began; 0 if the record does not say."""
+        self.number: array[int] = array("q")
+        """Of the message in the scenario's schedule."""
+        self.scheduled: array[float] = array("d")
+        self.sent: array[float] = array("d")
+        self.done: array[float] = array("d")
+        self.code: array[int] = array("q")
+        """Of the last reply."""
+        self.attempts: array[int] = array("q")
+        self.recipients: array[int] = array("q")
+        self.msgid: array[int] = array("q")
+        """By which our server knows it, or `NOT_OURS`."""
 
     def __len__(self) -> int:
         """Return the number of messages."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from sim.costs import Costs
-from sim.measure import Measured
+from sim.measured import Measured
 from sim.scenario import Scenario
 from sim.workload import draw
 

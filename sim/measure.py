@@ -4,11 +4,9 @@ A trace has stimuli only. A core that hears them again says what it asked for an
 from the question to the answer is known: of transactions, connections, look-ups and local deliveries.
 """
 
-from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Protocol
 
 from mta.core import records
 from mta.core.engine import Engine
@@ -32,10 +30,9 @@ from mta.core.stimuli import (
     TransactionDone,
 )
 from sim.collector import no_collector
+from sim.measured import Measured
 from sim.records import Retrace
 from sim.tracefile import parse
-
-Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class Listener(Protocol):
@@ -49,75 +46,6 @@ class Listener(Protocol):
 
     def hears(self, t: float, stimulus: Stimulus, instructions: Sequence[Instruction]) -> None:
         """Take one stimulus and what the core said to it."""
-
-
-class Rows(Generic[Row]):
-    """A table: 8 bytes a cell, where a list of tuples takes a hundred a row."""
-
-    def __init__(self, types: str) -> None:
-        """``types``: a letter for each column: d for a float, q for an int, O for a word that is there anyway."""
-        self._types = types
-        self.columns: tuple[Any, ...] = tuple(array(t) if t != "O" else [] for t in types)
-        """The cells of each column."""
-
-    def append(self, row: Row) -> None:
-        """Add one row."""
-        for column, cell in zip(self.columns, row, strict=True):
-            column.append(cell)
-
-    def __add__(self, later: "Rows[Row]") -> "Rows[Row]":
-        """Return the rows of both."""
-        both: Rows[Row] = Rows(self._types)
-        for column, own, more in zip(both.columns, self.columns, later.columns, strict=True):
-            column.extend(own)
-            column.extend(more)
-        return both
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.columns[0])
-
-    def __iter__(self) -> Iterator[Row]:
-        """Yield the rows."""
-        return cast("Iterator[Row]", zip(*self.columns, strict=True))
-
-
-def _floats() -> "array[float]":
-    return array("d")
-
-
-@dataclass(slots=True)
-class Measured:
-    """What a trace says, by kind; instants are the trace's, durations seconds."""
-
-    submitted: Rows[tuple[float, int, int]] = field(default_factory=lambda: Rows("dqq"))
-    """(instant, envelopes, bytes) of each message."""
-    finished: Rows[tuple[float, int]] = field(default_factory=lambda: Rows("dq"))
-    """(end, envelopes) of each transaction."""
-    transactions: Rows[tuple[float, int, str]] = field(default_factory=lambda: Rows("dqO"))
-    """(seconds, envelopes, address) of each transaction that left its connection usable."""
-    connected: Rows[tuple[float, float, str]] = field(default_factory=lambda: Rows("ddO"))
-    """(instant, seconds, address) of each connection that became ready."""
-    connects: "array[float]" = field(default_factory=_floats)
-    """Instant of each connection that was tried."""
-    lookups: "array[float]" = field(default_factory=_floats)
-    """Seconds of each look-up."""
-    deferrals: "array[float]" = field(default_factory=_floats)
-    """Instant of each."""
-    commits: Rows[tuple[int, int, float]] = field(default_factory=lambda: Rows("qqd"))
-    """(submissions, removals and deferrals, seconds) of each."""
-    committed: "array[float]" = field(default_factory=_floats)
-    """Instant of each."""
-    delivered: Rows[tuple[float, float, str]] = field(default_factory=lambda: Rows("ddO"))
-    """(end, seconds, user) of each local delivery, however it ended."""
-    restored: int = 0
-    """Envelopes that the queue held at the start."""
-
-    def __add__(self, later: "Measured") -> "Measured":
-        """Return what two processes of a server measured, one after the other."""
-        return Measured(
-            *(getattr(self, each.name) + getattr(later, each.name) for each in fields(Measured))
-        )
 
 
 class _Matcher:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sim.costs import Costs
 from sim.loadrecord import LoadRecord
-from sim.measure import Measured
+from sim.measured import Measured
 from sim.outbound import PEER
 from sim.remote import Conn, RemoteHost, Verdict
 

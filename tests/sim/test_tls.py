@@ -9,7 +9,7 @@ import pytest
 from mta.core.settings import ConfigError, build
 from sim.costs import Costs
 from sim.cpufit import REGRESSED, TlsShares, windows_of
-from sim.measure import Measured
+from sim.measured import Measured
 from sim.runner import Model, simulate
 from sim.scenario import Scenario
 from sim.settings import model_config

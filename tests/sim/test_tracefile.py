@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mta.core.records import plain_json
 from mta.core.settings import ConfigError
 from sim import loadrecord
-from sim.measure import Rows
+from sim.rows import Rows
 from sim.tracefile import decode, sent_line
 
 VALUES = st.recursive(

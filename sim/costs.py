@@ -43,14 +43,17 @@ class MemoryCosts:
     (tests/sim/test_layout.py holds them to it): the agent's part, and the record in its queue while it waits there."""
     due_share: float = 1.0
     """What a relayed envelope takes that is scheduled or held, relative to one that waits for its next try (and so is ``envelope_bytes``). A
-    run that is filled can't tell them apart, since both grow in step: defaults are the server's own count, gauge ``memory.envelopes``, fitted
-    to 2,000 samples: ``full`` 434 of 524 B, ``slim`` 345 of 255 B."""
+    run that is filled can't tell them apart, since both grow in step: defaults are the ratio in the server's own count, gauge
+    ``memory.envelopes``, fitted to 2,000 samples: scheduled envelopes took, ``full``, 434 B where waiting ones took 524, and ``slim`` 345
+    where they took 255. By that count held ones are like waiting ones; here they are like scheduled ones, which fits RSS better. ``whole``
+    was not measured and has the ratio of ``full``."""
     session_bytes: float = 4200.0
     """Each open inbound session, in clear and idle; measured with 1,000 of them (tests/benchmarks/test_memory_per_session.py)."""
     session_tls_bytes: float = 17_200.0
     """Each of them in TLS, beyond that."""
     connection_bytes: float = 9200.0
-    """Each open outbound connection with its route and relay; measured with 900 of them, each to a host of its own."""
+    """Each open outbound connection with its route, its relay and the envelope under way; one measurement with 900 of them, each to a host of
+    its own."""
     warm_sessions: float = 0.0
     """Sessions whose memory ``base_bytes`` has: the bench opens them all while it warms a server up, and what they took stays."""
     warm_connections: float = 0.0

@@ -139,6 +139,7 @@ def test_trimmed_is_the_same(result: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"\x1f\x8b\x08", b"not zipped", gzip.compress(b"[]"), gzip.compress(b'{"schema": 99}')],
+    ids=["empty", "cut", "not zipped", "not a table", "of another schema"],
 )
 def test_damaged_data(tmp_path: Path, data: bytes) -> None:
     """One line and status 2."""

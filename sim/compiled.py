@@ -29,6 +29,7 @@ from mta.core.settings import ConfigError
 COMPILED: Final = (
     "mta/core/agent.py",
     "mta/core/engine.py",
+    "mta/core/envelopes/base.py",
     "mta/core/envelopes/fixed.py",
     "mta/core/envelopes/full.py",
     "mta/core/envelopes/objects.py",
@@ -49,16 +50,20 @@ COMPILED: Final = (
     "mta/core/waiting.py",
     "sim/cpu.py",
     "sim/driver.py",
+    "sim/heapkernel.py",
     "sim/inbound.py",
     "sim/loadrecord.py",
+    "sim/logs/host.py",
     "sim/measure.py",
     "sim/outbound.py",
     "sim/queue.py",
     "sim/recorded.py",
     "sim/records.py",
+    "sim/remote/host.py",
     "sim/replay.py",
     "sim/restarts.py",
     "sim/rows.py",
+    "sim/tracefile.py",
 )
 """What runs for each message. A class of Python can't inherit from one of machine code, and settings can't be built from hints
 that machine code has not: whatever has either stays Python, or goes along."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mta.core.settings import ConfigError
-from sim.tracefile import SentLine, decode, sent_line
+from sim.sentline import SentLine, sent_line
+from sim.tracefile import decode
 
 NOT_OURS: Final = -1
 """In place of a message id: it was not accepted, or not by our server."""

@@ -5,11 +5,11 @@ is refused for good.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from mta.core.reply import Reply
 from sim.behaviours.windows import WindowBehaviour
+from sim.logs.fate import Fate
 from sim.remote import TAKEN, RemoteHost, TransactionVerdict
 
 if TYPE_CHECKING:
@@ -21,26 +21,6 @@ EDGE_S: Final = 1.0
 DEFERRED: Final = Reply(451, "4.0.0", "as recorded")
 REFUSED: Final = Reply(550, "5.0.0", "as recorded")
 DOWN: Final = Reply(451, "4.3.2", "out of order, as recorded")
-
-
-class Edge(NamedTuple):
-    """A recorded attempt at the edge of an outage."""
-
-    at: float
-    fails: bool
-
-
-@dataclass(slots=True)
-class Fate:
-    """Why a recipient's attempts fail beside outages."""
-
-    failures: int = 0
-    """Times that it is put off."""
-    fatal: bool = False
-    """It is refused for good when it is not put off any more."""
-    failed_s: float = 0.0
-    """What an attempt takes that fails."""
-    edges: tuple[Edge, ...] = ()
 
 
 class RecordedHost(RemoteHost):

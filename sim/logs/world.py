@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from mta.core.reply import Outcome
 from mta.core.settings import ConfigError
-from sim.logs.host import EDGE_S, Edge, Fate, RecordedHost
+from sim.logs.fate import Edge, Fate
+from sim.logs.host import EDGE_S, RecordedHost
 from sim.logs.reader import MailLog
 from sim.logs.record import CONNECTED, TRIED, Record
 from sim.logs.windows import Outage, Try, outages

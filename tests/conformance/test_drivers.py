@@ -39,7 +39,7 @@ from mta.core.stimuli import (
 )
 from mta.trace import encode
 from sim.costs import Costs
-from sim.kernel import HeapKernel
+from sim.heapkernel import HeapKernel
 from sim.records import Retrace, retrace
 from sim.runner import Model
 from sim.settings import ModelConfig

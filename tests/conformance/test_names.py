@@ -13,7 +13,7 @@ from mta.core.reply import Outcome
 from mta.core.routing import MxHost, Resolution, ResolutionStatus, failure_of, order_targets
 from mta.effects import Effects
 from mta.resolver import Resolver
-from sim.kernel import HeapKernel
+from sim.heapkernel import HeapKernel
 from sim.remote import build_name_servers
 from sim.resolver import DnsSettings
 from sim.resolver import Resolver as ModelResolver

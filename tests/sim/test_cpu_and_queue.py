@@ -8,7 +8,8 @@ import pytest
 from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.distributions import random_stream
-from sim.kernel import HeapKernel, SimpyKernel
+from sim.heapkernel import HeapKernel
+from sim.kernel import SimpyKernel
 from sim.queue import LAG_S, GroupCommit
 
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from mta.core.settings import ConfigError
 from sim import __main__ as command
 from sim.logs import maincf
-from sim.logs.host import Edge, Fate, RecordedHost
+from sim.logs.fate import Edge, Fate
+from sim.logs.host import RecordedHost
 from sim.logs.replay import Replay, agreement, queued_of
 from sim.logs.world import FOREVER
 from sim.remote import TAKEN

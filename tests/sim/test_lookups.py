@@ -10,7 +10,7 @@ import mta.resolver
 from mta.core.routing import Resolution
 from sim.behaviours import read
 from sim.behaviours.dns import DnsBehaviour
-from sim.kernel import HeapKernel
+from sim.heapkernel import HeapKernel
 from sim.remote import NameServer
 from sim.resolver import LOOKUPS_MAX, DnsSettings, Resolver
 from sim.scenario import MxAnswer

@@ -19,7 +19,7 @@ from mta.smtpclient import Timeouts
 from sim import outbound as shell
 from sim.costs import Costs
 from sim.cpu import EventLoop
-from sim.kernel import HeapKernel
+from sim.heapkernel import HeapKernel
 from sim.outbound import REFUSED, RESET, TIMED_OUT, Outbound
 from sim.queue import LAG_S
 from sim.remote import NameServer, build_host

@@ -11,7 +11,8 @@ from mta.core.records import plain_json
 from mta.core.settings import ConfigError
 from sim import loadrecord
 from sim.rows import Rows
-from sim.tracefile import decode, sent_line
+from sim.sentline import sent_line
+from sim.tracefile import decode
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -19,7 +19,13 @@ from mta.core.admission import (
     on_mail,
     on_message,
 )
-from mta.core.envelopes.base import Recipient, Transaction, local_key
+from mta.core.envelopes.base import (
+    Recipient,
+    Transaction,
+    local_key,
+    plain_recipient,
+    plain_transaction,
+)
 from mta.core.ids import EvpId
 from mta.core.limits import Limits
 from mta.core.pressure import MemoryLevel
@@ -565,15 +571,19 @@ class Inbound:
             if self._has_local and (user := self._users[where]):
                 recipients = (local_recipient(user, mailbox[first], domain),)
             else:
-                recipients = (Recipient(f"user{mailbox[first]}@{domain}", domain),)
+                recipients = (plain_recipient(f"user{mailbox[first]}@{domain}", domain),)
         else:
             recipients = tuple(
                 [
-                    Recipient(f"user{mailbox[i]}@{domains[domain_of[i]]}", domains[domain_of[i]])
+                    plain_recipient(
+                        f"user{mailbox[i]}@{domains[domain_of[i]]}", domains[domain_of[i]]
+                    )
                     for i in range(first, first + count)
                 ]
             )
-        transaction = Transaction(f"sender{self._senders[number]}@{self._sender_domain}", size)
+        transaction = plain_transaction(
+            f"sender{self._senders[number]}@{self._sender_domain}", size
+        )
         return Message(self._due_s[number], transaction, recipients, None, number)
 
     def durable(self, message: Message) -> None:

@@ -145,6 +145,10 @@ class TraceWriter:
         self._file.close()
 
 
+_new: Final = tuple.__new__
+"""Of a named tuple, without the call of Python code that its own is."""
+
+
 class Step(NamedTuple):
     """One stimulus of a trace and what the core said to it."""
 
@@ -212,7 +216,7 @@ class Retrace:
         if kind not in STIMULI:
             return None
         stimulus, now = from_record(record)
-        return Step(now, stimulus, self.engine.handle(stimulus, now=now))
+        return _new(Step, (now, stimulus, self.engine.handle(stimulus, now=now)))
 
 
 def retrace(trace: records.Trace) -> Iterator[Step]:

@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from mta.core.envelopes.base import Recipient, Transaction
+from mta.core.envelopes.base import Recipient, Transaction, plain_recipient, plain_transaction
 from mta.core.ids import EvpId, MsgId, SessionId
 from mta.core.reply import OUTCOME_WORDS, Outcome
 from mta.core.routing import MxHost, Resolution, ResolutionStatus
@@ -100,6 +100,8 @@ def _transaction(transaction: Transaction) -> Record:
 
 
 def _to_transaction(record: Record) -> Transaction:
+    if len(record) == 2:
+        return plain_transaction(record["sender"], record["size"])
     fields = dict(record)
     if "session" in fields:
         fields["session"] = SessionId(int(fields["session"], 16))
@@ -118,7 +120,7 @@ def _recipient(recipient: Recipient) -> Record:
 def _to_recipient(record: Record) -> Recipient:
     # Nearly all have no more than these two.
     if len(record) == 2:
-        return Recipient(record["address"], record["domain"])
+        return plain_recipient(record["address"], record["domain"])
     return Recipient(**record)
 
 

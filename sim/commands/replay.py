@@ -31,6 +31,12 @@ def replay(
         int | None,
         typer.Option(min=1971, max=9998, help="Of a log whose lines do not say: of the first one."),
     ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Of a log that several wrote: whose lines to read; by default all."
+        ),
+    ] = "",
     main_cf: Annotated[
         Path | None,
         typer.Option(
@@ -55,7 +61,7 @@ def replay(
 
     said = names or ["latest"]
     of_log = is_log(said)
-    if not of_log and (len(said) > 1 or kind or year is not None or main_cf):
+    if not of_log and (len(said) > 1 or kind or year is not None or host or main_cf):
         problem = "is a run, not a log: one at a time, and without the options of logs"
         raise fail(ConfigError("replay", value=said[0], problem=problem))
     try:
@@ -65,6 +71,7 @@ def replay(
                 overrides or [],
                 kind=kind,
                 year=year,
+                host=host,
                 main_cf=main_cf,
                 costs_file=costs,
                 plot=plot,

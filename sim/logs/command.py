@@ -38,6 +38,7 @@ def replay_log(
     *,
     kind: str = "",
     year: int | None = None,
+    host: str = "",
     main_cf: Path | None = None,
     costs_file: Path | None = None,
     plot: Path | None = None,
@@ -58,7 +59,7 @@ def replay_log(
     costs = costing.load(costs_file) if costs_file is not None else None
     if plot is not None and plot.suffix not in PLOTS:
         raise ConfigError("--plot", value=str(plot), problem=f"must end in {' or '.join(PLOTS)}")
-    replayed = Replay(names, kind=kind, year=year, server=server, costs=costs)
+    replayed = Replay(names, kind=kind, year=year, host=host, server=server, costs=costs)
     found = replayed.compare(overrides)
     if plot is not None:
         _draw(replayed, plot)

@@ -19,6 +19,7 @@ from sim.logs.lines import LINE_MAX, Clock, Line, any_line
 from sim.logs.opensmtpd import OpenSmtpdReader
 from sim.logs.postfix import PostfixReader
 from sim.logs.record import MESSAGES_MAX, OPEN_MAX, Record
+from sim.logs.writers import Writers, writers_in, written_by
 
 FILES_MAX: Final = 1000
 """Files of a set: rotated daily, nearly three years."""
@@ -38,8 +39,9 @@ JUMP_S: Final = 30 * 86_400.0
 STRAYS_MAX: Final = 1000
 """Lines after a jump that are kept in memory until one tells whether the log goes on there."""
 
-HOSTS_MAX: Final = 1000
-"""Hosts that are told apart."""
+WRITERS_SOUGHT: Final = 20_000
+"""Lines at the beginning of each file in which hosts are sought, to name them to who asked for another."""
+WRITERS_NAMED: Final = 8
 
 _MAGIC: Final[tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...]] = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
@@ -98,6 +100,7 @@ def read(
     *,
     kind: str = "",
     year: int | None = None,
+    host: str = "",
     open_max: int = OPEN_MAX,
     messages_max: int = MESSAGES_MAX,
 ) -> MailLog:
@@ -108,6 +111,7 @@ def read(
         kind: a name in `READERS`; by default what fits most of the first lines.
         year: of the first line, if lines do not say; by default so that the last one is not after the file was
             written.
+        host: whose lines are read, as they say, whole or up to the first dot; by default all.
         open_max: as `sim.logs.record.OPEN_MAX`.
         messages_max: as `sim.logs.record.MESSAGES_MAX`.
 
@@ -123,6 +127,8 @@ def read(
     for path, started in files:
         clock = Clock(started)
         raws = _raw_lines(path, record)
+        if host:
+            raws = written_by(raws, host.encode(), Clock(started), record)
         head = list(islice(raws, SNIFFED if reader is None else SNIFFED_LATER))
         votes = _whose(head, started)
         if reader is None:
@@ -139,6 +145,8 @@ def read(
                     f"line of {name} at the beginning of a file, left out with the rest"
                 ] += count
         lines += feed(chain(head, raws), reader, record, clock)
+    if host and not lines:
+        raise ConfigError("--host", value=host, problem=_nothing_of(files))
     if reader is None or not record.messages:
         what = f"no {kind} log" if kind else "no log of Postfix, OpenSMTPD or Exim"
         raise ConfigError(str(files[0][0]), problem=f"is {what}: not one message in {lines} lines")
@@ -146,11 +154,26 @@ def read(
     return MailLog(record, reader.name, [path for path, _ in files], lines)
 
 
+def _nothing_of(files: Sequence[tuple[Path, int]]) -> str:
+    """Return what to say if a host wrote nothing: who did."""
+    found: set[bytes] = set()
+    for path, started in files:
+        found |= writers_in(islice(_raw_lines(path, Record()), WRITERS_SOUGHT), Clock(started))
+    names = sorted(name.decode("utf-8", "replace") for name in found)
+    more = ", ..." if len(names) > WRITERS_NAMED else ""
+    said = (
+        f"lines are of {', '.join(names[:WRITERS_NAMED])}{more}"
+        if names
+        else "lines do not say who did"
+    )
+    return f"wrote nothing of this; {said}"
+
+
 def feed(raws: Iterable[bytes], reader: LogReader, record: Record, clock: Clock) -> int:
     """Give lines to a reader, in their order; return how many there were."""
     take, kinds = reader.take, record.kinds
     count = 0
-    hosts = _Hosts(record)
+    writers = Writers(record)
 
     def lines() -> Iterator[Line]:
         nonlocal count
@@ -181,25 +204,10 @@ def feed(raws: Iterable[bytes], reader: LogReader, record: Record, clock: Clock)
             record.first_at = first = at
         if line.host != host:
             host = line.host
-            hosts.seen(host)
+            writers.seen(host)
         if not take(line):
             kinds["line not understood"] += 1
     return count
-
-
-class _Hosts:
-    """Counts who writes a log: it is read as one server's, which an operator has to know if it is several."""
-
-    def __init__(self, record: Record) -> None:
-        self._record = record
-
-    def seen(self, host: bytes) -> None:
-        """Take in the name of who wrote a line."""
-        known = self._record.writers
-        if host and host not in known and len(known) < HOSTS_MAX:
-            known.add(host)
-            if len(known) > 1:
-                self._record.kinds["hosts in the log, read as one server"] = len(known)
 
 
 def _without_strays(lines: Iterator[Line], record: Record) -> Iterator[Line]:

@@ -211,6 +211,7 @@ class Replay:
         *,
         kind: str = "",
         year: int | None = None,
+        host: str = "",
         server: Mapping[str, Any] | None = None,
         costs: Costs | None = None,
     ) -> None:
@@ -220,6 +221,7 @@ class Replay:
             names: files and directories, as for `sim.logs.reader.read`.
             kind: as for `read`.
             year: as for `read`.
+            host: as for `read`.
             server: what is known of the settings of then, tables with the server's keys.
             costs: what the server's own work costs; by default nothing.
 
@@ -227,7 +229,7 @@ class Replay:
             ConfigError: a file can't be read or is no log, or a setting makes no sense.
         """
         self.names = tuple(names)
-        self.mail = read(names, kind=kind, year=year)
+        self.mail = read(names, kind=kind, year=year, host=host)
         self.world = build(self.mail)
         self.server, self.phase, found = settings_of(self.mail)
         _merge(self.server, server or {})

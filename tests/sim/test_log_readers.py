@@ -20,6 +20,7 @@ from sim.logs.lines import LINE_MAX, Clock
 from sim.logs.postfix import made_of
 from sim.logs.reader import READERS, feed, read
 from sim.logs.record import Record
+from sim.logs.writers import OTHERS, SEVERAL
 
 DATA = Path(__file__).parents[1] / "data" / "maillog"
 START = datetime(2026, 11, 22, 21, 55, 50, tzinfo=UTC).timestamp()
@@ -397,6 +398,37 @@ class TestFiles:
             assert {} == mail.record.kinds
         assert bytes(read([str(tmp_path)]).record.outcome) == bytes(whole.outcome)
 
+    @pytest.mark.parametrize("name", ["mx1", "MX1", "mx1.example.net"])
+    def test_one_host_of_a_central_log(self, tmp_path: Path, name: str):
+        """Of three servers in one file, one an Exim, only the named one is read: as if the file were its own."""
+        lines = bz2.decompress((DATA / "postfix.log.bz2").read_bytes()).splitlines(keepends=True)
+        own = [line.replace(b" relay ", b" mx1.example.net ", 1) for line in lines[:3000]]
+        assert all(b" mx1.example.net " in line for line in own)
+        exim = b"2026-11-22T21:55:10Z mx2 exim[9]: 2026-11-22 21:55:10 1tEWm2-000000001aB-0000 <= mx1@a.test U=x P=local S=512\n"
+        mixed = tmp_path / "central.log"
+        # The others speak first, and of the one that is meant.
+        mixed.write_bytes(
+            exim * 6000
+            + b"".join(
+                part for line in own for part in (line, line.replace(b"mx1.", b"mx3."), exim)
+            )
+        )
+        (tmp_path / "own.log").write_bytes(b"".join(own))
+        for path in tmp_path.iterdir():
+            os.utime(path, (START + 86_400 * 2, START + 86_400 * 2))
+        whole = read([str(tmp_path / "own.log")])
+        found = read([str(mixed)], host=name)
+        assert ("postfix", 3000) == (found.kind, found.lines)
+        assert bytes(found.record.outcome) == bytes(whole.record.outcome)
+        assert found.record.messages == whole.record.messages > 100
+        assert whole.record.kinds | {OTHERS: 12_000} == found.record.kinds
+        with pytest.raises(ConfigError) as caught:
+            read([str(mixed)], host="mx")
+        assert (
+            '--host: "mx": wrote nothing of this; lines are of mx1.example.net, mx2, mx3.example.net'
+            == str(caught.value)
+        )
+
     @pytest.mark.parametrize("together", [True, False])
     def test_two_servers_are_told(self, tmp_path: Path, together: bool):
         """One is read, and that there is another is said: in the same file, or in one of its own."""
@@ -522,7 +554,7 @@ class TestLimits:
     def test_several_hosts_are_told(self):
         """They are read as one server, which is a mistake if mail goes from one to the other."""
         lines = [f"2026-11-22T21:55:10Z mx{i % 3} postfix/qmgr[7]: x" for i in range(40)]
-        assert {"hosts in the log, read as one server": 3} == record_of("postfix", *lines).kinds
+        assert {SEVERAL: 3} == record_of("postfix", *lines).kinds
 
     def test_what_a_crash_left_does_not_hide_a_line(self):
         """A block of NULs, and what is written after it on the same line."""

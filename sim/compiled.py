@@ -55,6 +55,7 @@ COMPILED: Final = (
     "sim/loadrecord.py",
     "sim/logs/host.py",
     "sim/measure.py",
+    "sim/message.py",
     "sim/outbound.py",
     "sim/queue.py",
     "sim/recorded.py",

@@ -37,11 +37,12 @@ from sim.beside import Beside
 from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.groups import LocalGroup
-from sim.inbound import Fill, Inbound, Message
+from sim.inbound import Inbound
 from sim.kernel import Kernel
 from sim.local import LocalLedger, LocalMail
+from sim.message import Message
 from sim.outbound import Outbound
-from sim.queue import GroupCommit
+from sim.queue import Fill, GroupCommit
 from sim.remote import RemoteHost
 from sim.resolver import Resolver
 from sim.scenario import Load

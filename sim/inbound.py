@@ -19,21 +19,15 @@ from mta.core.admission import (
     on_mail,
     on_message,
 )
-from mta.core.envelopes.base import (
-    Recipient,
-    Transaction,
-    local_key,
-    plain_recipient,
-    plain_transaction,
-)
-from mta.core.ids import EvpId
+from mta.core.envelopes.base import Recipient, plain_recipient, plain_transaction
 from mta.core.limits import Limits
 from mta.core.pressure import MemoryLevel
 from mta.core.reply import Reply
 from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.kernel import Kernel
-from sim.queue import GroupCommit
+from sim.message import Message, local_recipient
+from sim.queue import Fill, GroupCommit
 from sim.scenario import Load
 from sim.shares import in_share
 from sim.workload import Schedule
@@ -43,8 +37,6 @@ if TYPE_CHECKING:
 
     from sim.beside import Beside
 
-RULE: Final = "local"
-"""Name of the rule that a local address finds."""
 RETRY_WAIT_S: Final = 1.0
 """Between two attempts of a client that hears 421; loadtests/_hooks.py."""
 NOBODY: Final = Reply(421, "", "Connection refused")
@@ -53,61 +45,6 @@ SPACE_AGE_S: Final = 1.0
 """Seconds for which the door uses its last look at the disk's free space again; mta/queue/sqlite.py."""
 AHEAD_S: Final = 0.1
 """How far ahead messages are given to clients that are free."""
-
-
-def local_recipient(prefix: str, number: int, domain: str) -> Recipient:
-    """Return what the door makes of a local address: its user, and no relay's key (mta/addressing.py)."""
-    user = f"{prefix}{number}"
-    return Recipient(f"{user}@{domain}", local_key(user), delivery="local", user=user, rule=RULE)
-
-
-class Message:
-    """A message on its way into the queue, and there until its last envelope is gone."""
-
-    __slots__ = (
-        "due_s",
-        "is_bounce",
-        "is_local",
-        "left",
-        "number",
-        "recipients",
-        "reports",
-        "transaction",
-    )
-
-    def __init__(
-        self,
-        due_s: float,
-        transaction: Transaction,
-        recipients: tuple[Recipient, ...],
-        reports: tuple[EvpId, ...] | None = None,
-        number: int = -1,
-    ) -> None:
-        self.due_s = due_s
-        """When it was due, or when the bounce was decided."""
-        self.transaction = transaction
-        self.recipients = recipients
-        self.left = len(recipients)
-        """Envelopes that are not gone yet."""
-        self.is_local = recipients[0].delivery != ""
-        self.is_bounce = reports is not None
-        self.reports = reports or ()
-        """Envelopes that a bounce replaces."""
-        self.number = number
-        """Its number in the schedule; -1 for a bounce."""
-
-
-class Fill:
-    """How full the queue is."""
-
-    __slots__ = ("envelopes", "local", "size_bytes")
-
-    def __init__(self) -> None:
-        self.envelopes = 0
-        self.local = 0
-        """Those of local deliveries."""
-        self.size_bytes = 0
-        """Bytes of the messages."""
 
 
 class Inbound:

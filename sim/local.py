@@ -21,8 +21,8 @@ from mta.core.stimuli import LocalDeliveryDone, Stimulus
 from sim.costs import Costs
 from sim.cpu import EventLoop
 from sim.groups import LocalGroup
-from sim.inbound import Message
 from sim.kernel import Kernel
+from sim.message import Message
 from sim.workload import Schedule
 
 DELIVERED: Final = "Delivered"

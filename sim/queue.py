@@ -21,6 +21,19 @@ PROBE_COMMITS: Final = 2
 """What a probe commits before it believes the disk; mta/queue/writer.py."""
 
 
+class Fill:
+    """How full the queue is."""
+
+    __slots__ = ("envelopes", "local", "size_bytes")
+
+    def __init__(self) -> None:
+        self.envelopes = 0
+        self.local = 0
+        """Those of local deliveries."""
+        self.size_bytes = 0
+        """Bytes of the messages."""
+
+
 class GroupCommit:
     """The writer: at most one commit at a time."""
 

@@ -29,7 +29,7 @@ from mta.core.limitchange import LimitValue, put_limit
 from mta.core.limits import Limits
 from mta.core.stimuli import DrainRequested
 from sim.driver import Driver
-from sim.inbound import Message
+from sim.message import Message
 from sim.outbound import State
 from sim.result import Restart
 from sim.spool import Flagged, Put, Spool, Taken

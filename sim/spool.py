@@ -15,7 +15,7 @@ from mta.core.ids import EvpId, MsgId
 from mta.core.instructions import Removal
 from mta.core.limits import SchedulerLimits
 from mta.core.stimuli import EnvelopeRestored
-from sim.inbound import Message
+from sim.message import Message
 
 
 class Put(NamedTuple):

@@ -31,7 +31,7 @@ from mta.core.stimuli import (
 from mta.localmail import LocalMail
 from mta.trace import Tracer, encode
 from sim.groups import LocalGroup
-from sim.inbound import RULE, local_recipient
+from sim.message import RULE, local_recipient
 from sim.records import Fingerprint
 from sim.runner import simulate
 from tests.conformance.test_drivers import (

@@ -19,7 +19,7 @@ help:
 	@echo 'make bench      measure: speed beside Postfix, memory per envelope, the model, the load'
 	@echo 'make notebooks  run every notebook'
 	@echo 'make cover      branch coverage; mta.core must have all of it'
-	@echo 'make reference docs/reference, from the code'
+	@echo 'make reference  docs/reference, from the code'
 	@echo 'make dashboard  docs/dashboard.png, of a real run'
 	@echo 'make setup      only install into .venv'
 

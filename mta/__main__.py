@@ -129,7 +129,7 @@ def show_config(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Print every key with its value, as `postconf` and `postconf -n` do."""
+    """Print every key with its value, as `postconf` does; with --changed as `postconf -n`."""
     try:
         settings, _ = load(config, overrides)
     except ConfigError as error:

@@ -11,9 +11,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -260,23 +262,39 @@ class _Parser(argparse.ArgumentParser):
         raise CtlError(message, 2)
 
     def format_help(self) -> str:
-        width = max(len(verb.words) + len(verb.argument) for verb in VERBS) + 2
+        columns = max(80, min(shutil.get_terminal_size().columns, 120))
+        lead = max(len(verb.words) + len(verb.argument) for verb in VERBS) + 5
+
+        def entry(words: str, text: str) -> str:
+            return textwrap.fill(
+                text,
+                columns,
+                initial_indent=f"  {words}".ljust(lead),
+                subsequent_indent=" " * lead,
+                break_on_hyphens=False,
+            )
+
+        options = (
+            ("-s, --socket PATH", f"the server's socket (MTA_CONTROL, or {SOCKET})"),
+            ("--json", "JSON, one object a line"),
+            ("-n COUNT, -i SECONDS", "monitor, top: how often, and time between them"),
+            ("--once", "top: once, rates since the server's start"),
+            ("-f, --follow", "trace: show the lines here until interrupted; not in the log"),
+        )
         lines = [
             "usage: mtactl [-s SOCKET] [--json] VERB ...",
             "",
             "See and steer a running server. Words may be cut short: mtactl sh q",
             "",
-            *(f"  {f'{verb.words} {verb.argument}':<{width}} {verb.help}" for verb in VERBS),
+            *(entry(f"{verb.words} {verb.argument}", verb.help) for verb in VERBS),
             "",
-            f"  {'-s, --socket PATH':<{width}} the server's control socket (default {SOCKET},",
-            f"  {'':<{width}} or what MTA_CONTROL says)",
-            f"  {'--json':<{width}} JSON, one object a line",
-            f"  {'-n COUNT, -i SECONDS':<{width}} monitor, top: how often, and time between them",
-            f"  {'--once':<{width}} top: once, rates since the server's start",
-            f"  {'-f, --follow':<{width}} trace: show the lines here until interrupted; not in the log",
+            *(entry(words, text) for words, text in options),
             "",
-            "An EVPID has 16 hexadecimal digits, a MSGID 8; ABOUT is an address or one of these. Exit status: 0 done; 1 no such thing, or it",
-            "could not be done; 2 asked wrongly, or the server is not running.",
+            textwrap.fill(
+                "An EVPID has 16 hexadecimal digits, a MSGID 8; ABOUT is an address or one of these. Exit status: 0 done;"
+                " 1 no such thing, or it could not be done; 2 asked wrongly, or the server is not running.",
+                columns,
+            ),
             "",
         ]
         return "\n".join(lines)

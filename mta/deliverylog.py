@@ -1,6 +1,6 @@
 """The log lines of deliveries and of their ends, as OpenSMTPD writes them.
 
-Several log readers exist that know these lines by heart (facts: OpenSMTPD mta.c, ``mta_delivery_log``, and
+Several log readers exist that know these lines by heart (OpenSMTPD: mta.c, ``mta_delivery_log``, and
 queue.c, ``queue_log``), so they differ in nothing, down to the two dialects.
 """
 

@@ -18,7 +18,7 @@
 # the whole envelope for each recipient (8,584 bytes of C) and kept a slim one (56 bytes and a string). What is the same
 # step worth in a server that is written in Python, and what is left to gain by packing the rest into columns of machine integers?
 #
-# Four representations stand behind one interface; nothing else in the server differs:
+# Four representations are compared. They stand behind one interface, and nothing else in the server differs:
 #
 # | | in memory, for each envelope |
 # |---|---|

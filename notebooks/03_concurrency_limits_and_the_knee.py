@@ -135,7 +135,7 @@ display(
 # %% [markdown]
 # ## Limitations
 #
-# - What a connection takes in the server's memory is not in the model: the memory here is the queue's.
+# - What a connection takes in the server's memory is a default of the model, and what it takes in the kernel is not in it.
 # - Latency is fixed and the destination takes everything: in reality both move with the hour. That is what windows with feedback are for,
 #   see `10_adaptive_concurrency`.
 # - Costs are the model's defaults; `sim sweep RUN` asks the same of a recorded run. `testbed run concurrency-sweep` does it with a real server.

@@ -18,7 +18,7 @@
 # other limits, to both sides of the knee: longest queue, drain, throughput, memory, and what slim envelopes save. Then each is run for real,
 # several times. How far off is it, and is that more than two real runs are from each other?
 #
-# The runs are made by `testbed validate` (about twelve minutes on two cores); what ships is its result. An overlay of a run on the
+# The runs are made by `testbed validate` (about sixteen minutes on two cores); what ships is its result. An overlay of a run on the
 # model that was calibrated with the same run proves little; this is the other way round.
 
 # %% tags=["parameters"]

@@ -154,4 +154,4 @@ assert off["queue_area"] < 0.15
 #   waits longer than limits and hosts explain, and the model of then says so by being quicker.
 # - An attempt takes as long as it took then, also where there would be fewer at a time.
 # - The greylisting host is replayed as "refuses once", not as "refuses for twenty seconds": the log can't tell.
-# - One outage, one hour of one day. A limit that suits this log suits this log.
+# - One outage, a quarter of an hour of one day. A limit that suits this log suits this log.

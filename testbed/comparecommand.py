@@ -163,7 +163,10 @@ def peers_command(
     fail_if: FailIf = None,
     as_json: AsJson = False,
 ) -> None:
-    """Without a command: run the same scenarios on our server and on others, and write one page with verdicts."""
+    """Run the same scenarios on our server, Postfix, OpenSMTPD and Exim, taking turns, and write one page with verdicts.
+
+    The others are Debian's packages, unpacked and not installed; it needs root.
+    """
     if context.invoked_subcommand is not None:
         return
     from testbed.sidebyside import peers_plan, targets_of

@@ -11,9 +11,7 @@ from testbed.children import RunError
 from testbed.comparecommand import peers_command
 from testbed.ending import catch_signals, fail, interrupted
 
-peers_app = typer.Typer(
-    help="Other mail servers to run beside ours: Debian's packages, unpacked and not installed.",
-)
+peers_app = typer.Typer()
 peers_app.callback(invoke_without_command=True)(peers_command)
 
 Directory = Annotated[

@@ -12,7 +12,7 @@ A map:
 - hoststats, shape: what the operator asks about: the latest news of destinations, the age of queued mail
 - stimuli, instructions: all that crosses the border
 - envelopes/: how envelopes are kept in memory, five representations behind one interface
-- engine: the door; gives each stimulus to one of the two machines behind it
+- engine: the door; gives each stimulus to the scheduler or to one of the two agents
 - expiry: what is too old while somebody is paused
 - scheduler: pending, scheduled, in flight, held, suspended; expiry
 - agent: who may connect to whom, now; relaybook, destinations, waiting, places, rests, outcomes, opener, surrender are its
@@ -20,6 +20,7 @@ A map:
   alone, what became of each envelope, one more connection, a destination that is given up
 - relay, holdqueue, relayrules: its nouns; back-pressure; what the operator wants for which destination
 - local: who gets the next local delivery; policies for what is over the caps
+- sasl: who logs in
 - rules, aliases, expansion, expanded, expansionlimits, lookup: whose mail it is
 - retry, concurrency, routing, admission, bounce: policies, each by name
 - stress, pressure: when limits shrink, and what is given up when memory is short

@@ -128,7 +128,7 @@ class Expansion:
     reason: str
     """Why it was refused, for the log: names tables and users, so never for the client."""
     nodes: tuple[Node, ...] = field(compare=False, repr=False)
-    """All nodes, in the order in which they were found, the recipient first; see `mta.core.expansiontree`."""
+    """All nodes, in the order in which they were found, the recipient first; see `tree`."""
 
 
 class Row(NamedTuple):

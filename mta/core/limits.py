@@ -211,7 +211,7 @@ class MtaLimits:
 
 @dataclass(slots=True)
 class MdaLimits:
-    """What local delivery may do. Names and numbers: OpenSMTPD limit.c; mda.c as it was (facts: 1.4)."""
+    """What local delivery may do. Names and numbers: OpenSMTPD limit.c, and mda.c as it was until 2013."""
 
     max_session: int = 50
     """Deliveries under way. MDA_MAXSESS since October 2012."""

@@ -8,8 +8,11 @@
     providers.py provider, asked-for
     dns.py       dns
     replies.py   real hosts' words, which any that refuses may take: `reply = "gmail/rate"`
+    maker.py     makes them from what a scenario says
+    composition.py, nameserver.py
+                 all of one host, and of one domain's name servers
 
-`sim.remote` composes them into hosts.
+`sim.remote` makes hosts of them.
 """
 
 import dataclasses

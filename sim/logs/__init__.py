@@ -7,6 +7,7 @@
     opensmtpd.py  OpenSMTPD in its three dialects, and this server's own log
     exim.py       Exim's main log
     record.py     what they have in common
+    fate.py       what becomes of a recipient, attempt by attempt
     windows.py    when a host was out of order, from runs of failures
     world.py      a record as a world for the model: arrivals, destinations, and why attempts failed
     fate.py, host.py  a host that answers as it did

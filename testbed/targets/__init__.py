@@ -1,1 +1,1 @@
-"""Mail servers that the bench can put into the world: ours, and room for others behind one interface."""
+"""Mail servers that the bench can put into the world: ours, Postfix, OpenSMTPD and Exim, behind one interface."""

@@ -134,17 +134,22 @@ def _connected(path: Path | None) -> socket.socket:
     raise ConfigError("--control", value=where, problem="no world runs there")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run ``set`` or ``show``; return the exit status: 0, or 2 if the world refused or is not there."""
-    parser = argparse.ArgumentParser(prog="testbed world", description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command lines of ``set`` and ``show``."""
+    made = argparse.ArgumentParser(prog="testbed world", description=__doc__.splitlines()[0])
+    verbs = made.add_subparsers(dest="verb", required=True)
     setter = verbs.add_parser("set", help="change groups of a running world")
     setter.add_argument("changes", nargs="+", metavar="GROUP.key=value")
     show = verbs.add_parser("show", help="what the groups of a running world are like")
     show.add_argument("--json", action="store_true", help="as JSON")
     for each in (setter, show):
         each.add_argument("--control", type=Path, metavar="PATH", help="the world's control socket")
-    arguments = parser.parse_args(argv)
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``set`` or ``show``; return the exit status: 0, or 2 if the world refused or is not there."""
+    arguments = parser().parse_args(argv)
     try:
         if arguments.verb == "set":
             answer = request(arguments.control, {"cmd": "set", "changes": arguments.changes})

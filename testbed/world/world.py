@@ -464,50 +464,52 @@ def _raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line of a world."""
+    made = argparse.ArgumentParser(
         prog="testbed world",
-        description="Scripted mail exchangers and a name server on loopback, as a scenario has them.",
+        description="Scripted mail exchangers and a name server on loopback, as a scenario has them. While they run:"
+        " `testbed world show` says what their hosts are like, `testbed world set GROUP.key=value` changes it.",
     )
-    parser.add_argument("scenario", help="name of a scenario, or a file")
-    parser.add_argument(
+    made.add_argument("scenario", help="name of a scenario, or a file")
+    made.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="on top of the scenario"
     )
-    parser.add_argument(
+    made.add_argument(
         "--smtp-port",
         type=int,
         default=0,
         metavar="PORT",
         help="of all hosts (0: any that is free)",
     )
-    parser.add_argument(
+    made.add_argument(
         "--dns-port", type=int, default=0, metavar="PORT", help="of the name server (0: any)"
     )
-    parser.add_argument(
+    made.add_argument(
         "--record-dir", type=Path, metavar="DIR", help="write what arrives to DIR/sink-N.jsonl"
     )
-    parser.add_argument(
+    made.add_argument(
         "--ca-file", type=Path, metavar="FILE", help="write the certificate of the hosts' authority"
     )
-    parser.add_argument(
+    made.add_argument(
         "--control",
         type=Path,
         metavar="PATH",
         help="control socket for `testbed world set` and show",
     )
-    parser.add_argument(
+    made.add_argument(
         "--start-at",
         metavar="EPOCH",
-        help='when outages count from, seconds since the epoch or "now" (later: set_start)',
+        help='when outages count from, seconds since the epoch or "now"; without it, when standard input says set_start',
     )
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="for the hosts (1)")
-    parser.add_argument(
+    made.add_argument("--processes", type=int, default=1, metavar="N", help="for the hosts (1)")
+    made.add_argument(
         "--ignore-input",
         action="store_true",
         help="go on when standard input ends, as in the background",
     )
-    parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
-    return parser
+    made.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
+    return made
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -556,7 +558,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in (["set"], ["show"]):
         return control_main(words)
     try:
-        return run_world(_options(_parser().parse_args(words)))
+        return run_world(_options(parser().parse_args(words)))
     except ConfigError as error:
         sys.stderr.write(f"testbed world: {error}\n")
         return 2

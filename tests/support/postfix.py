@@ -30,7 +30,7 @@ default_transport = smtp
 alias_maps =
 local_recipient_maps =
 smtpd_relay_restrictions = permit_mynetworks, reject
-# As the facts measured it: without the pause that throttles intake while delivery lags.
+# Without the pause that throttles intake while delivery lags.
 in_flow_delay = 0
 smtpd_client_connection_count_limit = 0
 maillog_file = {log}

@@ -2,7 +2,7 @@
 
 A map:
 
-- what is asked: scenario/, settings, conditions, timeline, checks, listing; shapes, shares, clients, groups, loadrecord, workload:
+- what is asked: scenario/, settings, conditions, timeline, checks, listing; shapes, shares, clients, groups, loadrecord, workload, message:
   what is sent; behaviours/, profiles, remote/: hosts that the scripted sink runs, too
 - the run: runner; driver carries instructions out; inbound, queue, outbound, resolver, local stand for the server's files of the same
   name, beside, operator and pressure for who comes to it; kernel and heapkernel (clocks), cpu, tls, restarts and spool (a process that

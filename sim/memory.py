@@ -25,6 +25,9 @@ SAMPLES_MIN: Final = 10
 """Fewer samples say nothing."""
 QUEUE_MIN: Final = 100
 """A queue that never held so many envelopes says nothing of what one costs."""
+IN_FLIGHT_MAX: Final = 10_000.0
+"""No envelope in flight takes more bytes, its body aside: `fixed`, C's envelope of 2013, takes 8,985. A run with hardly a hundred of them at once said
+28 kB for each, give or take 11; when a thousand came after a restart, the model was 23 MB too high."""
 
 RELEASE_POWER: Final = 8
 """How late memory comes back in a drain: of what does in the end, 43 % when nine tenths of what lived are gone, 10 % at three quarters."""
@@ -139,14 +142,14 @@ def fit_together(
     """Fit RSS to what is queued, what is in flight and how warm the server is, over runs that were filled and drained.
 
     The regressors are not the counts but what an allocator has for them, which is how `Memory` reckons. No coefficient is negative.
-    What an envelope in flight takes besides counts only if the runs insist: more than two standard errors. An empty server is the same
-    with every representation, and so are its caches and what it has free: one base, one warmth and one slack for all, so that what
+    What an envelope in flight takes besides counts only if the runs insist: more than two standard errors, and no more than can be
+    (`IN_FLIGHT_MAX`). An empty server is the same with every representation, and so are its caches and what it has free: one base, one warmth and one slack for all, so that what
     envelopes are compared by is not the chance of where a process begins. A server that was warmed up is as warm as it gets.
 
     Args:
         runs: by representation, of each run the columns ``rss_bytes``, ``scheduler.envelope`` and, if they were had,
             ``scheduler.envelope.inflight``, ``scheduler.envelope.scheduled``, ``scheduler.ramqueue.hold``, ``smtp.message``,
-            ``smtp.session``, ``mta.session`` and `WARMED`.
+            ``queue.bytes``, ``smtp.session``, ``mta.session`` and `WARMED`.
         due_shares: `MemoryCosts.due_share` by representation; 1 where there is none.
 
     Returns:
@@ -163,11 +166,12 @@ def fit_together(
     }
     if not usable:
         return {}
+    credible = {name: IN_FLIGHT_MAX + max(map(_body_bytes, runs[name])) for name in usable}
     best: _Trial | None = None
     # A cold server has nothing free: its first growth is its warmth.
     most = SLACK_MAX if all(WARMED in one for each in runs.values() for one in each) else 0
     for slack in range(0, most + 1, SLACK_STEP):
-        trial = _tried(usable, float(slack))
+        trial = _tried(usable, float(slack), credible)
         # Slack is for what nothing else explains: a little better is no better.
         if best is None or trial.squares < 0.98 * best.squares:
             best = trial
@@ -194,6 +198,15 @@ def fit_together(
     }
 
 
+def _body_bytes(samples: Mapping[str, Floats]) -> float:
+    """Return how many bytes of messages there were for each queued envelope; 0 if nobody knows."""
+    if "queue.bytes" not in samples:
+        return 0.0
+    envelopes = np.nan_to_num(samples["scheduler.envelope"], nan=0.0).max(initial=0.0)
+    stored = np.nan_to_num(samples["queue.bytes"], nan=0.0).max(initial=0.0)
+    return float(stored / envelopes) if envelopes else 0.0
+
+
 def _while_warming(samples: Mapping[str, Floats], gauge: str) -> float:
     """Return the largest value of a gauge while the server was warmed up, as far as samples have seen."""
     if WARMED not in samples or gauge not in samples:
@@ -212,11 +225,13 @@ class _Trial(NamedTuple):
     """Sum of the squares of what is left."""
 
 
-def _tried(usable: Mapping[str, Sequence[_Columns]], slack: float) -> _Trial:
+def _tried(
+    usable: Mapping[str, Sequence[_Columns]], slack: float, credible: Mapping[str, float]
+) -> _Trial:
     """Fit with so much slack: which samples are above it, and what is kept, follows from the coefficients, and these from the samples."""
     kept = _kept_by(usable, slack, 0.0)
     coefficients = dict.fromkeys(usable, (math.inf, 0.0))
-    found, squares = _solved(usable, kept, slack, coefficients)
+    found, squares = _solved(usable, kept, slack, coefficients, credible)
     best = _Trial(slack, kept, found, squares)
     for _ in range(ROUNDS):
         coefficients = {
@@ -224,7 +239,7 @@ def _tried(usable: Mapping[str, Sequence[_Columns]], slack: float) -> _Trial:
             for i, name in enumerate(usable)
         }
         kept = _kept_by(usable, slack, float(found.values[1]))
-        found, squares = _solved(usable, kept, slack, coefficients)
+        found, squares = _solved(usable, kept, slack, coefficients, credible)
         if squares >= best.squares:
             break
         best = _Trial(slack, kept, found, squares)
@@ -249,6 +264,7 @@ def _solved(
     kept: Mapping[str, float],
     slack: float,
     coefficients: Mapping[str, tuple[float, float]],
+    credible: Mapping[str, float],
 ) -> tuple[Fit, float]:
     """Return the least squares where samples are above the slack that are so by the coefficients, and their sum."""
     width = 2 + 2 * len(usable)
@@ -274,7 +290,11 @@ def _solved(
             observed.append(np.where(above, rss, rss - slack))
     table, target = np.vstack(blocks), np.concatenate(observed)
     found = nonnegative(table, target)
-    vague = [at for at in range(3, width, 2) if found.values[at] <= 2 * found.stderr[at]]
+    vague = [
+        3 + 2 * i
+        for i, name in enumerate(usable)
+        if not 2 * found.stderr[3 + 2 * i] < found.values[3 + 2 * i] <= credible[name]
+    ]
     if vague:
         table[:, vague] = 0.0
         found = nonnegative(table, target)

@@ -102,6 +102,24 @@ def test_slack_and_costs_are_found_again(slack: float):
     assert found["slim"].warm_bytes == 0.0
 
 
+@pytest.mark.parametrize(
+    ("true", "stored", "found"),
+    [(9000.0, 0.0, 9000.0), (28e3, 0.0, 0.0), (28e3, 10_000 * 20e3, 28e3)],
+)
+def test_what_an_envelope_in_flight_takes_is_believed_up_to_what_can_be(
+    true: float, stored: float, found: float
+):
+    """No representation's takes more than `IN_FLIGHT_MAX`, and its body: more is something else that came at the same time."""
+    in_flight = np.concatenate((np.zeros(35), np.linspace(0, 110, 30), np.linspace(110, 0, 80)))
+    samples = filled(costs(), 10_000, noise=3e4)
+    # None comes back, as in an allocator.
+    samples["rss_bytes"] += true * np.maximum.accumulate(in_flight)
+    samples["rss_bytes"] = np.maximum.accumulate(samples["rss_bytes"])
+    samples["scheduler.envelope.inflight"] = in_flight
+    samples["queue.bytes"] = np.linspace(0.0, stored, 145)
+    assert fit_together({"slim": [samples]})["slim"].in_flight_bytes == pytest.approx(found, 0.1)
+
+
 def test_what_is_due_weighs_as_its_representation_says():
     """Whether an envelope is due or waits for its next try is another number of bytes, and found again in a run."""
     memory = Memory(costs(due_share=1.5))

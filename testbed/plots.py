@@ -29,6 +29,7 @@ from testbed.fit import Floats, line, rising
 from testbed.ledger import QUANTILES
 from testbed.peers import PEERS
 from testbed.rundir import Run, Samples
+from testbed.summary import STEADY_ENVELOPES
 
 MIB: Final = 1024 * 1024
 
@@ -129,7 +130,9 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
     slopes: dict[str, float] = {}
     lowest = 0.0
     with rc(theme):
-        figure, (every, lean) = make_panels(2, height=3.7)
+        # One line fills its panel: nothing is left to enlarge.
+        figure, panels = make_panels(2 if len(representations) > 1 else 1, height=3.7)
+        every, lean = panels[0], panels[-1]
         for name in representations:
             load = run.first_process(name).at_or_after(0.0)
             queued, rss = load.queue, load["rss_bytes"]
@@ -143,8 +146,10 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
             zero = fitted.intercept
             lowest = min(lowest, float((y - zero).min()) / MIB)
             label = f"{name}: {fitted.slope:,.0f} ± {fitted.stderr:,.0f} B"
+            if x.max() < STEADY_ENVELOPES:
+                label = f"{name}: too few to tell"
             ends = np.array([0.0, float(x.max())])
-            for axes in (every, lean):
+            for axes in panels:
                 axes.plot(
                     x,
                     (y - zero) / MIB,
@@ -157,7 +162,7 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
                 axes.plot(
                     ends, fitted.slope * ends / MIB, "-", color=theme.colour(name), label=label
                 )
-        for axes in (every, lean):
+        for axes in panels:
             axes.set(xlabel="queued envelopes", ylabel="RSS growth, MiB")
             thousands(axes, "x")
             axes.set_xlim(left=0)
@@ -172,7 +177,8 @@ def memory_against_queue(run: Run, theme: Theme = LIGHT) -> Figure:
                 ha="center",
                 transform=every.transAxes,
             )
-        lean.set_title("The same, enlarged")
+        if lean is not every:
+            lean.set_title("The same, enlarged")
         _zoom(every, lean, slopes, lowest)
     return figure
 

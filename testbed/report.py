@@ -19,7 +19,7 @@ from sim.timeline import SIGNALS
 from testbed import beside, diskphases, plots
 from testbed.peers import PEERS
 from testbed.rundir import Run
-from testbed.summary import scenario_line
+from testbed.summary import as_told, scenario_line
 
 MIB: Final = 1024 * 1024
 
@@ -30,7 +30,7 @@ def html(run: Run) -> str:
     Raises:
         UsageError: a file that every run has is missing or damaged.
     """
-    scenario, summary = run.scenario, run.summary
+    scenario, summary = run.scenario, as_told(run.summary)
     title = scenario.title or scenario.name
     parts = [
         _head(scenario, summary),
@@ -189,6 +189,13 @@ def _saving(parts: Mapping[str, Any], before: str, after: str, key: str) -> str:
     return f"{old:,.0f} → {new:,.0f}: -{old - new:,.0f} ({old / new:.1f} to 1)"
 
 
+def _in_server(part: Mapping[str, Any]) -> str:
+    if part["bytes_per_envelope"] is None:
+        return ""
+    told = plus_minus(part["bytes_per_envelope"], part["bytes_per_envelope_stderr"])
+    return f"; in the whole server {told}"
+
+
 def _peers(summary: Mapping[str, Any]) -> str:
     rows = []
     for name, part in summary["representations"].items():
@@ -198,8 +205,7 @@ def _peers(summary: Mapping[str, Any]) -> str:
                 f"<strong>This server, {escape(name)}</strong>",
                 store,
                 "measured in this run",
-                f"growth of RSS per envelope in the store alone; in the whole server"
-                f" {plus_minus(part['bytes_per_envelope'], part['bytes_per_envelope_stderr'])}",
+                "growth of RSS per envelope in the store alone" + _in_server(part),
                 "testbed.footprint, samples.csv",
             ]
         )

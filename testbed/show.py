@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.rundir import Run
-from testbed.summary import SUMMED
+from testbed.summary import SUMMED, as_told
 
 MIB: Final = 1024 * 1024
 NONE: Final = "-"
@@ -21,7 +21,7 @@ def tables(run: Run) -> Iterator[RenderableType]:
     Raises:
         UsageError: the run has no summary, or a damaged one.
     """
-    summary = run.summary
+    summary = as_told(run.summary)
     model = summary["model"]
     table = Table(
         title=f"{run.scenario.name}, seed {summary['seed']}",

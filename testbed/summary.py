@@ -131,6 +131,21 @@ def summarise(
     return summary
 
 
+def as_told(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary as people see it: no bytes per envelope of a whole server whose queue was too short to tell.
+
+    The file has them all the same, for `--fail-if` and `testbed compare`, whose users know what they ask for.
+    """
+    unknown = {"bytes_per_envelope": None, "bytes_per_envelope_stderr": None}
+    return {
+        **summary,
+        "representations": {
+            name: {**part, **unknown} if part["peak_queue"] < STEADY_ENVELOPES else part
+            for name, part in summary["representations"].items()
+        },
+    }
+
+
 def counted(ledger: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     """Return counts of the ledger, and what they come to for each message, recipient and second."""
     messages = int(ledger["messages_accepted"])
@@ -356,8 +371,8 @@ def doubts(notes: Notes, ledger: Mapping[str, Any], part: Mapping[str, Any]) -> 
         found.append("the queue was not empty when the bench stopped waiting")
     if part["fit"] is not None and part["peak_queue"] < STEADY_ENVELOPES:
         found.append(
-            f"the queue had {part['peak_queue']:,} envelopes at most: the whole server's bytes per envelope"
-            " are mostly its caches and buffers"
+            f"the queue had {part['peak_queue']:,} envelopes at most: too few to tell what one costs the whole server,"
+            " whose caches and buffers grow, too"
         )
     lag = part["generator_lag_p99_s"]
     if lag is not None and lag > LATE_S and notes.load_status != LATE_STATUS:

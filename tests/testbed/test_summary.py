@@ -1,5 +1,6 @@
 """What a run comes to: numbers out of files, and what makes it a failed run."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from sim.pages import NONE
+from testbed.plots import bytes_beside_peers
 from testbed.run import render
 from testbed.rundir import Run, Samples
-from testbed.summary import SUMMED, drained_at, summarise
+from testbed.summary import STEADY_ENVELOPES, SUMMED, as_told, drained_at, summarise
 
 from .conftest import MIB, make_run
 
@@ -42,6 +44,25 @@ def test_the_slope_is_what_an_envelope_costs(made: Run) -> None:
     assert parts["slim"]["bytes_per_envelope_stderr"] < 5
     assert 4 == pytest.approx(parts["slim"]["fit"]["step_bytes"] / MIB, abs=0.1)
     assert (360.0, 54.0) == tuple(parts[n]["store_bytes_per_envelope"] for n in ("slim", "packed"))
+
+
+def test_a_queue_too_short_to_tell_shows_no_slope(made: Run) -> None:
+    """People see no bytes per envelope of the whole server then; the file has them, and longer queues show them."""
+    summary = summary_of(made)
+    assert as_told(summary)["representations"] == summary["representations"]
+    short = copy.deepcopy(summary)
+    short["representations"]["slim"]["peak_queue"] = STEADY_ENVELOPES - 1
+    told = as_told(short)["representations"]
+    assert (None, None) == tuple(
+        told["slim"][key] for key in ("bytes_per_envelope", "bytes_per_envelope_stderr")
+    )
+    assert told["slim"]["store_bytes_per_envelope"] == 360.0
+    assert told["packed"]["bytes_per_envelope"] == pytest.approx(60, abs=1)
+    marks = {
+        text.get_text() for text in bytes_beside_peers(as_told(short)).axes[0].get_yticklabels()
+    }
+    assert {"ours, slim: store alone", "ours, packed: whole server"} <= marks
+    assert "ours, slim: whole server" not in marks
 
 
 def test_peaks_and_drain(made: Run) -> None:

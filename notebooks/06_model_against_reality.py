@@ -15,7 +15,7 @@
 # # Does the model say what a real server will do at a limit that it has not seen?
 #
 # **Question.** Costs are measured in runs at one limit on connections to a slow destination. With nothing else from reality the model predicts
-# other limits, to both sides of the knee: longest queue, drain, throughput, memory, and what slim envelopes save. Then each is run for real,
+# other limits, to both sides of that one: longest queue, drain, throughput, memory, and what slim envelopes save. Then each is run for real,
 # several times. How far off is it, and is that more than two real runs are from each other?
 #
 # The runs are made by `testbed validate` (about sixteen minutes on two cores); what ships is its result. An overlay of a run on the

@@ -26,7 +26,7 @@ class MemoryCosts:
     base_bytes: float = 48.0 * MIB
     """Of a warm server with an empty queue."""
     envelope_bytes: float = 400.0
-    """For each queued envelope, everything that grows with it."""
+    """For each queued envelope, everything that grows with it. Defaults are the slopes of runs of ``backlog``, four recipients a message."""
     warm_bytes: float = 2.0 * MIB
     """What the first messages make it grow by, once and for all: caches of the database, buffers, arenas."""
     body_share: float = 0.0
@@ -179,13 +179,13 @@ class Costs:
     memory: dict[str, MemoryCosts] = field(
         default_factory=lambda: {
             "whole": MemoryCosts(
-                envelope_bytes=1500.0,
+                envelope_bytes=1200.0,
                 body_share=1.0,
                 due_share=0.83,
                 local=EnvelopeBytes(865.0, 816.0, 816.0, 922.0),
             ),
             "full": MemoryCosts(
-                envelope_bytes=1100.0,
+                envelope_bytes=670.0,
                 due_share=0.83,
                 local=EnvelopeBytes(857.0, 808.0, 808.0, 914.0),
             ),

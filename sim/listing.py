@@ -19,6 +19,8 @@ def described() -> Iterator[dict[str, Any]]:
             "name": name,
             "title": found.title,
             "about": found.about,
+            "question": " ".join(found.question.split()),
+            "healthy": " ".join(found.healthy.split()),
             "expects": found.expects,
             "messages": len(schedule),
             "recipients": schedule.envelopes,
@@ -44,7 +46,8 @@ def scenario_lines(*, as_json: bool, long: bool) -> Iterator[str]:
 def _details(each: dict[str, Any]) -> Iterator[str]:
     load = f"{each['messages']:,} messages, {each['recipients']:,} recipients"
     yield from _filled(f"{load} in {each['load_s']:g} s")
-    yield from _filled(each["about"])
+    yield from _filled(each["question"])
+    yield from _filled(f"healthy: {each['healthy']}")
     if each["expects"]:
         yield from _filled("expects: " + ", ".join(each["expects"]))
     for line in each["not_in_model"]:

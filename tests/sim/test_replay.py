@@ -59,10 +59,10 @@ class TestReplay:
 
     def test_another_representation_costs_other_memory_and_changes_nothing_else(self, run: Path):
         """It was not run, which is said."""
-        found = replay(str(run / "slim"), ["envelope=full"])
+        found = replay(str(run / "slim"), ["envelope=whole"])
         assert found["what_if"]["peak_rss_bytes"] > found["model"]["peak_rss_bytes"]
         assert found["what_if"]["peak_queued"] == found["model"]["peak_queued"]
-        assert any("full was not run" in note for note in found["notes"])
+        assert any("whole was not run" in note for note in found["notes"])
 
     def test_a_representation_that_was_run_too_is_measured(self, tmp_path: Path):
         """Its memory comes from its own server."""

@@ -24,14 +24,14 @@ QUICK = (
     "--set",
     "load.messages=40",
     "--set",
-    "load.rate=400",
+    "load.rate=200",
     "--replications",
     "3",
     "--jobs",
     "1",
 )
 
-QUOTED = "--set load.messages=40 --set load.rate=400"
+QUOTED = "--set load.messages=40 --set load.rate=200"
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def _lives(
     load: LoadRecord | None = None,
 ) -> Iterator[_Part]:
     """Yield what each process of a server did: one, unless it was restarted."""
-    restarts, start = _restarts(directory)
+    restarts, start = restarts_of(directory)
     if load is None and (directory / "load.jsonl").is_file():
         load = loadrecord.read(directory / "load.jsonl")
     for number, began in enumerate((None, *restarts), 1):
@@ -279,7 +279,7 @@ def _forget_trouble(part: _Part) -> None:
                 found.commits.append(each)
 
 
-def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
+def restarts_of(directory: Path) -> tuple[list[dict[str, Any]], float]:
     """Return what the bench noted of restarts, and the instant that it counts from; nothing if it did not.
 
     Raises:
@@ -288,7 +288,7 @@ def _restarts(directory: Path) -> tuple[list[dict[str, Any]], float]:
     path = directory / "run.json"
     try:
         notes = json.loads(path.read_bytes())
-        restarts = list(notes.get("restarts", ()))
+        restarts = [{**each, "gone_s": float(each["gone_s"])} for each in notes.get("restarts", ())]
         start = notes["load_start"] if restarts else notes.get("load_start", 0.0)
         return restarts, float(start)
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from mta.core.envelopes import REPRESENTATIONS
 from mta.core.records import TraceError
 from mta.core.settings import ConfigError, changed
 from sim import loadrecord
-from sim.calibrate import calibrate
+from sim.calibrate import calibrate, restarts_of
 from sim.costs import Costs, MemoryCosts
 from sim.loadrecord import LoadRecord
 from sim.recorded import Story, recorded
@@ -38,6 +38,8 @@ RUNS: Final = Path("runs")
 """Where the bench keeps its runs."""
 
 LATEST: Final = "latest"
+TRACE_LAGS_S: Final = 0.25
+"""Seconds after which a server's trace is written at the latest; mta/trace.py."""
 
 ROWS: Final = (
     ("accepted", "envelopes"),
@@ -131,6 +133,11 @@ def replay(
     notes = list(costs.provenance.notes)
     if other.envelope != config.envelope and not costs.memory_of(other.envelope).samples:
         costs = _with_memory_of(costs, other.envelope, run, notes)
+    notes += [
+        f"then: up to {TRACE_LAGS_S:g} s before the SIGKILL at {each['gone_s']:.1f} s are missing, which the trace did not have yet"
+        for each in restarts_of(directory)[0]
+        if each.get("how") == "kill"
+    ]
     then = recorded(directory, story)
     del story
     return {

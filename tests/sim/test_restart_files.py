@@ -78,12 +78,20 @@ def test_a_replay_counts_over_both_processes(run: Path):
     assert found["then"]["queued"] == 0
     for key in ("peak_queued", "drain_time_s"):
         assert found["model"][key] == pytest.approx(found["then"][key], rel=0.1), key
+    (note,) = (note for note in found["notes"] if "SIGKILL" in note)
+    assert "0.25 s before the SIGKILL at 8.0 s" in note
 
 
-def test_notes_that_make_no_sense(run: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "restarts", ["[{}]", '[{"how": "kill"}]', '[{"gone_s": "x"}]', "[7]", "7", '"kill"', "{}"]
+)
+def test_notes_that_make_no_sense(run: Path, tmp_path: Path, restarts: str):
     """One line that names the file."""
     shutil.copytree(run, tmp_path / "bad")
-    (tmp_path / "bad" / "slim" / "run.json").write_text('{"restarts": [{}]}')
+    notes = tmp_path / "bad" / "slim" / "run.json"
+    notes.write_text(f'{{"load_start": 1.0, "restarts": {restarts}}}')
+    if restarts == "{}":
+        notes.write_text('{"restarts": [{"gone_s": 8.0}]}')
     with pytest.raises(ConfigError) as told:
         calibrate(tmp_path / "bad")
     assert "run.json" in str(told.value)

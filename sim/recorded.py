@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from mta.core.engine import Engine
-from mta.core.ids import EvpId, MsgId, msgid_of
+from mta.core.ids import EvpId, MsgId, evpid, msgid_of
 from mta.core.instructions import (
     DeferEnvelope,
     Instruction,
@@ -73,6 +73,8 @@ class Story:
         self._emptied_at: float | None = None
         self._gone: set[EvpId] = set()
         """Delivered; kept only if there is more than one trace."""
+        self._warm_up: set[EvpId] = set()
+        """Envelopes of the warm-up that were queued when somebody looked."""
         self._lost: set[MsgId] = set()
         """Messages that no trace has the beginning of."""
         self._engine: Engine | None = None
@@ -85,14 +87,14 @@ class Story:
         self.heard.append(path)
         self._engine = engine
         self._ends = more
+        self._warm_up.clear()
 
     def passes(self, at: float) -> None:
         """Let time come to the next record."""
         if self._due <= at and (self._sampling or at >= self._load_start):
             assert self._engine is not None
             self._sampling = True
-            queued = len(self._engine.store)
-            self._peak = max(self._peak, queued)
+            self._peak = max(self._peak, self._left())
             if at - self._due > SILENCE_S:
                 self._due = at
             while self._due <= at:
@@ -104,17 +106,31 @@ class Story:
         if kind is MessageSubmitted:
             if t >= self._load_start:
                 self._submitted(stimulus, t)  # type: ignore[arg-type]  # the line above
-        elif kind is EnvelopeRestored and stimulus.created_at >= self._load_start:  # type: ignore[union-attr]
-            self._restored(stimulus)  # type: ignore[arg-type]
+            else:
+                msgid, count = stimulus.msgid, len(stimulus.recipients)  # type: ignore[union-attr]
+                self._warm_up.update(evpid(msgid, number) for number in range(1, count + 1))
+        elif kind is EnvelopeRestored:
+            if stimulus.created_at >= self._load_start:  # type: ignore[union-attr]
+                self._restored(stimulus)  # type: ignore[arg-type]
+            else:
+                self._warm_up.add(stimulus.evpid)  # type: ignore[union-attr]
         for instruction in instructions:
             if self._groups:
                 self._local.told(instruction, t)
             self._told(instruction, t)
         assert self._engine is not None
-        if len(self._engine.store):
+        if len(self._engine.store) > len(self._warm_up) or self._left():
             self._emptied_at = None
         elif self._emptied_at is None:
             self._emptied_at = t
+
+    def _left(self) -> int:
+        """Return how many envelopes are queued, without those of the warm-up."""
+        assert self._engine is not None
+        store = self._engine.store
+        if self._warm_up:
+            self._warm_up = {each for each in self._warm_up if store.find(each) is not None}
+        return len(store) - len(self._warm_up)
 
     def _submitted(self, stimulus: MessageSubmitted, t: float) -> None:
         self._local.submitted(stimulus, t)
@@ -153,15 +169,15 @@ class Story:
                     self._latency.append(t - self._began[msgid])
 
     def _removed(self, instruction: RemoveEnvelope, t: float) -> None:
-        evpid = instruction.evpid
-        if instruction.reason is not Removal.DELIVERED or msgid_of(evpid) not in self._began:
+        gone = instruction.evpid
+        if instruction.reason is not Removal.DELIVERED or msgid_of(gone) not in self._began:
             return
         if self._ends:
-            if evpid in self._gone:
+            if gone in self._gone:
                 return  # once more, after a restart
-            self._gone.add(evpid)
+            self._gone.add(gone)
         self._delivered += 1
-        self._latency.append(t - self._began[msgid_of(evpid)])
+        self._latency.append(t - self._began[msgid_of(gone)])
 
     def numbers(self) -> dict[str, Any]:
         """Return what it came to, memory not included."""
@@ -177,7 +193,7 @@ class Story:
             "delivered": self._delivered,
             "deferred": self._deferred,
             "bounced": self._bounced,
-            "queued": len(self._engine.store) if self._engine else 0,
+            "queued": self._left() if self._engine else 0,
             "peak_queued": self._peak,
             "drain_time_s": None if end is None else end - start,
             **quantiles,

@@ -25,6 +25,8 @@ def why(result: Mapping[str, Any], axes: Sequence[Axis]) -> Iterator[str]:
             yield f"Left out: {named(each)}: {'; '.join(each['why_not'])}."
         if len(left_out) > 5:
             yield f"And {len(left_out) - 5} more."
+        if any(each["runs"] for each in rows):
+            yield "--allow WHAT recommends points with some of it all the same."
         return
     base, chosen = points[0], points[result["chosen"]]
     best = points[result["front"][-1]]

@@ -105,6 +105,20 @@ class TestReplay:
             assert told["transactions"] == told["accepted"] == told["delivered"]
         assert 0 < half["connections_opened"] < whole["connections_opened"]
 
+    def test_what_is_left_of_the_warm_up_is_not_queued(self, tmp_path: Path):
+        """Mail for a host that never comes back: what is queued is what the load sent for it, and no more."""
+        dead = {"kind": "dead", "mode": "refuse"}
+        of = scenario(LATENCY, dead, messages=100, server=SERVER)
+        write_run(tmp_path / "one-1", of, costs=TRUTH)
+        whole, half = (
+            recorded(tmp_path / "one-1" / "slim", Story(load_start=start))
+            for start in (1e9, 1e9 + of.messages / of.load.rate / 2)
+        )
+        assert 0 < half["accepted"] < whole["accepted"]
+        for told in (whole, half):
+            assert told["queued"] == told["peak_queued"] == told["accepted"] - told["delivered"]
+            assert told["drain_time_s"] is None
+
     def test_a_load_that_never_said_when_it_began(self, run: Path):
         """It is told at once, not from the year 1970 in steps of a sample."""
         assert recorded(run / "slim", Story(load_start=0.0))["peak_queued"] > 0

@@ -32,7 +32,7 @@ app = typer.Typer(
     cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
-    help="A model of the server: the same decisions, with calibrated costs, thousands of times as fast.",
+    help="A model of the server: the same decisions, with calibrated costs, in seconds instead of minutes.",
 )
 
 app.command()(run)

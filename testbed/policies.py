@@ -38,7 +38,7 @@ POLICIES: Final = ("tempfail", "raised", "hold")
 REPRESENTATIONS: Final = ("fixed", "full", "slim")
 
 SCALE: Final = 0.02
-"""Of the burst, unless somebody says otherwise: nine runs in about five minutes on two cores."""
+"""Of the burst, unless somebody says otherwise: nine runs in about six minutes on two cores."""
 
 RESULT: Final = "policies.json"
 SCHEMA: Final = 1

@@ -4,6 +4,7 @@
 - verbs: `mtactl`, metrics and trace subsystems, from their tables
 - loglines: every line that the server can log, from its source
 - commands: `mta`, `sim` and `testbed`, from what they parse
+- scenarios: what a scenario can say, from its dataclasses
 
 A test compares what this makes with the files; ``--check`` does the same.
 """
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from mta.reference.commands import commands_page
 from mta.reference.keys import configuration_page, limits_page
 from mta.reference.loglines import log_page
+from mta.reference.scenarios import scenarios_page
 from mta.reference.verbs import metrics_page, verbs_page
 
 __all__ = ["pages"]
@@ -31,5 +33,6 @@ def pages() -> Mapping[str, str]:
         "metrics.md": metrics_page(),
         "log.md": log_page(),
         "commands.md": commands_page("mta", "sim", "testbed"),
+        "scenarios.md": scenarios_page(),
     }
     return {name: NOTE + text.rstrip("\n") + "\n" for name, text in made.items()}

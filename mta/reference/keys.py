@@ -6,6 +6,7 @@ A key is a field of a settings dataclass; what it means is the docstring below i
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 import textwrap
 import types
@@ -190,17 +191,23 @@ def _section(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _page(chosen: list[Key]) -> Iterator[str]:
-    section = None
+def sections(chosen: list[Key], *, units: bool = True) -> Iterator[str]:
+    """Yield keys under headings, one for each table; without units where the texts have them."""
+    for section, group in itertools.groupby(chosen, key=lambda key: _section(key.path)):
+        found = list(group)
+        yield f"\n## {f'`[{section}]`' if section else 'At the top'}\n\n"
+        yield f"{_first_sentence(found[0].table)}\n\n"
+        yield from entries(found, units=units)
+
+
+def entries(chosen: list[Key], *, units: bool = True) -> Iterator[str]:
+    """Yield a line for each key."""
     for key in chosen:
-        if _section(key.path) != section:
-            section = _section(key.path)
-            yield f"\n## {f'`[{section}]`' if section else 'At the top'}\n\n"
-            yield f"{_first_sentence(key.table)}\n\n"
-        facts = [default_text(key), key.unit]
+        facts = [default_text(key), key.unit if units or not key.is_number else ""]
         if _change(key) == "restart":
             facts.append("changes with a restart")
-        yield f"- **`{key.path.rpartition('.')[2]}`** ({', '.join(filter(None, facts))}): {key.text}\n"
+        text = f": {key.text}" if key.text else ""
+        yield f"- **`{key.path.rpartition('.')[2]}`** ({', '.join(filter(None, facts))}){text}\n"
 
 
 def _first_sentence(text: str) -> str:
@@ -216,7 +223,7 @@ def configuration_page() -> str:
         "the value is. `[]` is each item of a list of tables (`[[rules]]`), `NAME` a name of your choice. `mta check` says\n"
         "in one line what is wrong with a file, `mta config --changed` what it changes, `-s KEY=VALUE` overrides one key.\n"
         "These keys change with a restart; the [limits](limits.md) are a page of their own.\n"
-        + "".join(_page(chosen))
+        + "".join(sections(chosen))
     )
 
 
@@ -228,5 +235,5 @@ def limits_page() -> str:
         "Everything has a limit; 0 is not unlimited. In parentheses: the default and the unit. All can be set while\n"
         "the server runs, `mtactl set limits.KEY=VALUE`, until the next start, but for those marked; `mtactl show limits`\n"
         "shows what counts now. What is over a lowered cap goes as it ends.\n"
-        + "".join(_page(chosen))
+        + "".join(sections(chosen))
     )

@@ -104,6 +104,9 @@ class Dns:
     answer: Literal[
         "ok", "servfail", "refused", "timeout", "nxdomain", "nodata", "null-mx",
         "many-mx", "truncated", "wrong-id", "wrong-question", "alias", "lame",] = "ok"  # fmt: skip
+    """``timeout``: none; ``nodata``: the name is there, without exchanger or address; ``null-mx``: takes no mail (RFC 7505); ``many-mx``:
+    exchangers without addresses beside the true ones; ``truncated``: over UDP only TC; ``wrong-id``, ``wrong-question``: a forged NXDOMAIN
+    comes first; ``alias``: exchangers are CNAMEs; ``lame``: a referral to who else might know."""
     probability: float = 1.0
     """Of that answer; otherwise the truth."""
     delay_s: float = 0.0

@@ -59,6 +59,7 @@ class Reject:
     """``reject``: a verb is refused with a probability. smtp-sink's -f, -r and -Q, with odds."""
 
     probability: float = 1.0
+    """Part of the times that it is."""
     verb: str = "RCPT"
     """``CONNECT``, ``MAIL``, ``RCPT``, ``DATA``, ``.`` and so on; EHLO and HELO mean each other."""
     code: int = 450
@@ -111,8 +112,11 @@ class Drop:
     """
 
     probability: float = 1.0
+    """Part of the times that it does not."""
     verb: str = END_OF_DATA
+    """As of ``reject``; ``.`` is the end of the message."""
     mode: Literal["reset", "silent"] = "reset"
+    """``silent``: the connection stays, and nothing more is said."""
 
     def problems(self) -> Problems:
         """Yield what makes no sense."""

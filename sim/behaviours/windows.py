@@ -78,6 +78,7 @@ class Outage:
     every_s: float = 0.0
     """Period of a host that flaps; 0: once."""
     mode: AwayMode = "refuse"
+    """``refuse``: nobody listens; ``silent``: it takes connections and says nothing; ``421``: that is its answer to everything."""
 
     def problems(self) -> Problems:
         """Yield what makes no sense."""
@@ -97,6 +98,7 @@ class Dead:
     """``dead``: away for ever, and before the start."""
 
     mode: Literal["refuse", "silent"] = "refuse"
+    """As of ``outage``."""
 
     def make(self, rng: random.Random) -> WindowBehaviour:
         """Return the behaviour; it draws nothing."""

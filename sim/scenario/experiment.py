@@ -29,6 +29,7 @@ class Destination:
     """Domains that share a group of hosts, and how those behave."""
 
     name: str
+    """For tables, figures and conditions: ``p99_delivered.NAME``."""
     domain: str
     """Under ``.test`` or ``.example``."""
     domains: int = 1

@@ -1,5 +1,6 @@
 """The reference is what the code says, and the code says enough."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mta.reference import pages
 from mta.reference.__main__ import run
 from mta.reference.keys import default_text, keys
 from mta.reference.loglines import lines_of
+from sim.behaviours import KINDS
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference"
 KEYS = list(keys())
@@ -53,6 +55,16 @@ def test_every_key_is_on_its_page():
     for key in KEYS:
         page = "limits.md" if key.path.startswith("limits.") else "configuration.md"
         assert f"**`{key.path.rpartition('.')[2]}`** ({default_text(key)}, " in PAGES[page]
+
+
+def test_every_behaviour_has_a_part():
+    """Of the page of scenarios, with the keys that it has; tables are there once."""
+    page = PAGES["scenarios.md"]
+    headings = re.findall(r"^## `(.+)`$", page, re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    assert set(KINDS) <= set(headings)
+    assert {"[load]", "[destinations[]]", "[timeline[]]", "[local[]]"} <= set(headings)
+    assert "- **`slower`** (`10.0`): How many times" in page
 
 
 def test_lines_of_the_log_are_found():

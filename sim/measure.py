@@ -141,17 +141,19 @@ def measure(
         for number, record in enumerate(trace.records, 2):
             if listener is not None:
                 listener.passes(record["t"])
-            if record["k"] == "commit":
-                batches.append(record["batch"])
-                laggings.append(record["lagging"])
-                durations.append(record["seconds"])
-                committed.append(record["t"])
-                continue
             try:
+                if record["k"] == "commit":
+                    batches.append(record["batch"])
+                    laggings.append(record["lagging"])
+                    durations.append(record["seconds"])
+                    committed.append(record["t"])
+                    continue
                 step = core.step(record)
                 if step is not None:
                     matcher.take(*step)
-            except (KeyError, AssertionError):
+            except TraceError as error:
+                raise TraceError(f"{path.name}: line {number}: {error}") from None
+            except (LookupError, OverflowError, TypeError):
                 problem = "not what this core would have been told"
                 raise TraceError(f"{path.name}: line {number}: {problem}") from None
             if step is not None and listener is not None:

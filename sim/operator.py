@@ -1,5 +1,6 @@
 """The model's operator: does at its instant what the timeline says, as `mta/operations.py` does for ``mtactl``."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,6 +29,10 @@ class Operator:
         self._kernel = kernel
         self._driver = driver
         self._timeline = timeline
+        self._late: deque[Change] = deque()
+        """Entries whose time has come, in their order: whoever waits lets those behind wait, too."""
+        self._unheard = 0
+        """What was said and the server has not come to yet."""
 
     def start(self) -> None:
         """Let every entry come when its time has come."""
@@ -35,17 +40,29 @@ class Operator:
             self._kernel.schedule(change.event.at_s, self._due, change)
 
     def _due(self, change: Change) -> None:
-        driver = self._driver
-        if isinstance(driver, RestartDriver) and driver.is_away:
-            # Nobody listens yet; mtactl would be called again.
-            self._kernel.schedule(AGAIN_S, self._due, change)
-        elif change.event.restart:
-            assert isinstance(driver, RestartDriver), "made for a timeline without restarts"
-            driver.restart(change.event)
-        else:
-            driver.loop.do(self._act, change)
+        self._late.append(change)
+        if len(self._late) == 1:
+            self._say(None)
+
+    def _say(self, _: None) -> None:
+        driver, late = self._driver, self._late
+        while late:
+            event = late[0].event
+            away = isinstance(driver, RestartDriver) and driver.is_away
+            if away or (event.restart and self._unheard):
+                # Nobody listens yet; mtactl would be called again. And nobody ends a server before it has answered.
+                self._kernel.schedule(AGAIN_S, self._say, None)
+                return
+            change = late.popleft()
+            if event.restart:
+                assert isinstance(driver, RestartDriver), "made for a timeline without restarts"
+                driver.restart(event)
+            else:
+                self._unheard += 1
+                driver.loop.do(self._act, change)
 
     def _act(self, change: Change) -> None:
+        self._unheard -= 1
         driver, event = self._driver, change.event
         for key, value in change.limits:
             driver.tell(LimitChanged(key, value))

@@ -95,7 +95,11 @@ def events(trace: records.Trace, *, envelopes_max: int = ENVELOPES_MAX) -> Itera
     for record in trace.records:
         step = again.step(record)
         if step is None:
-            yield from drawing.measured(record)
+            try:
+                yield from drawing.measured(record)
+            except (LookupError, TypeError):
+                problem = f"{record['k']} at {record['t']}: lacks a number"
+                raise TraceError(problem) from None
         else:
             yield from drawing.step(step.stimulus, step.instructions, step.t)
     yield from drawing.rest()

@@ -97,7 +97,8 @@ class Story:
             self._peak = max(self._peak, self._left())
             if at - self._due > SILENCE_S:
                 self._due = at
-            while self._due <= at:
+            # An instant that is none of ours is so large that a step makes no difference.
+            while self._due <= at and self._due < self._due + SAMPLE_S:
                 self._due += SAMPLE_S
 
     def hears(self, t: float, stimulus: Stimulus, instructions: Sequence[Instruction]) -> None:
@@ -248,8 +249,13 @@ def recorded(directory: Path, story: Story | None = None) -> dict[str, Any]:
 def _peak_rss(path: Path) -> int | None:
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        values = [row.get("rss_bytes") for row in csv.DictReader(file)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            values = [row.get("rss_bytes") for row in csv.DictReader(file)]
+    except OSError as error:
+        raise ConfigError(str(path), problem=f"can't be read: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise ConfigError(str(path), problem="is no table") from None
     try:
         return max((int(value) for value in values if value), default=None)
     except ValueError as error:

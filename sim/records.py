@@ -216,7 +216,12 @@ class Retrace:
         if kind not in STIMULI:
             return None
         stimulus, now = from_record(record)
-        return _new(Step, (now, stimulus, self.engine.handle(stimulus, now=now)))
+        try:
+            return _new(Step, (now, stimulus, self.engine.handle(stimulus, now=now)))
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError):
+            # An answer to what was never asked, or a value that no server writes.
+            problem = f"{kind} at {now}: not what this core would have been told"
+            raise TraceError(problem) from None
 
 
 def retrace(trace: records.Trace) -> Iterator[Step]:

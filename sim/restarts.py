@@ -301,6 +301,9 @@ class RestartDriver(Driver):
                 self._delivered_again(envelope)
             return
         self._arrived.add(envelope)
+        if self.ledger is not None and message.number >= 0:
+            self.ledger.settled_at[message.number] = self.kernel.now
+            self.ledger.delivered[message.number] = True
         if message.is_bounce:
             self.delivered_bounces += 1
         else:

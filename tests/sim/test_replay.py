@@ -8,8 +8,10 @@ import pytest
 
 from mta.core.settings import ConfigError
 from sim import __main__ as command
+from sim.calibrate import calibrate
 from sim.commands.runtable import half_width
-from sim.recorded import Story, recorded
+from sim.perfetto import export
+from sim.recorded import Story, recorded, tell
 from sim.replay import arrivals, find_run, replay, table
 from sim.replaylocal import LocalStory, of_model, rows_of
 from sim.scenario import load
@@ -196,6 +198,64 @@ class TestBadInput:
                 (copy / path).write_bytes((run / path).read_bytes())
         with pytest.raises(ConfigError, match=name):
             replay(str(copy))
+
+    @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"rss_bytes\n" + b"x" * 200_000 + b"\n"])
+    def test_samples_that_are_no_table_are_one_line(self, tmp_path: Path, content: bytes):
+        """Also where costs are given, so that nobody else has looked into them."""
+        (tmp_path / "samples.csv").write_bytes(content)
+        story = Story()
+        story.heard.append(tmp_path)
+        with pytest.raises(ConfigError, match=r"samples\.csv: is no table"):
+            recorded(tmp_path, story)
+
+    @pytest.mark.parametrize(
+        ("damage", "line"),
+        [
+            ("twice", "TransactionDone at .*: not what this core would have been told"),
+            ("domain", "DomainResolved at .*: not what this core would have been told"),
+        ],
+    )
+    def test_a_trace_of_nobody_is_one_line(self, run: Path, tmp_path: Path, damage: str, line: str):
+        """An answer that comes twice, a value that no server writes: for a story and for a timeline."""
+        kind = "TransactionDone" if damage == "twice" else "DomainResolved"
+        lines = (run / "slim" / "trace.jsonl").read_text().splitlines(keepends=True)
+        number = next(i for i, each in enumerate(lines) if f'"k":"{kind}"' in each)
+        if damage == "twice":
+            lines.insert(number, lines[number])
+        else:
+            lines[number] = json.dumps({**json.loads(lines[number]), "domain": []}) + "\n"
+        path = tmp_path / "trace.jsonl"
+        path.write_text("".join(lines))
+        for read in (
+            lambda: tell(tmp_path, Story()),
+            lambda: calibrate(tmp_path),
+            lambda: export(path, tmp_path / "out.json"),
+        ):
+            with pytest.raises(ConfigError, match=line):
+                read()
+        assert not (tmp_path / "out.json").exists()
+
+    @pytest.mark.parametrize("commit", [{"batch": "x"}, {"seconds": ""}, {"lagging": None}])
+    def test_a_commit_without_its_numbers_is_one_line(
+        self, run: Path, tmp_path: Path, commit: dict[str, Any]
+    ):
+        """A calibration needs all of them; a timeline names the one that it draws."""
+        lines = (run / "slim" / "trace.jsonl").read_text().splitlines(keepends=True)
+        number = next(i for i, each in enumerate(lines) if '"k":"commit"' in each)
+        lines[number] = json.dumps({**json.loads(lines[number]), **commit}) + "\n"
+        (tmp_path / "trace.jsonl").write_text("".join(lines))
+        with pytest.raises(ConfigError, match=f"line {number + 1}: "):
+            calibrate(tmp_path)
+        if "seconds" in commit:
+            with pytest.raises(ConfigError, match="commit at .*: lacks a number"):
+                export(tmp_path / "trace.jsonl", tmp_path / "out.json")
+
+    def test_an_instant_beyond_all_clocks_ends(self, run: Path, tmp_path: Path):
+        """Steps of a fifth of a second are lost in it: nobody counts up to it."""
+        lines = (run / "slim" / "trace.jsonl").read_text().splitlines(keepends=True)[:1]
+        lines.append(json.dumps({"t": 1e300, "k": "gauges"}) + "\n")
+        (tmp_path / "trace.jsonl").write_text("".join(lines))
+        tell(tmp_path, Story())
 
     def test_a_load_of_another_scenario_is_one_line(self, run: Path, tmp_path: Path):
         """Messages that the scenario does not have."""

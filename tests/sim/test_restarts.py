@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from sim.result import SimResult
 from sim.runner import simulate
 from sim.scenario import Scenario, parse
 from sim.timeline import Event, changes_of
-from sim.validation.audit import audited
+from sim.validation.audit import audited, rough
 
 SCENARIO = """
 name = "x"
@@ -237,6 +238,45 @@ def test_the_books_balance_when_everything_happens(how):
     assert model.driver.fill.envelopes == model.driver.fill.size_bytes == 0
     assert model.driver.inbound.connections == 0
     model.engine.validate()
+
+
+@pytest.mark.parametrize("at_s", [0.3, 0.35])
+def test_local_mail_whose_delivery_nobody_heard_of_counts_as_delivered(at_s):
+    """It is delivered again, and each group's books say when it was for the first time."""
+    entry = {"at_s": at_s, "restart": "kill", "down_s": 0.5}
+    result = simulate(rough(150, timeline=[entry]), costs=Costs(local_done_s=0.02))
+    assert result.counts["duplicates"] > 0
+    assert result.local is not None
+    for group in result.local.groups:
+        assert group.delivered + group.failed == group.accepted > 0
+
+
+def told_limits(path: Path) -> list[Any]:
+    records = map(json.loads, path.read_bytes().splitlines())
+    return [each["value"] for each in records if each["k"] == "LimitChanged"]
+
+
+def test_what_waits_for_a_start_is_said_in_its_order(tmp_path):
+    """Also where the later one would come first by its own clock."""
+    down = 'at_s = 2.0\nrestart = "kill"\ndown_s = 0.5'
+    many, few = (
+        f'at_s = {at}\nset = {{ "limits.mta.max_conn" = {n} }}' for at, n in ((2.5, 50), (2.55, 7))
+    )
+    costs = Costs(start_s=0.12, restore_s=0.0)
+    result = run(down, many, few, costs=costs, trace=tmp_path / "trace.jsonl")
+    # What was due first would knock again at 2.7, what was due later at 2.65.
+    assert 2.6 < result.restarts[0].restored_s < 2.65
+    assert told_limits(tmp_path / "trace-2.jsonl") == [50, 7]
+
+
+def test_a_server_is_not_ended_before_it_has_heard_what_was_said_first():
+    """However busy it is: a disk that became slow before is slow afterwards."""
+    slow = 'at_s = 2.0\ndisk = "slow"\nslower = 300.0'
+    busy = Costs(message_s=0.05)
+    well, bad = (simulate(scenario(*said, KILL), costs=busy) for said in ((), (slow,)))
+    assert bad.counts["commits"] < 0.8 * well.counts["commits"]
+    [restart] = bad.restarts
+    assert 2.0 < restart.gone_s < 2.3
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ class TestBadInput:
         with pytest.raises(ConfigError, match=f"line {number + 1}: "):
             calibrate(tmp_path)
         if "seconds" in commit:
-            with pytest.raises(ConfigError, match="commit at .*: lacks a number"):
+            with pytest.raises(ConfigError, match=r"commit at .*: lacks a number"):
                 export(tmp_path / "trace.jsonl", tmp_path / "out.json")
 
     def test_an_instant_beyond_all_clocks_ends(self, run: Path, tmp_path: Path):

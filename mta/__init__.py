@@ -1,1 +1,1 @@
-"""The server: a relaying MTA on asyncio, its decisions in `mta.core`."""
+"""The server: an MTA on asyncio that relays and delivers, its decisions in `mta.core`."""

@@ -20,7 +20,7 @@ EX_SOFTWARE = 70
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="A relaying MTA for a test-bed: durable, traceable, never beyond loopback unless told to.",
+    help="An MTA for a test-bed: relays and delivers, durable, traceable, never beyond loopback unless told to.",
 )
 
 ConfigFile = Annotated[
@@ -57,7 +57,7 @@ def _fail(error: ConfigError) -> typer.Exit:
 
 @app.command()
 def serve(config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Accept mail and relay it, until SIGTERM (drains) or a second one (stops at once).
+    """Accept mail, relay and deliver it, until SIGTERM (drains) or a second one (stops at once).
 
     Exit status 2: the configuration can't be used. 70: a fault of ours ended it, and it can be started again.
     """

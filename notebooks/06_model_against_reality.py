@@ -126,5 +126,5 @@ print(f"{machine.get('cores')} cores, {machine.get('cpu')}; other programs took 
 # ## Limitations
 #
 # - One scenario, one machine, loopback, one varied limit. Another: `testbed validate SCENARIO`, for any scenario that varies a key.
-# - Gates are ours. They are for limits within a factor of five of the one that was calibrated at, on the machine that was calibrated on.
+# - Gates are ours. They are for limits within a factor of five of the one that was calibrated at, on the machine that was calibrated on. At 40 another limit counts, the connector's, which is 20.
 # - Peak RSS is a number of an allocator. Small queues say nothing of it, and rows say so.

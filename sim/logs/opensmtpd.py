@@ -14,29 +14,33 @@ from sim.logs.record import Record
 
 SID: Final = r"(?P<sid>[0-9a-f]{16})"
 DURATION: Final = re.compile(r"(-?)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
+# Addresses, twice as long as they may be, and no longer (RFC 5321 4.5.3.1: 256 bytes): in a line that a stranger has filled with what
+# looks like their ends, each of three could begin and end anywhere else.
 RELAYED: Final = re.compile(
     # Quotes may be missing, and a reply may have quotes of its own.
-    SID + r" mta delivery evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.*?)> to=<(?P<to>.*?)>"
-    r' rcpt=<(?P<rcpt>.*?)> source="?(?P<source>[^" ]*)"? relay="?(?P<relay>[^"]*?)"?'
+    SID
+    + r" mta delivery evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.{0,512}?)> to=<(?P<to>.{0,512}?)>"
+    r' rcpt=<(?P<rcpt>.{0,512}?)> source="?(?P<source>[^" ]*)"? relay="?(?P<relay>[^"]{0,512}?)"?'
     r' delay=(?P<delay>\S+) result="?(?P<result>Ok|TempFail|PermFail)"?'
     r' stat=(?P<quote>"?)(?P<status>.*)(?P=quote)'
 )
 """An attempt of the relaying agent."""
 LOCAL: Final = re.compile(
-    SID + r" mda delivery evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.*?)> to=<(?P<to>.*?)>"
-    r' rcpt=<(?P<rcpt>.*?)> user="?(?P<user>[^" ]+)"? delay=(?P<delay>\S+)'
+    SID
+    + r" mda delivery evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.{0,512}?)> to=<(?P<to>.{0,512}?)>"
+    r' rcpt=<(?P<rcpt>.{0,512}?)> user="?(?P<user>[^" ]+)"? delay=(?P<delay>\S+)'
     r' result="?(?P<result>Ok|TempFail|PermFail)"? stat=(?P<quote>"?)(?P<status>.*)(?P=quote)'
 )
 """An attempt at a local delivery."""
 END: Final = re.compile(
-    r"(?:relay|delivery): (?P<word>Expire|Remove) for (?P<evpid>[0-9a-f]{16}): from=<(?P<sender>.*?)>,"
-    r" to=<(?P<to>.*?)>, rcpt=<.*?>, delay=(?P<delay>[^,]+), stat=(?P<status>.*)"
+    r"(?:relay|delivery): (?P<word>Expire|Remove) for (?P<evpid>[0-9a-f]{16}): from=<(?P<sender>.{0,512}?)>,"
+    r" to=<(?P<to>.{0,512}?)>, rcpt=<.{0,512}?>, delay=(?P<delay>[^,]+), stat=(?P<status>.*)"
 )
 """An envelope left without an attempt."""
 
 _OLD: Final = re.compile(
-    r"(?P<agent>relay|delivery): (?P<result>Ok|TempFail|PermFail) for (?P<evpid>[0-9a-f]{16}): from=<(?P<sender>.*?)>,"
-    r" to=<(?P<to>.*?)>,(?: rcpt=<.*?>,)? (?:relay=(?P<relay>[^,]*?),?|user=[^,]*,)(?: method=[^,]*,)?"
+    r"(?P<agent>relay|delivery): (?P<result>Ok|TempFail|PermFail) for (?P<evpid>[0-9a-f]{16}): from=<(?P<sender>.{0,512}?)>,"
+    r" to=<(?P<to>.{0,512}?)>,(?: rcpt=<.{0,512}?>,)? (?:relay=(?P<relay>[^,]{0,512}?),?|user=[^,]*,)(?: method=[^,]*,)?"
     r" delay=(?P<delay>[^,]+), stat=(?P<status>.*)"
 )
 _MESSAGE: Final = re.compile(
@@ -44,11 +48,12 @@ _MESSAGE: Final = re.compile(
     + r" smtp message msgid=(?P<msgid>[0-9a-f]{8}) size=(?P<size>\d{1,18}) nrcpt=(?P<count>\d{1,9})"
 )
 _OLD_MESSAGE: Final = re.compile(
-    r"smtp-in: Accepted message (?P<msgid>[0-9a-f]{8}) on session [0-9a-f]{16}: from=<(?P<sender>.*?)>,"
-    r"(?: to=<.*?>,)? size=(?P<size>\d{1,18}), n(?:rcpts?|dest)=(?P<count>\d{1,9})"
+    r"smtp-in: Accepted message (?P<msgid>[0-9a-f]{8}) on session [0-9a-f]{16}: from=<(?P<sender>.{0,512}?)>,"
+    r"(?: to=<.{0,512}?>,)? size=(?P<size>\d{1,18}), n(?:rcpts?|dest)=(?P<count>\d{1,9})"
 )
 _ENVELOPE: Final = re.compile(
-    SID + r" smtp envelope evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.*?)> to=<(?P<to>.*?)>"
+    SID
+    + r" smtp envelope evpid=(?P<evpid>[0-9a-f]{16}) from=<(?P<sender>.{0,512}?)> to=<(?P<to>.{0,512}?)>"
 )
 _CONNECTED: Final = re.compile(
     SID + r" (?P<way>smtp|mta) (?P<what>connected|connecting|disconnected)\b(?P<rest>.*)"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _ID: Final = rb"([0-9A-Za-z]{6,24})"
 _ATTEMPT: Final = re.compile(
-    _ID + rb": to=<(.*?)>, (?:orig_to=<.*?>, )?relay=([^,]*), (?:conn_use=\d+, )?"
+    # Addresses end somewhere: see opensmtpd.py.
+    _ID + rb": to=<(.{0,512}?)>, (?:orig_to=<.{0,512}?>, )?relay=([^,]*), (?:conn_use=\d+, )?"
     rb"delay=(\d{1,9}(?:\.\d{1,6})?), "
     rb"(?:delays=(\d[\d.]{0,15})/(\d[\d.]{0,15})/(\d[\d.]{0,15})/(\d[\d.]{0,15}), )?"
     rb".*?status=([a-z]+)(?: \((.*))?", re.DOTALL

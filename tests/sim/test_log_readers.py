@@ -5,6 +5,7 @@ import gzip
 import lzma
 import os
 import random
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -632,6 +633,26 @@ def lines_of(mail: list[Sent], stamp: str, prefix: str) -> list[list[bytes]]:
 
 
 class TestAnything:
+    @pytest.mark.parametrize(
+        ("kind", "begin", "again"),
+        [
+            ("postfix", "postfix/smtp[1]: ABCDEF1234: to=<", ">, orig_to=<>, relay=, delay=1, status=A"),
+            ("opensmtpd", "smtpd[1]: 0123456789abcdef mda delivery evpid=0123456700000001 from=<", "> to=<> rcpt=<> source=a relay=b delay=1 result=Ok stat="),
+            ("opensmtpd", "smtpd[1]: relay: Ok for 0123456700000001: from=<", ">, to=<>, rcpt=<"),
+            ("opensmtpd", "smtpd[1]: delivery: Remove for 0123456700000001: from=<", ">, to=<>, rcpt=<"),
+        ],
+    )  # fmt: skip
+    def test_a_line_full_of_ends_of_addresses_takes_no_time(
+        self, kind: str, begin: str, again: str
+    ):
+        """Seconds, where each of three addresses could end anywhere in it; twenty of them take less than one."""
+        line = f"Nov 22 21:55:50 h {begin}{again * (LINE_MAX // len(again))}"
+        began = time.process_time()
+        record = record_of(kind, *[line] * 20)
+        assert time.process_time() - began < 10.0
+        assert record.kinds["line not understood"] == 20
+        assert record.messages == 0
+
     @given(
         mail=messages,
         stamp=stamps,

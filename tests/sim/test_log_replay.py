@@ -213,6 +213,18 @@ class TestWorlds:
         assert result.counts["delivered"] == 101
         assert len(result.t) < 110_000
 
+    def test_a_message_that_no_model_takes_is_replayed(self, tmp_path: Path):
+        """It is larger than anything that is let in: nothing is delivered, so that there is no time to compare."""
+        path = tmp_path / "maillog"
+        path.write_text(
+            "Nov 22 21:55:50 h smtpd[1]: 0123456789abcdef smtp message msgid=01234567 size=999999999999 nrcpt=1\n"
+            "Nov 22 21:55:51 h smtpd[1]: 0123456789abcdef mta delivery evpid=0123456700000001 from=<a@b.test>"
+            ' to=<c@d.test> rcpt=<-> source="1.1.1.1" relay="1.1.1.2 (d)" delay=1s result="Ok" stat="250 ok"\n'
+        )
+        found = Replay([str(path)]).compare(())
+        assert found["then"]["delivered"] == 1
+        assert found["model"]["p50"] is None
+
     def test_a_log_without_an_attempt_is_one_line(self, tmp_path: Path):
         """Nobody knows where its mail went."""
         path = tmp_path / "x.log"

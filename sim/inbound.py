@@ -125,8 +125,10 @@ class Inbound:
         self._tries_max = load.tries
         self._clients_waiting: deque[int] = deque()
         self._closing: deque[tuple[float, int]] = deque()
-        """When clients that have their answer will be free, and the connections (1 or 0) that they close then. An event is
-        made only for one that is waited for."""
+        """When clients that have their answer will be free, and to which process they close a connection then; 0 if they
+        close none. An event is made only for one that is waited for."""
+        self._process = 1
+        """Number of the server's process: a connection to one that is gone counts no more."""
         self._connections = 0
         self._opened = 0
         self._tries: dict[int, int] = {}
@@ -218,7 +220,7 @@ class Inbound:
         self._shut = NOBODY
         self._paused = False
         self.limits_changed()
-        self._closing = deque([(at, 0) for at, _ in self._closing])
+        self._process += 1
         self._connections = 0
         if self.beside is not None:
             self.beside.lose()
@@ -228,8 +230,7 @@ class Inbound:
     def open(self) -> None:
         """A new process listens; every client has to connect anew."""
         self._shut = None
-        # Who closed a connection meanwhile had one to the process before.
-        self._connections = self._opened = 0
+        self._opened = 0
         self.limits_changed()
 
     def number_of(self, job: "Callable[[Any], None]", argument: Any) -> int | None:
@@ -275,9 +276,9 @@ class Inbound:
             else:
                 self._clients_waiting.append(number)
                 if self._closing:
-                    free_at, connections = self._closing.popleft()
+                    free_at, process = self._closing.popleft()
                     self._awaited += 1
-                    kernel.schedule(free_at - now, self._free, connections)
+                    kernel.schedule(free_at - now, self._free, process)
             number += 1
         self._next = number
         self._clients_free = free
@@ -286,7 +287,7 @@ class Inbound:
         """Count those as free who have closed meanwhile."""
         closing, now = self._closing, self._kernel.now
         while closing and closing[0][0] <= now:
-            self._connections -= closing.popleft()[1]
+            self._connections -= closing.popleft()[1] == self._process
             self._clients_free += 1
 
     def _think(self) -> None:
@@ -299,9 +300,9 @@ class Inbound:
         self._due_s[number] = self._kernel.now
         self._begin(number)
 
-    def _closed(self, connections: int) -> None:
+    def _closed(self, process: int) -> None:
         """A user of a closed loop has closed."""
-        self._connections -= connections
+        self._connections -= process == self._process
         if self._next < self._count:
             self._think()
 
@@ -324,19 +325,19 @@ class Inbound:
         if free_at < now:
             free_at = now
         free_at += self._close_s
-        connections = 0 if self._keeps or not has_connection else 1
+        process = 0 if self._keeps or not has_connection else self._process
         if self._is_closed:
-            self._kernel.schedule(free_at - now, self._closed, connections)
+            self._kernel.schedule(free_at - now, self._closed, process)
         elif len(self._clients_waiting) > self._awaited:
             self._awaited += 1
-            self._kernel.schedule(free_at - now, self._free, connections)
+            self._kernel.schedule(free_at - now, self._free, process)
         else:
-            self._closing.append((free_at, connections))
+            self._closing.append((free_at, process))
 
-    def _free(self, connections: int) -> None:
+    def _free(self, process: int) -> None:
         """A client that is waited for is free."""
         self._awaited -= 1
-        self._connections -= connections
+        self._connections -= process == self._process
         self._begin(self._clients_waiting.popleft())
 
     # The server

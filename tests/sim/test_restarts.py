@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mta.core.limits import Limits
-from mta.core.settings import ConfigError
+from mta.core.settings import ConfigError, build
 from sim.costs import Costs
 from sim.records import Retrace
 from sim.result import SimResult
@@ -19,6 +19,7 @@ from sim.runner import simulate
 from sim.scenario import Scenario, parse
 from sim.timeline import Event, changes_of
 from sim.validation.audit import audited, rough
+from tests.support.model import model
 
 SCENARIO = """
 name = "x"
@@ -316,3 +317,24 @@ def test_a_run_that_ends_while_it_is_down_says_so():
         assert math.isnan(result.restarts[0].opened_s)
         assert result.summary()["restarts"][0]["opened_s"] is None
     assert result.counts["queued"] > 0
+
+
+@pytest.mark.parametrize("loop", ["open", "closed"])
+def test_a_connection_to_the_process_before_is_none_of_the_next(loop):
+    """Clients that take longer to close than the server is down: it counts its own, and is without any in the end."""
+    rate = {"rate": 100.0} if loop == "open" else {"loop": "closed", "users": 10, "think_s": 0.1}
+    data = {
+        "name": "x",
+        "load": {"messages": 150, "sessions": 10, "tries": 30, **rate},
+        "destinations": [{"name": "a", "domain": "a.test"}],
+        "timeline": [{"at_s": 1.0, "restart": "kill", "down_s": 0.1}],
+    }
+    if loop == "closed":
+        del data["load"]["sessions"]
+    of = build(Scenario, data, source="x")
+    run = model(of, costs=Costs(client_close_s=0.5, start_s=0.01))
+    counted: list[int] = []
+    run.progress = lambda *_: counted.append(run.driver.inbound.connections)
+    run.run()
+    assert 0 < max(counted) <= 10
+    assert min(counted) == run.driver.inbound.connections == 0

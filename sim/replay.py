@@ -38,6 +38,9 @@ RUNS: Final = Path("runs")
 """Where the bench keeps its runs."""
 
 LATEST: Final = "latest"
+
+LOAD_MAX_S: Final = 30 * 86_400.0
+"""Longer lasts no load: a record that says so is damaged, and a model would take every fifth of a second of it."""
 TRACE_LAGS_S: Final = 0.25
 """Seconds after which a server's trace is written at the latest; mta/trace.py."""
 
@@ -228,6 +231,10 @@ def schedule_of(load: LoadRecord, path: Path, scenario: Scenario) -> Schedule:
     if not len(numbers) or numbers.min() < 0 or numbers.max() >= len(drawn):
         raise ConfigError(str(path), problem="is no record of this scenario's load")
     sent = np.array(load.sent)
+    # So written that NaN is not within.
+    if not (np.abs(sent - load.start) <= LOAD_MAX_S).all():
+        problem = "has messages that were sent a month and more from the start of the load"
+        raise ConfigError(str(path), problem=problem)
     order = np.argsort(sent, kind="stable")
     return _chosen(drawn, numbers[order], np.maximum(sent[order] - load.start, 0.0))
 

@@ -250,6 +250,21 @@ class TestBadInput:
             with pytest.raises(ConfigError, match=r"commit at .*: lacks a number"):
                 export(tmp_path / "trace.jsonl", tmp_path / "out.json")
 
+    @pytest.mark.parametrize(
+        "damage",
+        ['{"kind": "start", "load_start": 1e300}', '{"kind": "start", "load_start": NaN}', ""],
+    )
+    def test_a_load_that_began_in_another_age_is_one_line(
+        self, run: Path, tmp_path: Path, damage: str
+    ):
+        """Or does not say when: no model waits for mail of decades."""
+        lines = (run / "slim" / "load.jsonl").read_text().splitlines(keepends=True)
+        assert '"start"' in lines[0]
+        path = tmp_path / "load.jsonl"
+        path.write_text("".join([damage and damage + "\n", *lines[1:]]))
+        with pytest.raises(ConfigError, match="a month and more from the start of the load"):
+            arrivals(path, load(run / "scenario.toml"))
+
     def test_an_instant_beyond_all_clocks_ends(self, run: Path, tmp_path: Path):
         """Steps of a fifth of a second are lost in it: nobody counts up to it."""
         lines = (run / "slim" / "trace.jsonl").read_text().splitlines(keepends=True)[:1]

@@ -279,6 +279,10 @@ def _forget_trouble(part: _Part) -> None:
                 found.commits.append(each)
 
 
+_NOTED: Final = ("gone_s", "started_s", "opened_s", "restored_s", "read_s", "envelopes")
+"""What is used of the notes of a restart; `testbed.operator.Operator.restarts`."""
+
+
 def restarts_of(directory: Path) -> tuple[list[dict[str, Any]], float]:
     """Return what the bench noted of restarts, and the instant that it counts from; nothing if it did not.
 
@@ -288,7 +292,10 @@ def restarts_of(directory: Path) -> tuple[list[dict[str, Any]], float]:
     path = directory / "run.json"
     try:
         notes = json.loads(path.read_bytes())
-        restarts = [{**each, "gone_s": float(each["gone_s"])} for each in notes.get("restarts", ())]
+        restarts = [
+            {**each, **{name: float(each[name]) for name in _NOTED}}
+            for each in notes.get("restarts", ())
+        ]
         start = notes["load_start"] if restarts else notes.get("load_start", 0.0)
         return restarts, float(start)
     except FileNotFoundError:

@@ -285,6 +285,18 @@ class TestWhatIsMissing:
         with pytest.raises(ConfigError, match="rss_bytes"):
             calibrate(part)
 
+    @pytest.mark.parametrize("restored", [{"restored_s": None}, {}])
+    def test_notes_of_a_restart_that_are_damaged_are_one_line(
+        self, run: Path, tmp_path: Path, restored: dict[str, None]
+    ):
+        """Each number that is used has to be there and to be one."""
+        names = ("gone_s", "started_s", "opened_s", "read_s", "envelopes")
+        (tmp_path / "trace.jsonl").write_bytes((run / "slim" / "trace.jsonl").read_bytes())
+        notes = {"load_start": 1e9, "restarts": [{**dict.fromkeys(names, 1.0), **restored}]}
+        (tmp_path / "run.json").write_text(json.dumps(notes))
+        with pytest.raises(ConfigError, match=r"run\.json: can't be used"):
+            calibrate(tmp_path)
+
     def test_a_load_that_is_none_is_one_line(self, run: Path, tmp_path: Path):
         """It names the file."""
         part = tmp_path / "slim"

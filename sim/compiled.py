@@ -36,6 +36,7 @@ COMPILED: Final = (
     "mta/core/envelopes/packed.py",
     "mta/core/envelopes/slim.py",
     "mta/core/envelopes/whole.py",
+    "mta/core/feedback.py",
     "mta/core/holdqueue.py",
     "mta/core/hoststats.py",
     "mta/core/ids.py",

@@ -56,6 +56,7 @@ Observer: TypeAlias = Callable[[Stimulus, float, list[Instruction]], None]
 """Told of each stimulus, the core's clock, and what the core said."""
 
 _DELIVERED: Final = Removal.DELIVERED
+_new: Final = tuple.__new__  # of a named tuple, without a call of Python code
 _NUMBER_MASK: Final = 0xFFFFFFFF
 
 
@@ -242,7 +243,7 @@ class Driver:
         fill.envelopes += len(recipients)
         if message.is_local:
             fill.local += 1
-        self.tell(MessageSubmitted(msgid, transaction, recipients, self._body))
+        self.tell(_new(MessageSubmitted, (msgid, transaction, recipients, self._body)))
         if message.is_bounce:
             self.bounces_waiting -= 1
         else:

@@ -50,6 +50,7 @@ TRANSACTION_PATIENCE: Final = 12.0
 
 _TAKEN_STATUS: Final = str(TAKEN)
 _OK: Final = Outcome.OK
+_new: Final = tuple.__new__  # of a named tuple, without a call of Python code
 _TEMPFAIL: Final = Outcome.TEMPFAIL
 
 _Answer: TypeAlias = tuple["Connection", TransactionVerdict, tuple[EvpId, ...], bool]
@@ -359,8 +360,8 @@ class Outbound:
         usable = verdict.usable and patient
         if usable and len(evpids) == 1 and replies[0] is TAKEN:
             connection.state = State.IDLE
-            results: tuple[Result, ...] = (Result(evpids[0], _OK, _TAKEN_STATUS),)
-            self._tell(TransactionDone(connection.session, results, True))
+            results: tuple[Result, ...] = (_new(Result, (evpids[0], _OK, _TAKEN_STATUS, False)),)
+            self._tell(_new(TransactionDone, (connection.session, results, True)))
             return
         reason = RESET if patient else TIMED_OUT
         results = tuple(

@@ -22,7 +22,7 @@ A map:
 - local: who gets the next local delivery; policies for what is over the caps
 - sasl: who logs in
 - rules, aliases, expansion, expanded, expansionlimits, lookup: whose mail it is
-- retry, concurrency, routing, admission, bounce: policies, each by name
+- retry, concurrency, feedback, routing, admission, bounce: policies, each by name
 - stress, pressure: when limits shrink, and what is given up when memory is short
 - metrics, records: names and shapes that both shells fill
 """

@@ -8,7 +8,7 @@ sources and destinations at rest, longer each time.
 
 from collections.abc import Collection, Mapping
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mta.core.destinations import WRONG_FAMILY, Destinations
 from mta.core.envelopes.base import Handle
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from mta.core.limits import Limits
     from mta.core.scheduler import Scheduler
     from mta.core.stimuli import DomainResolved, TransactionDone
+
+_new: Final = tuple.__new__  # of a named tuple, without a call of Python code
 
 
 class MtaAgent:
@@ -334,7 +336,7 @@ class MtaAgent:
             evpids = (evpid_of(handles[0]),)
         else:
             evpids = tuple([evpid_of(handle) for handle in handles])
-        out.append(StartTransaction(session.id, task.msgid, evpids))
+        out.append(_new(StartTransaction, (session.id, task.msgid, evpids)))
 
     # Book-keeping of connections
 

@@ -85,6 +85,8 @@ class TraceError(ValueError):
 
 # ---- values
 
+_new: Final = tuple.__new__
+"""Of a named tuple, without the call of Python code that its own is: for what there is one of for each message."""
 _OUTCOME_OF: Final = {word: outcome for outcome, word in OUTCOME_WORDS.items()}
 _TRANSACTION_DEFAULTS: Final = tuple(Transaction._field_defaults.items())
 _RECIPIENT_DEFAULTS: Final = tuple(Recipient._field_defaults.items())
@@ -148,12 +150,13 @@ def _submitted(stimulus: MessageSubmitted) -> Record:
 
 
 def _to_submitted(record: Record) -> MessageSubmitted:
-    return MessageSubmitted(
+    fields = (
         MsgId(int(record["msgid"], 16)),
         _to_transaction(record["transaction"]),
         tuple([_to_recipient(recipient) for recipient in record["recipients"]]),
         _body(record),
     )
+    return _new(MessageSubmitted, fields)
 
 
 def _restored(stimulus: EnvelopeRestored) -> Record:
@@ -231,16 +234,19 @@ def _done(stimulus: TransactionDone) -> Record:
 def _to_done(record: Record) -> TransactionDone:
     results = tuple(
         [
-            Result(
-                EvpId(int(result["evpid"], 16)),
-                _to_outcome(result["outcome"]),
-                result["status"],
-                bool(result.get("reports", False)),
+            _new(
+                Result,
+                (
+                    EvpId(int(result["evpid"], 16)),
+                    _OUTCOME_OF[result["outcome"]],
+                    result["status"],
+                    bool(result.get("reports", False)),
+                ),
             )
             for result in record["results"]
         ]
     )
-    return TransactionDone(_session(record), results, record["usable"])
+    return _new(TransactionDone, (_session(record), results, record["usable"]))
 
 
 def _local_done(stimulus: LocalDeliveryDone) -> Record:

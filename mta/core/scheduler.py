@@ -9,7 +9,7 @@ instructions to the list it is given. Ties are broken by evpid.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mta.core.bounce import Failure, after_warning, flags_for, settle
 from mta.core.envelopes.base import (
@@ -55,6 +55,7 @@ _SCHEDULED = EnvelopeState.SCHEDULED
 _HELD = EnvelopeState.HELD
 _SUSPENDED = EnvelopeState.SUSPENDED
 _DELIVERED = Removal.DELIVERED
+_new: Final = tuple.__new__  # of a named tuple, without a call of Python code
 
 
 class Counts:
@@ -325,7 +326,7 @@ class Scheduler:
         envelope = store.evpid_of(handle)
         store.discard(handle)
         counts.dequeued += 1
-        out.append(RemoveEnvelope(envelope, _DELIVERED, status))
+        out.append(_new(RemoveEnvelope, (envelope, _DELIVERED, status)))
 
     def tempfailed(
         self,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from mta.core.reply import Reply
 from sim.behaviours.base import CONNECT, END_OF_DATA, Behaviour, Conn, Refusal
@@ -23,6 +24,9 @@ from sim.remote.replies import (
     UNKNOWN,
 )
 from sim.remote.verdicts import RESET, SILENCE, TransactionVerdict, Verdict, broken, closed
+
+_new: Final = tuple.__new__
+"""Of a named tuple, without the call of Python code that its own is: for what there is one of for each message."""
 
 
 class RemoteHost:
@@ -207,7 +211,7 @@ class RemoteHost:
         ):
             sample = self._sample
             if sample is None:
-                return TransactionVerdict(0.0, (TAKEN,) * len(rcpts), True)
+                return _new(TransactionVerdict, (0.0, (TAKEN,) * len(rcpts), True))
             first_s = conn.waves[0] if conn.wave_at == now else sample()
             data_at = now + first_s
             # Two instants that are the same to a float are the same to everybody.
@@ -216,7 +220,7 @@ class RemoteHost:
             if done_at < self._calm_until:
                 conn.wave_at = data_at
                 conn.waves = [last_s]
-                return TransactionVerdict(done_at - now, (TAKEN,) * len(rcpts), True)
+                return _new(TransactionVerdict, (done_at - now, (TAKEN,) * len(rcpts), True))
             # A window begins meanwhile. The second draw is lost, which biases nothing.
             conn.wave_at = now
             conn.waves = [first_s]

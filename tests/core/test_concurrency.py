@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mta.core.concurrency import ConcurrencySettings, FeedbackConcurrency, make_concurrency
+from mta.core.concurrency import ConcurrencySettings, make_concurrency
+from mta.core.feedback import FeedbackConcurrency
 
 
 def feedback(**changes):

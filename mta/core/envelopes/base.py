@@ -174,7 +174,7 @@ def mta_envelope(
         or recipient.notify
         or recipient.orcpt
     ):
-        return MtaEnvelope(sender, recipient.address, created_at, size, ())
+        return _new(MtaEnvelope, (sender, recipient.address, created_at, size, ()))
     options: list[str] = []
     if transaction.body_type == "8BITMIME":
         options.append("BODY=8BITMIME")
